@@ -1,0 +1,62 @@
+"""Scaled dot-product attention, heads in front: [batch, heads, time, head_width].
+
+Every restriction is structure (causal, window, segments, prefix), not a dense mask, so that a fused kernel can take it.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from ssl_jax.randomness import substream
+
+
+def allowed(
+    q_positions: Int[Array, "#batch q"],
+    kv_positions: Int[Array, "#batch kv"],
+    *,
+    causal: bool = False,
+    window: int | Array | None = None,
+    q_segments: Int[Array, "#batch q"] | None = None,
+    kv_segments: Int[Array, "#batch kv"] | None = None,
+    prefix: Int[Array, "#batch"] | None = None,
+) -> Bool[Array, "#batch q kv"] | None:
+    """Which keys a query may read; None when all.
+
+    causal: keys at or before the query, and any key before `prefix` (a prefix language model).
+    window: keys at most `window` positions away. segments: keys of the query's own segment; padding is a segment of its own.
+    """
+    q, kv = q_positions[:, :, None], kv_positions[:, None, :]
+    rules = []
+    if causal:
+        rules.append(kv <= q if prefix is None else (kv <= q) | (kv < prefix[:, None, None]))
+    if window is not None:
+        rules.append(jnp.abs(q - kv) <= window)
+    if q_segments is not None:
+        rules.append(q_segments[:, :, None] == kv_segments[:, None, :])
+    mask = None
+    for rule in rules:
+        mask = rule if mask is None else mask & rule
+    return mask
+
+
+def attend(
+    q: Float[Array, "batch heads q width"],
+    k: Float[Array, "batch kv_heads kv width"],
+    v: Float[Array, "batch kv_heads kv width"],
+    *,
+    mask: Bool[Array, "#batch q kv"] | None = None,
+    dropout: float = 0.0,
+    keys: Key[Array, "batch"] | None = None,
+) -> Float[Array, "batch heads q width"]:
+    """softmax(q k^T / sqrt(width)) v, the softmax in f32 (Vaswani et al. 2017, equation 1); grouped queries share a key head."""
+    batch, heads, time, width = q.shape
+    kv_heads = k.shape[1]
+    grouped = (q * (width**-0.5)).reshape(batch, kv_heads, heads // kv_heads, time, width)
+    scores = jnp.einsum("bkgqd,bktd->bkgqt", grouped, k).astype(jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    if dropout and keys is not None:
+        draw = lambda key: jax.random.bernoulli(key, 1 - dropout, weights.shape[1:])
+        weights = jnp.where(jax.vmap(draw)(substream(keys, "attention")), weights / (1 - dropout), 0)
+    return jnp.einsum("bkgqt,bktd->bkgqd", weights, v).reshape(batch, heads, time, width)

@@ -1,0 +1,382 @@
+"""The parts every transformer here is made of: initialisers, norms, dropout, attention, MLP, block, stack.
+
+Randomness is explicit: `keys` holds one key an example, or is None for a deterministic pass.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from ssl_jax.errors import UserError
+from ssl_jax.models.attention import allowed, attend
+from ssl_jax.randomness import substream
+
+Keys = Key[Array, "batch"] | None
+Cache = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """The shape of a stack of blocks. The defaults are a pre-norm ViT's (Dosovitskiy et al. 2021)."""
+
+    width: int = 128
+    depth: int = 4
+    heads: int = 4
+    mlp_width: int | None = None  # default: 4 x width
+    kv_heads: int | None = None  # fewer than heads: grouped-query attention
+    head_width: int | None = None  # default: width / heads
+    norm: str = "layer"  # "layer" or "rms"
+    norm_eps: float = 1e-6
+    norm_position: str = "pre"  # "pre" or "post" (BERT)
+    norm_bias: bool = True
+    bias: bool = True  # of every dense layer but query, key, value
+    qkv_bias: bool = True
+    activation: str = "gelu"  # a key of ACTIVATIONS
+    gated: bool = False  # activation(gate(x)) * up(x): SwiGLU, GeGLU
+    qk_norm: bool = False
+    rope_theta: float | None = None  # rotary positions
+    window: int | None = None  # local attention: at most so many positions away
+    global_every: int = 1  # with a window: block 0 and every n-th one attend globally (ModernBERT: 3)
+    local_rope_theta: float | None = None  # rotary base of the local blocks; default: rope_theta
+    first_attention_norm: bool = True  # ModernBERT's first block has none
+    layer_scale: float | None = None  # initial value (CaiT, DINOv2)
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
+    init: str = "xavier_uniform"  # a key of INITIALISERS
+    init_std: float = 0.02  # of "normal", "trunc_normal", "gpt2"
+    remat: str = "none"  # "none", "full" or "dots" (keep matmul results)
+    scan: bool = False  # one compiled block for the whole depth; parameters keep their layout
+
+    def __post_init__(self):
+        for name in ("width", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.head_width is None and self.width % self.heads:
+            fits = [n for n in range(1, min(self.width, 64) + 1) if self.width % n == 0]
+            raise UserError(f"heads={self.heads} does not divide width={self.width}; use one of {fits}")
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            raise UserError(f"kv_heads={self.kv_heads} must divide heads={self.heads}")
+        if self.rope_theta is not None and self.width_of_head % 2:
+            raise UserError(f"head width {self.width_of_head} is odd: rotary positions need an even one")
+        for name, choices in (
+            ("norm", ("layer", "rms")), ("norm_position", ("pre", "post")), ("activation", tuple(ACTIVATIONS)),
+            ("init", tuple(INITIALISERS)), ("remat", ("none", "full", "dots")),
+        ):  # fmt: skip
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(choices)}")
+        for name in ("dropout", "attention_dropout", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must lie in [0, 1)")
+
+    @property
+    def width_of_head(self) -> int:
+        return self.head_width or self.width // self.heads
+
+    @property
+    def width_of_mlp(self) -> int:
+        return self.mlp_width or 4 * self.width
+
+    def dense_init(self, *, fused: int = 1, residual: bool = False) -> Callable:
+        """The initialiser of a dense kernel; `fused` kernels count as one matrix, `residual` ones end a branch."""
+        return INITIALISERS[self.init](self, fused, residual)
+
+    def flops_forward(self, tokens: int, *, kv_tokens: int | None = None, causal: bool = False, cross: bool = False) -> float:
+        """Matmul FLOPs of the stack on one sequence, forward (a multiply-add is two; causal attention counts half)."""
+        hd, h, kv = self.width_of_head, self.heads, self.kv_heads or self.heads
+        kv_tokens = kv_tokens or tokens
+        project = 2 * tokens * self.width * hd * (2 * h + 2 * kv)
+        pairs = tokens * kv_tokens / (2 if causal else 1)
+        mlp = 2 * tokens * self.width * self.width_of_mlp * (3 if self.gated else 2)
+        return self.depth * (
+            project + 2 * 2 * pairs * h * hd + mlp + (project + 4 * tokens * kv_tokens * h * hd if cross else 0)
+        )
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x * Phi(x) through erf: what PyTorch computes, and cheaper than erfc."""
+    return 0.5 * x * (1.0 + jax.lax.erf(x * (2**-0.5)))
+
+
+ACTIVATIONS: dict[str, Callable] = {
+    "gelu": gelu,
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+    "relu_squared": lambda x: jnp.square(jax.nn.relu(x)),
+}
+
+
+def xavier_uniform(fused: int = 1) -> Callable:
+    """Uniform in +-sqrt(6 / (fan_in + fused * fan_out)): `fused` kernels initialised as the one matrix the reference has."""
+
+    def init(key, shape, dtype=jnp.float32):
+        bound = math.sqrt(6 / (shape[0] + fused * shape[1]))
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def _gpt2(config, fused, residual):
+    """N(0, std), and std / sqrt(2 depth) where a residual branch ends (Radford et al. 2019, section 2.3)."""
+    return nn.initializers.normal(config.init_std / math.sqrt(2 * config.depth) if residual else config.init_std)
+
+
+INITIALISERS: dict[str, Callable] = {
+    "xavier_uniform": lambda config, fused, residual: xavier_uniform(fused),
+    "normal": lambda config, fused, residual: nn.initializers.normal(config.init_std),
+    "trunc_normal": lambda config, fused, residual: truncated_normal(config.init_std),
+    "gpt2": _gpt2,
+}
+
+
+def truncated_normal(std: float) -> Callable:
+    """N(0, std) cut at +-2 in absolute value, as torch.nn.init.trunc_normal_: for a small std, not cut at all."""
+    return lambda key, shape, dtype=jnp.float32: std * jax.random.truncated_normal(key, -2 / std, 2 / std, shape, dtype)
+
+
+def dropout(x: Float[Array, "batch *rest"], rate: float, keys: Keys, name: str) -> Float[Array, "batch *rest"]:
+    """Inverted dropout; `name` tells the sites of one block apart."""
+    if keys is None or rate == 0.0:
+        return x
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(substream(keys, name))
+    return jnp.where(keep, x / (1 - rate), 0)
+
+
+def drop_path(x: Float[Array, "batch *rest"], rate: float | Array, keys: Keys, name: str) -> Float[Array, "batch *rest"]:
+    """Stochastic depth: drops a residual branch for a whole example (Huang et al. 2016)."""
+    if keys is None or (isinstance(rate, float) and rate == 0.0):
+        return x
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate))(substream(keys, name))
+    return jnp.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x / (1 - rate), 0).astype(x.dtype)
+
+
+class Norm(nn.Module):
+    """Layer norm or RMS norm over the last axis, in f32, variance about the mean (not E[x^2] - E[x]^2)."""
+
+    kind: str = "layer"
+    eps: float = 1e-6
+    bias: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... dim"]) -> Float[Array, "... dim"]:
+        y = x.astype(jnp.float32)
+        if self.kind == "layer":
+            y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        y = y * self.param("scale", nn.initializers.ones, x.shape[-1:])
+        if self.kind == "layer" and self.bias:
+            y = y + self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        return y.astype(self.dtype)
+
+
+def norm_of(config: TransformerConfig, dtype: Any, name: str | None = None) -> Norm:
+    return Norm(config.norm, config.norm_eps, config.norm_bias, dtype, name=name)
+
+
+def rotate(x: Float[Array, "batch heads time width"], positions: Int[Array, "#batch time"], theta: float | Array):
+    """Rotary position embedding in the half-split layout (Su et al. 2021; the order of LLaMA's published weights)."""
+    half = x.shape[-1] // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions[:, None, :, None].astype(jnp.float32) * frequency
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention, to itself or to `context`; with a cache, one more piece of a sequence."""
+
+    config: TransformerConfig
+    causal: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch time dim"],
+        *,
+        context: Float[Array, "batch kv dim"] | None = None,
+        keys: Keys = None,
+        positions: Int[Array, "#batch time"] | None = None,
+        segments: Int[Array, "#batch time"] | None = None,
+        context_segments: Int[Array, "#batch kv"] | None = None,
+        prefix: Int[Array, "#batch"] | None = None,
+        window: int | Array | None = None,
+        theta: float | Array | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "batch time dim"], Cache | None]:
+        c, width = self.config, self.config.width_of_head
+        kv_heads = c.kv_heads or c.heads
+        source = x if context is None else context
+
+        def project(name, value, heads):
+            init = c.dense_init(fused=3 if context is None else 1)
+            y = nn.Dense(heads * width, use_bias=c.qkv_bias, kernel_init=init, dtype=self.dtype, name=name)(value)
+            return y.reshape(*y.shape[:-1], heads, width).swapaxes(1, 2)
+
+        q, k, v = project("query", x, c.heads), project("key", source, kv_heads), project("value", source, kv_heads)
+        if c.qk_norm:
+            q, k = norm_of(c, self.dtype, "query_norm")(q), norm_of(c, self.dtype, "key_norm")(k)
+        if positions is None:
+            positions = jnp.arange(x.shape[1])[None]
+        if theta is not None and context is None:
+            q, k = rotate(q, positions, theta), rotate(k, positions, theta)
+        kv_positions = positions if context is None else jnp.arange(source.shape[1])[None]
+        kv_segments = segments if context is None else context_segments
+        if cache is not None:  # write the new keys behind the old ones; places not yet written lie in the future
+            start = cache["length"]
+            k = jax.lax.dynamic_update_slice(cache["key"], k.astype(cache["key"].dtype), (0, 0, start, 0))
+            v = jax.lax.dynamic_update_slice(cache["value"], v.astype(cache["value"].dtype), (0, 0, start, 0))
+            cache = {"key": k, "value": v, "length": start + x.shape[1]}
+            kv_positions = jnp.arange(k.shape[2])[None]
+        mask = allowed(
+            positions, kv_positions, causal=self.causal and context is None, window=window,
+            q_segments=segments, kv_segments=kv_segments, prefix=prefix,
+        )  # fmt: skip
+        y = attend(q, k, v, mask=mask, dropout=c.attention_dropout, keys=keys)
+        y = y.swapaxes(1, 2).reshape(*x.shape[:2], c.heads * width)
+        init = c.dense_init(residual=True)
+        return nn.Dense(c.width, use_bias=c.bias, kernel_init=init, dtype=self.dtype, name="out")(y), cache
+
+
+class MLP(nn.Module):
+    config: TransformerConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... dim"], keys: Keys = None) -> Float[Array, "... dim"]:
+        c, activation = self.config, ACTIVATIONS[self.config.activation]
+
+        def dense(name, width, residual=False):
+            init = c.dense_init(residual=residual)
+            return nn.Dense(width, use_bias=c.bias, kernel_init=init, dtype=self.dtype, name=name)
+
+        up = dense("up", c.width_of_mlp)(x)
+        y = activation(dense("gate", c.width_of_mlp)(x)) * up if c.gated else activation(up)
+        return dense("down", c.width, residual=True)(y)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each a residual branch; with `cross`, attention to a context between them."""
+
+    config: TransformerConfig
+    causal: bool = False
+    cross: bool = False
+    attention_norm: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, *, drop_rate=0.0, keys: Keys = None, context=None, context_segments=None, **attention):
+        c = self.config
+        cache = attention.pop("cache", None)
+
+        def branch(name, function, y):
+            norm = norm_of(c, self.dtype, f"{name}_norm") if (name != "attention" or self.attention_norm) else (lambda v: v)
+            z = function(norm(y) if c.norm_position == "pre" else y)
+            if c.layer_scale is not None:
+                init = nn.initializers.constant(c.layer_scale)
+                z = z * self.param(f"{name}_scale", init, (c.width,)).astype(z.dtype)
+            z = y + drop_path(dropout(z, c.dropout, keys, name), drop_rate, keys, f"{name}_path")
+            return z if c.norm_position == "pre" else norm(z)
+
+        def self_attention(y):
+            nonlocal cache
+            y, cache = Attention(c, self.causal, self.dtype, name="attention")(y, keys=keys, cache=cache, **attention)
+            return y
+
+        def cross_attention(y):
+            module = Attention(c, False, self.dtype, name="cross")
+            segments = None if context_segments is None else jnp.ones(y.shape[:2], jnp.int32)
+            return module(y, context=context, keys=None if keys is None else substream(keys, "cross"), segments=segments,
+                          context_segments=context_segments)[0]  # fmt: skip
+
+        x = branch("attention", self_attention, x)
+        if self.cross:
+            x = branch("cross", cross_attention, x)
+        x = branch("mlp", MLP(c, self.dtype, name="mlp"), x)
+        return x, cache
+
+
+class Stack(nn.Module):
+    """`depth` blocks. Returns the last output and every block's under its name, "block00", "block01" ...
+
+    `caches` (a list, one a block) makes it incremental; the new caches are then under "caches".
+    With `config.scan` the blocks' parameters are stacked inside the step and one compiled block is scanned over them;
+    the parameter tree is the same as without.
+    """
+
+    config: TransformerConfig
+    causal: bool = False
+    cross: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch time dim"], *, keys: Keys = None, caches: list | None = None, **options):
+        c = self.config
+        block_class = self._remat(Block)
+        blocks = [
+            block_class(c, self.causal, self.cross, c.first_attention_norm or i > 0, self.dtype, name=f"block{i:02d}")
+            for i in range(c.depth)
+        ]
+        if c.scan and caches is None and not self.is_initializing():
+            return self._scan(x, keys, options)
+        outputs, new_caches = {}, []
+        for i, block in enumerate(blocks):
+            cache = None if caches is None else caches[i]
+            x, cache = block(x, **self._layer(i), keys=None if keys is None else self._fold(keys, i), cache=cache, **options)
+            outputs[f"block{i:02d}"] = x
+            new_caches.append(cache)
+        if caches is not None:
+            outputs["caches"] = new_caches
+        return x, outputs
+
+    def _layer(self, i: int) -> dict:
+        """What differs between the blocks: drop path, attention window and rotary base."""
+        c = self.config
+        local = c.window is not None and i % c.global_every != 0 if c.global_every > 1 else c.window is not None
+        theta = c.rope_theta if not local or c.local_rope_theta is None else c.local_rope_theta
+        return dict(drop_rate=c.drop_path * i / max(c.depth - 1, 1), window=c.window if local else None, theta=theta)
+
+    @staticmethod
+    def _fold(keys, i):
+        return jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
+
+    def _remat(self, block):
+        if self.config.remat == "none":
+            return block
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.config.remat == "dots" else None
+        return nn.remat(block, policy=policy)
+
+    def _scan(self, x, keys, options):
+        c = self.config
+        if not c.first_attention_norm:
+            raise UserError("scan=True needs equal blocks; first_attention_norm=False makes the first one differ")
+        params = self.variables["params"]
+        stacked = jax.tree.map(lambda *p: jnp.stack(p), *[params[f"block{i:02d}"] for i in range(c.depth)])
+        layers = [self._layer(i) for i in range(c.depth)]
+        varying = {"drop_rate": jnp.array([layer["drop_rate"] for layer in layers])} if c.drop_path else {}
+        if c.window is not None:
+            varying["window"] = jnp.array([layer["window"] or jnp.iinfo(jnp.int32).max for layer in layers])
+        if c.rope_theta is not None:
+            varying["theta"] = jnp.array([layer["theta"] for layer in layers], jnp.float32)
+        block = Block(c, self.causal, self.cross, True, self.dtype, parent=None)
+
+        def body(x, layer):
+            p, i, vary = layer
+            y, _ = block.apply({"params": p}, x, keys=None if keys is None else self._fold(keys, i), **vary, **options)
+            return y, y
+
+        if c.remat != "none":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
+            body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+        x, ys = jax.lax.scan(body, x, (stacked, jnp.arange(c.depth), varying))
+        return x, {f"block{i:02d}": ys[i] for i in range(c.depth)}
