@@ -1,0 +1,224 @@
+"""The command line: parse, call, print. Exit status 0 on success, 2 on a user's mistake, 1 on a failure of our own."""
+
+import argparse
+import sys
+
+from ssl_jax.errors import UserError
+
+OVERRIDE = "--config."
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the console script `ssl-jax`."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        overrides, argv = take_overrides(argv)
+        arguments = parser().parse_args(argv)
+        if overrides and not hasattr(arguments, "config"):
+            raise UserError(f"{arguments.command} takes no --config.{next(iter(overrides))}")
+        arguments.overrides = overrides
+        return arguments.call(arguments) or 0
+    except UserError as error:
+        print(f"ssl-jax: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+def take_overrides(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Split `--config.key=value` (or `--config.key value`) from the other arguments."""
+    overrides, rest, words = {}, [], iter(argv)
+    for word in words:
+        if not word.startswith(OVERRIDE):
+            rest.append(word)
+            continue
+        key, equals, value = word.removeprefix(OVERRIDE).partition("=")
+        if not equals:
+            value = next(words, None)
+            if value is None:
+                raise UserError(f"{word}: a value is missing; write {word}=VALUE")
+        overrides[key] = value
+    return overrides, rest
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line."""
+
+    def error(self, message: str):
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = Parser(prog="ssl-jax", description=__import__("ssl_jax").__doc__)
+    top.add_argument("--version", action="version", version=__import__("ssl_jax").__version__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    def command(name, call, help, *, config=False, workdir=False):
+        sub = commands.add_parser(name, help=help, description=help)
+        if config:
+            sub.add_argument(
+                "--config",
+                required=True,
+                metavar="FILE[:ARG]",
+                help="a config file, run as Python; --config.KEY=VALUE overrides a key",
+            )
+        if workdir:
+            sub.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
+        sub.set_defaults(call=call)
+        return sub
+
+    command("run", _run, "pre-train, evaluate, fine-tune, report", config=True, workdir=True)
+    command("pretrain", _pretrain, "train only", config=True, workdir=True)
+    sub = command(
+        "finetune", _finetune, "train a supervised task, from a pre-trained encoder with --init", config=True, workdir=True
+    )
+    sub.add_argument("--init", metavar="DIR", help="a work directory, or hf:DIR, to start the encoder from")
+    sub = command("evaluate", _evaluate, "run the config's evaluators over a checkpoint", workdir=True)
+    sub.add_argument("--config", metavar="FILE[:ARG]", help="evaluators of another config; default: the run's own")
+    sub.add_argument("--checkpoint", type=int, metavar="STEP", help="default: the newest")
+    sub = command("report", _report, "write report.html, report.md and PNGs; several runs side by side")
+    sub.add_argument("workdirs", nargs="+", metavar="DIR")
+    sub.add_argument("--to", metavar="DIR", help="where to write; default: the first run's folder")
+    sub = command("reconstruct", _reconstruct, "fill in masked images, as a PNG", workdir=True)
+    sub.add_argument("--images", metavar="URI", help="a source of images; default: the run's test data")
+    sub.add_argument("--count", type=int, default=8, metavar="N")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--to", metavar="PNG", help="default: WORKDIR/reconstructions.png")
+    sub = command("generate", _generate, "continue a text", workdir=True)
+    sub.add_argument("--prompt", default="", help="the text to continue")
+    sub.add_argument("--max_tokens", type=int, default=200)
+    sub.add_argument("--temperature", type=float, default=0.8)
+    sub.add_argument("--top_k", type=int, default=None)
+    sub.add_argument("--top_p", type=float, default=None)
+    sub.add_argument("--num_samples", type=int, default=1)
+    sub.add_argument("--seed", type=int, default=0)
+    sub = command("fill-mask", _fill_mask, "the likeliest words for each [MASK]", workdir=True)
+    sub.add_argument("--text", required=True)
+    sub.add_argument("--top", type=int, default=5)
+    sub = command("embed", _embed, "features of a source, as an npz file", workdir=True)
+    sub.add_argument("--data", required=True, metavar="URI")
+    sub.add_argument("--features", default="mean", metavar="NAME[,NAME]")
+    sub.add_argument("--to", required=True, metavar="NPZ")
+    sub = command("retrieve", _retrieve, "images for a text, or texts for an image", workdir=True)
+    sub.add_argument("--text")
+    sub.add_argument("--images", metavar="URI")
+    sub.add_argument("--image", metavar="FILE")
+    sub.add_argument("--texts", metavar="FILE", help="one caption a line")
+    sub.add_argument("--top", type=int, default=12)
+    sub.add_argument("--to", metavar="PNG", help="default: WORKDIR/retrieved.png")
+    sub = command("convert", _convert, "published weights in and out")
+    sub.add_argument("--from", dest="source", required=True, metavar="hf:DIR|WORKDIR|FILE.pth")
+    sub.add_argument("--to", dest="target", required=True, metavar="WORKDIR|hf:DIR")
+    sub = command("bench", _bench, "step time, throughput and MFU; --peer beside the reference implementation", config=True)
+    sub.add_argument("--peer", action="store_true", help="the same model and batch in PyTorch, in turn")
+    sub.add_argument("--steps", type=int, default=None, metavar="N")
+    sub.add_argument("--json", metavar="OUT")
+    sub = command("data", _data, "list, inspect or prepare data sources")
+    sub.add_argument("action", choices=("list", "inspect", "prepare"))
+    sub.add_argument("uri", nargs="?")
+    sub.add_argument("--index", type=int, default=None, help="inspect: this example only")
+    return top
+
+
+# Each command imports what it needs when it is called, so that --help and mistakes answer at once ------------------------
+
+
+def _config(arguments):
+    from ssl_jax import config
+
+    return config.load(arguments.config, arguments.overrides)
+
+
+def _run(arguments):
+    from ssl_jax import runs
+
+    return runs.run(_config(arguments), arguments.workdir)
+
+
+def _pretrain(arguments):
+    from ssl_jax import runs
+
+    return runs.pretrain(_config(arguments), arguments.workdir)
+
+
+def _finetune(arguments):
+    from ssl_jax import runs
+
+    return runs.finetune(_config(arguments), arguments.workdir, init=arguments.init)
+
+
+def _evaluate(arguments):
+    from ssl_jax import runs
+
+    if arguments.config is None and arguments.overrides:
+        raise UserError("--config.KEY=VALUE needs --config=FILE")
+    config = _config(arguments) if arguments.config else None
+    return runs.evaluate(arguments.workdir, config=config, checkpoint=arguments.checkpoint)
+
+
+def _report(arguments):
+    from ssl_jax import runs
+
+    return runs.report(arguments.workdirs, to=arguments.to)
+
+
+def _reconstruct(arguments):
+    from ssl_jax import uses
+
+    uses.reconstruct(arguments.workdir, images=arguments.images, count=arguments.count, seed=arguments.seed, to=arguments.to)
+
+
+def _generate(arguments):
+    from ssl_jax import uses
+
+    names = ("prompt", "max_tokens", "temperature", "top_k", "top_p", "num_samples", "seed")
+    uses.generate(arguments.workdir, **{name: getattr(arguments, name) for name in names})
+
+
+def _fill_mask(arguments):
+    from ssl_jax import uses
+
+    uses.fill_mask(arguments.workdir, text=arguments.text, top=arguments.top)
+
+
+def _embed(arguments):
+    from ssl_jax import uses
+
+    uses.embed(arguments.workdir, data=arguments.data, features=tuple(arguments.features.split(",")), to=arguments.to)
+
+
+def _retrieve(arguments):
+    from ssl_jax import uses
+
+    names = ("text", "images", "image", "texts", "top", "to")
+    uses.retrieve(arguments.workdir, **{name: getattr(arguments, name) for name in names})
+
+
+def _convert(arguments):
+    from ssl_jax.interop import convert
+
+    print(convert(arguments.source, arguments.target))
+
+
+def _bench(arguments):
+    from ssl_jax.bench import bench
+
+    bench(_config(arguments), steps=arguments.steps, peer=arguments.peer, json_out=arguments.json)
+
+
+def _data(arguments):
+    from ssl_jax.data import commands
+
+    if arguments.action == "list":
+        print(commands.list_sources())
+        return
+    if not arguments.uri:
+        raise UserError(f"data {arguments.action} needs a source, such as bundled:fashion_mnist")
+    print(
+        commands.inspect(arguments.uri, arguments.index) if arguments.action == "inspect" else commands.prepare(arguments.uri)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
