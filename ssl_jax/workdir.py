@@ -1,0 +1,176 @@
+"""A work directory: which files a run keeps, and how they are read and written.
+
+config.json    the resolved config, with versions, git commit and device
+info.json      what the data set told the task (shapes, classes, normalisation), so that a model loads without its data
+tokenizer/     the tokenizer, for text
+metrics.jsonl  one object a log step
+results.json   flat: "linear_probe/accuracy": 0.87
+status.json    what is done: steps trained, evaluators finished
+checkpoints/   Orbax
+panels/        pictures and texts for the report
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ssl_jax import config as configs
+from ssl_jax.errors import UserError
+from ssl_jax.task import DataInfo
+
+# What may change between two starts of one run: it alters no number of the training, or only how it is evaluated.
+MAY_CHANGE = ("mesh", "checkpoint", "downstream", "expected", "data.workers", "data.dir", "training.accumulation",
+              "training.steps_per_call", "training.log_every", "training.evaluate_every", "training.wandb")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """The files of one run."""
+
+    path: pathlib.Path
+
+    @classmethod
+    def existing(cls, path: str) -> "Workdir":
+        """A directory that holds a run, or UserError."""
+        workdir = cls(pathlib.Path(path))
+        if not workdir.path.is_dir():
+            raise UserError(f"--workdir={path}: there is no such directory")
+        if not (workdir.path / "config.json").is_file():
+            raise UserError(f"--workdir={path}: holds no run (config.json is missing)")
+        return workdir
+
+    def config(self) -> ConfigDict | None:
+        """The resolved config of the run, or None before the first start."""
+        stored = self.read("config.json")
+        return None if stored is None else ConfigDict(_tuples(stored["config"]))
+
+    def read(self, name: str, default: Any = None) -> Any:
+        """A JSON file of the directory, `default` where there is none."""
+        file = self.path / name
+        if not file.is_file():
+            return default
+        try:
+            return json.loads(file.read_text())
+        except ValueError as error:
+            raise UserError(f"{file}: is not JSON ({error}); restore it or take another --workdir") from None
+
+    def write(self, name: str, value: Any) -> None:
+        """Write a JSON file whole: a kill leaves the old one or the new one."""
+        file = self.path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}.tmp")
+        text = value if isinstance(value, str) else json.dumps(value, indent=2, sort_keys=False, default=str)
+        temporary.write_text(text + "\n")
+        os.replace(temporary, file)
+
+    def check(self, config: ConfigDict) -> None:
+        """UserError, with the difference, when the directory belongs to a run of another config."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--workdir={self.path}: is a file; take another")
+        parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not os.access(parent, os.W_OK):
+            raise UserError(f"--workdir={self.path}: {parent} cannot be written to; take another or change its permissions")
+        old = self.config()
+        if old is None:
+            return
+        differ = differences(old.to_dict(), _tuples(json.loads(configs.to_json(config))))
+        differ = [line for key, line in differ if not any(key == m or key.startswith(m + ".") for m in MAY_CHANGE)]
+        if differ:
+            more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+            shown = f"{'; '.join(differ[:3])}{more}"
+            raise UserError(f"--workdir={self.path}: belongs to a run of another config ({shown}); take another --workdir")
+
+    def start(self, config: ConfigDict, info: DataInfo) -> None:
+        """Record what runs: the config and what is known of the machine, the data's shape and the tokenizer."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write("config.json", {"config": json.loads(configs.to_json(config)), **environment()})
+        self.write("info.json", info_to_json(info))
+        if info.tokenizer is not None and not (self.path / "tokenizer").exists():
+            info.tokenizer.save(self.path / "tokenizer")
+
+    def info(self) -> DataInfo:
+        """The DataInfo the run was started with."""
+        stored = self.read("info.json")
+        if stored is None:
+            raise UserError(f"--workdir={self.path}: info.json is missing; start the run again to have it written")
+        tokenizer = None
+        if (self.path / "tokenizer").is_dir():
+            from ssl_jax.data.text import Tokenizer
+
+            tokenizer = Tokenizer.load(self.path / "tokenizer")
+        return info_from_json(stored, tokenizer)
+
+    def results(self) -> dict[str, float]:
+        return self.read("results.json", {})
+
+    def status(self) -> dict[str, Any]:
+        return self.read("status.json", {})
+
+
+def differences(old: Mapping, new: Mapping, path: str = "") -> list[tuple[str, str]]:
+    """(key, "key: old -> new") for every leaf that differs, a missing one as "unset"."""
+    found = []
+    for key in sorted(set(old) | set(new), key=str):
+        name, a, b = f"{path}{key}", old.get(key, "unset"), new.get(key, "unset")
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{name}.")
+        elif isinstance(a, Mapping) or isinstance(b, Mapping):
+            whole, other = (a, b) if isinstance(a, Mapping) else (b, a)
+            found += [(name, f"{name}: {len(whole)} keys against {other}")] if whole else []
+        elif a != b:
+            found.append((name, f"{name}: {a} there, {b} here"))
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """Versions, git commit and device: what a number in a table depends on beside the config."""
+    import jax
+
+    versions = {"python": platform.python_version()}
+    for package in ("ssl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "source"
+    devices = jax.devices()
+    device = {"kind": devices[0].device_kind, "platform": devices[0].platform, "count": len(devices), "cores": os.cpu_count()}
+    return {"versions": versions, "git_commit": git_commit(), "device": device, "host": platform.platform()}
+
+
+def git_commit() -> str | None:
+    """The commit of this source tree, "-dirty" when it was changed; None outside a checkout."""
+    here = pathlib.Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def info_to_json(info: DataInfo) -> dict[str, Any]:
+    shapes = {name: {"shape": list(s.shape), "dtype": str(s.dtype)} for name, s in info.shapes.items()}
+    return {"shapes": shapes, "classes": list(info.classes), "mean": list(info.mean), "std": list(info.std),
+            "extra": dict(info.extra)}  # fmt: skip
+
+
+def info_from_json(stored: Mapping[str, Any], tokenizer: Any = None) -> DataInfo:
+    import jax
+    import jax.numpy as jnp
+
+    shapes = {n: jax.ShapeDtypeStruct(tuple(s["shape"]), jnp.dtype(s["dtype"])) for n, s in stored["shapes"].items()}
+    return DataInfo(shapes, tuple(stored["classes"]), tuple(stored["mean"]), tuple(stored["std"]), tokenizer, stored["extra"])
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that configs are written with."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(v) for key, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
