@@ -1,6 +1,5 @@
 """What a notebook uses: `model = ssl_jax.load("runs/mae")`, NumPy in, NumPy out."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,7 +38,7 @@ class Pretrained:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def forward(self, batch: Mapping[str, Any], **inputs: Any) -> dict[str, np.ndarray]:
-        """The task's own outputs by name (docs/interop.md), for the whole batch at once; `inputs` join the batch (noise=...)."""
+        """The task's own outputs by name (docs/interop.md), the whole batch at once; `inputs` join the batch (noise=...)."""
         batch = self.prepare({**batch, **inputs})
         count = len(next(iter(batch.values())))
         batch.setdefault("position", np.arange(count, dtype=np.int32))
@@ -83,8 +82,12 @@ def _pad(value: np.ndarray, size: int) -> np.ndarray:
     return value if len(value) == size else np.concatenate([value, np.repeat(value[:1], size - len(value), axis=0)])
 
 
-@functools.lru_cache(maxsize=4)
-def _load(path: str, checkpoint: int | None) -> Pretrained:
+def load(path: str, checkpoint: int | None = None) -> Pretrained:
+    """A trained model from a work directory (its newest checkpoint, EMA weights where kept) or from `hf:DIR`.
+
+    Raises UserError when there is no such directory, no checkpoint in it, or its files do not make a model.
+    """
+    path = str(path)
     if path.startswith("hf:"):
         from ssl_jax.interop import load_pretrained
 
@@ -92,11 +95,3 @@ def _load(path: str, checkpoint: int | None) -> Pretrained:
     from ssl_jax import runs
 
     return Pretrained(*runs.restore(path, checkpoint))
-
-
-def load(path: str, checkpoint: int | None = None) -> Pretrained:
-    """A trained model from a work directory (its newest checkpoint, EMA weights where kept) or from `hf:DIR`.
-
-    Raises UserError when there is no such directory, no checkpoint in it, or its files do not make a model.
-    """
-    return _load(str(path), checkpoint)
