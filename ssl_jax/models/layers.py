@@ -6,7 +6,7 @@ Randomness is explicit: `keys` holds one key an example, or is None for a determ
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -54,10 +54,12 @@ class TransformerConfig:
     remat: str = "none"  # "none", "full" or "dots" (keep matmul results)
     scan: bool = False  # one compiled block for the whole depth; parameters keep their layout
 
+    least_depth: ClassVar[int] = 1
+
     def __post_init__(self):
-        for name in ("width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        for name, least in (("width", 1), ("depth", self.least_depth), ("heads", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least {least}")
         if self.head_width is None and self.width % self.heads:
             fits = [n for n in range(1, min(self.width, 64) + 1) if self.width % n == 0]
             raise UserError(f"heads={self.heads} does not divide width={self.width}; use one of {fits}")

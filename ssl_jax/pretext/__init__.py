@@ -1,0 +1,6 @@
+"""Pretext tasks: what is predicted from what. No labels in here."""
+
+# One line a task: its name in a config -> where it lives. A new one needs its file, its line here and a config.
+TASKS: dict[str, str] = {
+    "masked_image": "ssl_jax.pretext.masked_image:MaskedImage",
+}

@@ -1,0 +1,73 @@
+"""The decoder of a masked autoencoder (He et al. 2022, section 3)."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ssl_jax.errors import UserError
+from ssl_jax.models.layers import Keys, Stack, TransformerConfig, norm_of
+from ssl_jax.models.patches import Grid, inverse_of, pick, sincos2d
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig(TransformerConfig):
+    """The defaults are the paper's. `depth=0` is a linear layer on the encoder's tokens (SimMIM, Xie et al. 2022)."""
+
+    width: int = 512
+    depth: int = 8
+    heads: int = 16
+
+    least_depth: ClassVar[int] = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.width % 4:
+            raise UserError(f"width={self.width}: sine-cosine positions need a multiple of 4")
+
+
+class Decoder(nn.Module):
+    """From the encoder's tokens to a prediction f32[batch, patches, outputs] for every patch of the grid.
+
+    With `visible` the encoder saw those patches only: mask tokens fill the other places. Without, it saw every place.
+    `prefix` tokens stand before the patches; they pass through the blocks and are dropped.
+    """
+
+    config: DecoderConfig
+    grid: Grid
+    outputs: int
+    prefix: int = 0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Float[Array, "batch tokens encoder_width"],
+        *,
+        visible: Int[Array, "batch kept"] | None = None,
+        keys: Keys = None,
+    ) -> Float[Array, "batch patches outputs"]:
+        c, patches = self.config, self.grid[0] * self.grid[1]
+        prediction = nn.Dense(self.outputs, kernel_init=c.dense_init(), dtype=self.dtype, name="prediction")
+        if c.depth == 0:
+            return prediction(tokens[:, self.prefix :]).astype(jnp.float32)
+        x = nn.Dense(c.width, kernel_init=c.dense_init(), dtype=self.dtype, name="embedding")(tokens)
+        first, x = x[:, : self.prefix], x[:, self.prefix :]
+        if visible is not None:
+            token = self.param("mask_token", nn.initializers.normal(0.02), (c.width,)).astype(x.dtype)
+            places = inverse_of(visible, patches)
+            x = pick(x, places, visible) + jnp.where(places[..., None] < 0, token, 0)
+        x = x + jnp.asarray(sincos2d(c.width, self.grid), x.dtype)
+        x, _ = Stack(c, dtype=self.dtype, name="stack")(jnp.concatenate([first, x], axis=1), keys=keys)
+        x = norm_of(c, self.dtype, "final_norm")(x)
+        return prediction(x[:, self.prefix :]).astype(jnp.float32)
+
+    def flops_forward(self, encoder_width: int, kept: int | None = None) -> float:
+        """Matmul FLOPs of one image, forward, when the encoder saw `kept` patches (default: all)."""
+        c, patches = self.config, self.grid[0] * self.grid[1]
+        if c.depth == 0:
+            return 2 * patches * encoder_width * self.outputs
+        embedding = 2 * ((patches if kept is None else kept) + self.prefix) * encoder_width * c.width
+        return embedding + c.flops_forward(patches + self.prefix) + 2 * patches * c.width * self.outputs

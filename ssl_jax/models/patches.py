@@ -1,0 +1,64 @@
+"""Images as sequences of patches: cutting, joining, picking some, and saying where each one lies."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+Grid = tuple[int, int]
+
+
+def patchify(images: Float[Array, "batch height width channels"], patch: Grid) -> Float[Array, "batch patches pixels"]:
+    """Patches row by row, the pixels of one in the order (row, column, channel): `nchpwq->nhwpqc` of the MAE reference."""
+    b, h, w, c = images.shape
+    p, q = patch
+    x = images.reshape(b, h // p, p, w // q, q, c).swapaxes(2, 3)
+    return x.reshape(b, (h // p) * (w // q), p * q * c)
+
+
+def unpatchify(patches: Float[Array, "batch patches pixels"], patch: Grid, grid: Grid) -> Float[Array, "batch h w channels"]:
+    """The inverse of `patchify` for a grid of (rows, columns) patches."""
+    b, (p, q), (rows, columns) = patches.shape[0], patch, grid
+    x = patches.reshape(b, rows, columns, p, q, -1).swapaxes(2, 3)
+    return x.reshape(b, rows * p, columns * q, -1)
+
+
+def sincos2d(width: int, grid: Grid) -> Float[np.ndarray, "patches width"]:
+    """Fixed 2-D sine-cosine positions: the first half of the channels encodes the column, the second the row.
+
+    Each half is [sin(x w_i), cos(x w_i)] with w_i = 10000^(-i / (width / 4)) (Vaswani et al. 2017; the order is that of
+    the MAE reference, where the grid's first coordinate is the column). `width` must be a multiple of 4.
+    """
+    frequency = 10000.0 ** (-np.arange(width // 4) / (width / 4))
+    row, column = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+    halves = [np.concatenate([np.sin(a), np.cos(a)], axis=1) for a in (np.outer(column, frequency), np.outer(row, frequency))]
+    return np.concatenate(halves, axis=1).astype(np.float32)
+
+
+def inverse_of(indices: Int[Array, "batch kept"], count: int) -> Int[Array, "batch count"]:
+    """Where each of 0 .. count - 1 stands in `indices` (distinct in each row), -1 where it is missing."""
+    match = indices[:, :, None] == jnp.arange(count)
+    return jnp.where(match.any(1), match.argmax(1), -1).astype(indices.dtype)
+
+
+@jax.custom_vjp
+def pick(
+    x: Float[Array, "batch source dim"], indices: Int[Array, "batch kept"], inverse: Int[Array, "batch source"]
+) -> Float[Array, "batch kept dim"]:
+    """x[b, indices[b]], zero where an index is -1; `inverse` as `inverse_of` gives it.
+
+    The indices are distinct, so the gradient is itself a gather, with `indices` and `inverse` exchanged: the scatter that
+    autodiff would emit is a sequential loop on a CPU.
+    """
+    return jnp.where(indices[..., None] < 0, 0, take(x, jnp.maximum(indices, 0)))
+
+
+pick.defvjp(
+    lambda x, indices, inverse: (pick(x, indices, inverse), (indices, inverse)),
+    lambda residual, g: (pick(g, residual[1], residual[0]), None, None),
+)
+
+
+def take(x: Float[Array, "batch source dim"], indices: Int[Array, "batch kept"]) -> Float[Array, "batch kept dim"]:
+    """x[b, indices[b]] for indices known to lie in range."""
+    return jnp.take_along_axis(x, indices[..., None], axis=1, mode="promise_in_bounds")

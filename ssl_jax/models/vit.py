@@ -1,0 +1,240 @@
+"""The vision transformer (Dosovitskiy et al. 2021), for any image size, patch size and number of channels."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from ssl_jax import config as config_module
+from ssl_jax.errors import UserError
+from ssl_jax.models.layers import MLP, Attention, Keys, Stack, TransformerConfig, dropout, norm_of
+from ssl_jax.models.patches import Grid, inverse_of, patchify, pick, sincos2d, take
+
+# Width, depth, heads, patch size, MLP width (ViT: Dosovitskiy et al. 2021, table 1; Ti: Touvron et al. 2021, table 1;
+# g: Zhai et al. 2022, table 2).
+SIZES: dict[str, dict[str, int]] = {
+    name: dict(zip(("width", "depth", "heads", "patch_size", "mlp_width"), values, strict=True))
+    for name, values in {
+        "Ti": (192, 12, 3, 16, 768),
+        "S": (384, 12, 6, 16, 1536),
+        "B": (768, 12, 12, 16, 3072),
+        "L": (1024, 24, 16, 16, 4096),
+        "H": (1280, 32, 16, 14, 5120),
+        "g": (1408, 40, 16, 14, 6144),
+    }.items()
+}
+POSITIONS = ("sincos2d", "learned", "none")
+POOLINGS = ("mean", "cls", "attention")
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig(TransformerConfig):
+    """A vision transformer's shape. In a config file `size="B"` fills width, depth, heads, mlp_width and patch_size."""
+
+    patch_size: int | tuple = 16  # pixels, or (height, width)
+    class_token: bool = True
+    registers: int = 0  # further tokens without a position (Darcet et al. 2024)
+    mask_token: bool = False  # a learned token that stands for hidden patches
+    positions: str = "sincos2d"  # "sincos2d", "learned" (the class token has its own) or "none"
+    pooling: str = "mean"  # what "pooled" is: "mean" of the patch tokens, "cls" or "attention" (SigLIP's head)
+    pooler: bool = False  # tanh(dense(pooled)), BERT's and the original ViT's
+    norm_pooled: bool = False  # the final norm after pooling instead of before (MAE's fine-tuning: "fc_norm")
+    patch_bias: bool = True
+    pre_norm: bool = False  # a norm before the first block (CLIP)
+
+    def __post_init__(self):
+        super().__post_init__()
+        size = self.patch_size
+        if not (isinstance(size, int) or (len(size) == 2 and all(isinstance(n, int) for n in size))) or min(self.patch) < 1:
+            raise UserError(f"patch_size={size}: must be a number of pixels or a pair (height, width)")
+        for name, choices in (("positions", POSITIONS), ("pooling", POOLINGS)):
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(choices)}")
+        if self.positions == "sincos2d" and self.width % 4:
+            raise UserError(f"width={self.width}: sincos2d positions need a multiple of 4")
+        if self.pooling == "cls" and not self.class_token:
+            raise UserError('pooling="cls" needs class_token=True')
+        if self.registers < 0:
+            raise UserError(f"registers={self.registers}: must be at least 0")
+
+    @property
+    def patch(self) -> Grid:
+        return (self.patch_size, self.patch_size) if isinstance(self.patch_size, int) else tuple(self.patch_size)
+
+    @property
+    def prefix(self) -> int:
+        """The number of tokens before the patches."""
+        return int(self.class_token) + self.registers
+
+    @classmethod
+    def read(cls, section: Mapping[str, Any] | None, path: str = "model") -> "ViTConfig":
+        """The config of a section that may hold `size`; keys that are set win over the size's."""
+        section = dict(section or {})
+        size = section.pop("size", None)
+        if size is not None and size not in SIZES:
+            raise UserError(f"{path}.size={size!r}: must be one of {', '.join(SIZES)}")
+        sized = dict(SIZES[size]) if size else {}
+        if "width" in section:
+            sized.pop("mlp_width", None)
+        return config_module.read(cls, sized | section, path)
+
+
+class ViT(nn.Module):
+    """Patches to tokens.
+
+    Returns the tokens f32[batch, prefix + patches, width] after the final norm (prefix: class token, then registers) and
+    the intermediate values by name: every block's output ("block00" ...) and "pooled".
+    """
+
+    config: ViTConfig
+    image_size: Grid
+    channels: int
+    dtype: Any = jnp.float32
+
+    @property
+    def grid(self) -> Grid:
+        return self.image_size[0] // self.config.patch[0], self.image_size[1] // self.config.patch[1]
+
+    @property
+    def patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "batch height width channels"],
+        *,
+        visible: Int[Array, "batch kept"] | None = None,
+        mask: Bool[Array, "batch patches"] | None = None,
+        keys: Keys = None,
+    ) -> tuple[Float[Array, "batch tokens width"], dict[str, Float[Array, "..."]]]:
+        """visible: the patches to encode, distinct in each row, the others dropped. mask: the patches to replace by the
+        learned mask token. Positions are those of the whole image in both cases."""
+        c, batch = self.config, images.shape[0]
+        pixels = patchify(images.astype(self.dtype), c.patch)
+        if visible is not None:  # before the embedding: the same result for a fraction of the work, and no gradient
+            pixels = take(pixels, visible)
+        embed = nn.Dense(c.width, use_bias=c.patch_bias, kernel_init=c.dense_init(), dtype=self.dtype, name="patch_embedding")
+        x = embed(pixels)
+        if c.mask_token:
+            token = self.param("mask_token", nn.initializers.normal(0.02), (c.width,)).astype(x.dtype)
+            x = x if mask is None else jnp.where(mask[..., None], token, x)
+
+        class_position, positions = self._positions()
+        if positions is not None:
+            positions = positions[None]
+            if visible is not None:
+                whole = jnp.broadcast_to(positions, (batch, *positions.shape[1:]))
+                learned = c.positions == "learned"
+                positions = pick(whole, visible, inverse_of(visible, self.patches)) if learned else take(whole, visible)
+            x = x + positions.astype(x.dtype)
+        prefix = []
+        if c.class_token:
+            prefix.append(self.param("class_token", nn.initializers.normal(0.02), (1, c.width)) + class_position)
+        if c.registers:
+            prefix.append(self.param("registers", nn.initializers.normal(0.02), (c.registers, c.width)))
+        if prefix:
+            first = jnp.concatenate(prefix).astype(x.dtype)
+            x = jnp.concatenate([jnp.broadcast_to(first, (batch, *first.shape)), x], axis=1)
+
+        x = dropout(x, c.dropout, keys, "embedding")
+        if c.pre_norm:
+            x = norm_of(c, self.dtype, "pre_norm")(x)
+        x, intermediates = Stack(c, dtype=self.dtype, name="stack")(x, keys=keys)
+        if not c.norm_pooled:
+            x = norm_of(c, self.dtype, "final_norm")(x)
+        return x, intermediates | {"pooled": self._pool(x)}
+
+    def _positions(self):
+        """(class token's position, patches' positions f32[patches, width] or None)."""
+        c = self.config
+        if c.positions == "sincos2d":
+            return 0.0, jnp.asarray(sincos2d(c.width, self.grid))
+        if c.positions == "learned":
+            shape = (self.patches + int(c.class_token), c.width)
+            table = self.param("positions", nn.initializers.normal(0.02), shape)
+            return (table[:1], table[1:]) if c.class_token else (0.0, table)
+        return 0.0, None
+
+    def _pool(self, x):
+        c = self.config
+        if c.pooling == "mean":
+            pooled = jnp.mean(x[:, c.prefix :], axis=1, dtype=jnp.float32).astype(x.dtype)
+        elif c.pooling == "cls":
+            pooled = x[:, 0]
+        else:
+            pooled = AttentionPooling(c, self.dtype, name="pooling")(x)
+        if c.norm_pooled:
+            pooled = norm_of(c, self.dtype, "pooled_norm")(pooled)
+        if c.pooler:
+            pooled = jnp.tanh(nn.Dense(c.width, kernel_init=c.dense_init(), dtype=self.dtype, name="pooler")(pooled))
+        return pooled
+
+    def flops_forward(self, kept: int | None = None) -> float:
+        """Matmul FLOPs of one image, forward, with `kept` visible patches (default: all)."""
+        c, kept = self.config, self.patches if kept is None else kept
+        pixels = c.patch[0] * c.patch[1] * self.channels
+        return 2 * kept * pixels * c.width + c.flops_forward(kept + c.prefix)
+
+
+class AttentionPooling(nn.Module):
+    """A learned query reads all tokens; then an MLP with a residual (Zhai et al. 2022, section 2.3; SigLIP's head)."""
+
+    config: ViTConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
+        c = self.config
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, c.width)).astype(x.dtype)
+        probe = jnp.broadcast_to(probe, (x.shape[0], *probe.shape))
+        y, _ = Attention(c, dtype=self.dtype, name="attention")(probe, context=x)
+        return (y + MLP(c, self.dtype, name="mlp")(norm_of(c, self.dtype, "norm")(y)))[:, 0]
+
+
+def build_vit(section: Mapping[str, Any], image_shape: tuple[int, ...], dtype: Any = jnp.float32, path: str = "model") -> ViT:
+    """The ViT of a config section for images of shape (height, width, channels); UserError where they do not fit."""
+    return vit_for(ViTConfig.read(section, path), image_shape, dtype, path)
+
+
+def vit_for(config: ViTConfig, image_shape: tuple[int, ...], dtype: Any = jnp.float32, path: str = "model") -> ViT:
+    height, width, channels = image_shape
+    (p, q), size = config.patch, config.patch_size
+    if height % p or width % q:
+        fits = [n for n in range(1, min(height, width) + 1) if height % n == 0 and width % n == 0]
+        fits = f"{', '.join(map(str, fits[:-1]))} or {fits[-1]}" if len(fits) > 1 else "1"
+        raise UserError(f"{path}.patch_size={size} does not divide the image, {height} x {width}; use {fits}")
+    return ViT(config, (height, width), channels, dtype)
+
+
+def representations(
+    config: ViTConfig, tokens: Float[Array, "batch tokens width"], intermediates: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Named features, f32: "pooled", "cls", "tokens" (the patches'), "mean" (of these), "block00/mean", "block00/cls" ..."""
+    named = {"pooled": intermediates["pooled"], "tokens": tokens[:, config.prefix :]}
+    for name, value in {"": tokens, **{k: v for k, v in intermediates.items() if k.startswith("block")}}.items():
+        slash = f"{name}/" if name else ""
+        named[f"{slash}mean"] = jnp.mean(value[:, config.prefix :].astype(jnp.float32), axis=1)
+        if config.class_token:
+            named[f"{slash}cls"] = value[:, 0]
+    return {name: value.astype(jnp.float32) for name, value in named.items()}
+
+
+def resize_positions(params: Mapping[str, Any], config: ViTConfig, old: Grid, new: Grid) -> dict[str, Any]:
+    """A ViT's parameters for another grid: learned positions interpolated (bicubic), sine-cosine ones need no change."""
+    params = dict(params)
+    if config.positions != "learned" or old == new:
+        return params
+    table = params["positions"]
+    first, patches = table[: int(config.class_token)], table[int(config.class_token) :]
+    if patches.shape[0] != old[0] * old[1]:
+        raise ValueError(f"{patches.shape[0]} positions are no grid of {old[0]} x {old[1]}")
+    image = jnp.asarray(patches).reshape(*old, -1)
+    image = jax.image.resize(image, (*new, image.shape[-1]), method="bicubic", antialias=False)
+    params["positions"] = np.concatenate([np.asarray(first), np.asarray(image).reshape(new[0] * new[1], -1)])
+    return params

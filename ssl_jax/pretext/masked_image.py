@@ -1,0 +1,185 @@
+"""Masked image modelling: predict hidden patches from the visible ones.
+
+MAE (He et al. 2022, arXiv:2111.06377) with every arm of its table 1, and SimMIM (Xie et al. 2022, arXiv:2111.09886).
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
+from ml_collections import ConfigDict
+
+from ssl_jax.config import read
+from ssl_jax.errors import UserError
+from ssl_jax.models.mae import Decoder, DecoderConfig
+from ssl_jax.models.patches import patchify, unpatchify
+from ssl_jax.models.vit import ViT, ViTConfig, representations, vit_for
+from ssl_jax.pretext.masking import Mask, MaskConfig, from_noise
+from ssl_jax.randomness import example_keys, stream, substream
+from ssl_jax.task import Batch, DataInfo, Images, Metrics, Params
+
+TARGETS = ("pixels", "normalized_pixels", "pca")
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedImageConfig:
+    """The settings of `task`. The defaults are MAE's."""
+
+    mask: MaskConfig = dataclasses.field(default_factory=MaskConfig)
+    target: str = "pixels"  # "pixels", "normalized_pixels" (by each patch's own mean and deviation) or "pca"
+    components: int = 96  # of the "pca" target
+    loss: str = "l2"  # "l2" or "l1"
+    loss_on: str = "masked"  # "masked" or "all" patches
+    mask_tokens_in_encoder: bool = False  # the encoder sees every place, hidden ones as a learned token
+    decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
+
+    def __post_init__(self):
+        for name, choices in (("target", TARGETS), ("loss", ("l2", "l1")), ("loss_on", ("masked", "all"))):
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(choices)}")
+        if self.decoder.depth == 0 and not self.mask_tokens_in_encoder:
+            raise UserError("decoder.depth=0: a linear decoder sees no hidden patch; set mask_tokens_in_encoder=True")
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedImage:
+    """Parameters: "encoder" (a ViT), "decoder", and for the PCA target the fixed "pca"."""
+
+    config: MaskedImageConfig
+    encoder: ViT
+    decoder: Decoder
+    info: DataInfo
+
+    name: ClassVar[str] = "masked_image"
+    data: ClassVar[str] = "images"
+    whole_batch: ClassVar[bool] = False
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, info: DataInfo) -> "MaskedImage":
+        task = read(MaskedImageConfig, config.task, "task")
+        if config.model.get("name", "vit") != "vit":
+            raise UserError(f"model.name={config.model.name!r}: the masked_image task needs vit")
+        model = dataclasses.replace(ViTConfig.read(config.model), mask_token=task.mask_tokens_in_encoder)
+        dtype = jnp.dtype(config.training.get("dtype", "float32"))
+        encoder = vit_for(model, tuple(info.shapes["image"].shape), dtype)
+        task.mask.check(encoder.grid, "task.mask")
+        outputs = model.patch[0] * model.patch[1] * encoder.channels
+        if task.target == "pca":
+            if not 0 < task.components <= outputs:
+                raise UserError(f"task.components={task.components}: a patch has {outputs} values; use at most so many")
+            outputs = task.components
+        return cls(task, encoder, Decoder(task.decoder, encoder.grid, outputs, model.prefix, dtype), info)
+
+    # The model ----------------------------------------------------------------------------------------------------
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> Params:
+        """Parameters; the PCA basis is that of the patches of `batch`."""
+        images = jnp.zeros((1, *batch["image"].shape[1:]), jnp.float32)
+        mask = self.config.mask(jax.random.split(key, 1), self.encoder.grid)
+        encoder = self.encoder.init(substream(key, "encoder"), images)["params"]
+        tokens = self._encode({"encoder": encoder}, images, mask, None)
+        decoder = self.decoder.init(substream(key, "decoder"), tokens, visible=self._visible(mask))["params"]
+        params = {"encoder": encoder, "decoder": decoder}
+        if self.config.target == "pca":
+            params["pca"] = principal_components(patchify(batch["image"], self.encoder.config.patch), self.config.components)
+        return params
+
+    def _visible(self, mask: Mask):
+        return None if self.config.mask_tokens_in_encoder else mask.visible
+
+    def _encode(self, params, images, mask, keys):
+        hidden = mask.hidden if self.config.mask_tokens_in_encoder else None
+        return self.encoder.apply({"params": params["encoder"]}, images, visible=self._visible(mask), mask=hidden, keys=keys)[0]
+
+    def predict(self, params: Params, images: Float[Array, "b h w c"], mask: Mask, keys=None) -> Float[Array, "b n out"]:
+        """The target of every patch, as predicted from the visible ones."""
+        tokens = self._encode(params, images, mask, keys)
+        keys = None if keys is None else substream(keys, "decoder")
+        return self.decoder.apply({"params": params["decoder"]}, tokens, visible=self._visible(mask), keys=keys)
+
+    def target(self, params: Params, images: Float[Array, "b h w c"]) -> Float[Array, "b n out"]:
+        """What is to be predicted (section 3, "Reconstruction target"; table 1d)."""
+        patches = patchify(images.astype(jnp.float32), self.encoder.config.patch)
+        if self.config.target == "normalized_pixels":
+            mean, deviation = moments(patches)
+            return (patches - mean) / deviation
+        if self.config.target == "pca":
+            fixed = jax.lax.stop_gradient(params["pca"])
+            return (patches - fixed["mean"]) @ fixed["basis"]
+        return patches
+
+    # The contract -------------------------------------------------------------------------------------------------
+
+    def loss(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool) -> tuple[Float[Array, ""], Metrics]:
+        keys = example_keys(key, batch["position"])
+        mask = self.config.mask(substream(keys, "mask"), self.encoder.grid)
+        prediction = self.predict(params, batch["image"], mask, substream(keys, "dropout") if train else None)
+        loss = self._loss(prediction, self.target(params, batch["image"]), mask.hidden)
+        return loss, {"loss": loss}
+
+    def _loss(self, prediction, target, hidden: Bool[Array, "b n"]) -> Float[Array, ""]:
+        error = prediction - target
+        error = jnp.mean(jnp.square(error) if self.config.loss == "l2" else jnp.abs(error), axis=-1)
+        return jnp.mean(error) if self.config.loss_on == "all" else jnp.sum(error * hidden) / jnp.sum(hidden)
+
+    def features(self, params: Params, batch: Batch) -> dict[str, Array]:
+        tokens, intermediates = self.encoder.apply({"params": params["encoder"]}, batch["image"])
+        return representations(self.encoder.config, tokens, intermediates)
+
+    def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """ "loss", "pred" f32[batch, patches, outputs] and "mask" (1 where hidden); the patches of the least batch["noise"]
+        f32[batch, patches] are visible, drawn when it is not given."""
+        images = batch["image"]
+        if "noise" in batch:
+            mask = from_noise(batch["noise"], self.config.mask.kept(self.encoder.grid))
+        else:
+            mask = self.config.mask(example_keys(stream(0, "mask"), jnp.arange(images.shape[0])), self.encoder.grid)
+        prediction = self.predict(params, images, mask)
+        loss = self._loss(prediction, self.target(params, images), mask.hidden)
+        return {"loss": loss, "pred": prediction, "mask": mask.hidden.astype(jnp.float32)}
+
+    def panels(self, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, Images]:
+        columns = ("original", "masked", "reconstruction", "reconstruction + visible")
+        rows = jax.jit(self._pictures)(params, batch["image"], example_keys(key, jnp.arange(len(batch["image"]))))
+        return {"reconstruction": Images(np.asarray(rows), columns)}
+
+    def _pictures(self, params, images, keys) -> Float[Array, "rows columns h w c"]:
+        """Pixels in [0, 1]; targets are turned back into pixels with the true statistics of each patch."""
+        patch, grid = self.encoder.config.patch, self.encoder.grid
+        mask = self.config.mask(substream(keys, "mask"), grid)
+        original = patchify(images.astype(jnp.float32), patch)
+        predicted = self.predict(params, images, mask)
+        if self.config.target == "normalized_pixels":
+            mean, deviation = moments(original)
+            predicted = predicted * deviation + mean
+        elif self.config.target == "pca":
+            predicted = predicted @ params["pca"]["basis"].T + params["pca"]["mean"]
+        hidden = mask.hidden[..., None]
+        scale, shift = np.float32(self.info.std or 1.0), np.float32(self.info.mean or 0.0)
+        show = lambda patches: jnp.clip(unpatchify(patches, patch, grid) * scale + shift, 0, 1)
+        grey = unpatchify(jnp.broadcast_to(hidden, original.shape), patch, grid)
+        shown = [show(original), jnp.where(grey, 0.5, show(original)), show(predicted)]
+        return jnp.stack([*shown, show(jnp.where(hidden, predicted, original))], axis=1)
+
+    def after_update(self, params: Params, step: Any) -> Params:
+        return params
+
+    def flops(self) -> float:
+        kept = None if self.config.mask_tokens_in_encoder else self.config.mask.kept(self.encoder.grid)
+        return 3 * (self.encoder.flops_forward(kept) + self.decoder.flops_forward(self.encoder.config.width, kept))
+
+
+def moments(patches: Float[Array, "b n pixels"]) -> tuple[Float[Array, "b n 1"], Float[Array, "b n 1"]]:
+    """Each patch's mean and deviation sqrt(var + 1e-6), the variance unbiased as torch's is."""
+    return jnp.mean(patches, -1, keepdims=True), jnp.sqrt(jnp.var(patches, -1, keepdims=True, ddof=1) + 1e-6)
+
+
+def principal_components(patches: Float[Array, "b n pixels"], components: int) -> dict[str, Array]:
+    """The mean patch and the orthonormal directions of largest variance, f32[pixels, components]."""
+    flat = patches.reshape(-1, patches.shape[-1]).astype(jnp.float32)
+    mean = jnp.mean(flat, axis=0)
+    _, directions = jnp.linalg.eigh((flat - mean).T @ (flat - mean))  # in the order of rising variance
+    return {"mean": mean, "basis": directions[:, ::-1][:, :components]}
