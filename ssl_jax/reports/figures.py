@@ -1,0 +1,181 @@
+"""Figures as PNG: loss curves, the other metrics, label efficiency. Each takes plain numbers, and a theme."""
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+_LIGHT = ("#2563c9", "#d9632b", "#2f8f5b", "#9046b8", "#b8860b", "#0f8b99")
+_DARK = ("#6ea8ff", "#ff9a66", "#63cf95", "#c78bf0", "#e0b64a", "#52c9d8")
+THEMES = {
+    "light": dict(background="#ffffff", text="#22272e", grid="#e3e6ea", colours=_LIGHT),
+    "dark": dict(background="#1b1f26", text="#d7dce3", grid="#343b46", colours=_DARK),
+}
+_EFFICIENCY = re.compile(r"label_efficiency/([\d.]+)\s*%/(?:(\w+)/)?(?:\w+/)?(mean|accuracy)$")
+METHODS = {"finetune": "fine-tuned", "scratch": "from scratch", "linear_probe": "linear probe"}
+
+
+def _axes(theme: str, size: tuple[float, float] = (6.0, 3.5), rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
+    """A figure and its axes, drawn by Agg: no display, no global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    colours = THEMES[theme]
+    figure = Figure(figsize=size, dpi=150, facecolor=colours["background"], layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_facecolor(colours["background"])
+        axes.grid(True, color=colours["grid"], linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.tick_params(colors=colours["text"], labelsize=8.5, length=0)
+        axes.minorticks_off()
+        for name, spine in axes.spines.items():
+            spine.set_visible(name == "bottom")
+            spine.set_color(colours["text"])
+    return figure, grid
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor=figure.get_facecolor(), metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _label(axes: Any, theme: str, x: str, y: str, legend: bool = True) -> None:
+    text = THEMES[theme]["text"]
+    axes.set_xlabel(x, color=text, fontsize=9)
+    axes.set_ylabel(y, color=text, fontsize=9)
+    if legend:
+        axes.legend(frameon=False, fontsize=8.5, labelcolor=text)
+
+
+def series(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+    """Steps and values of one metric; where a run resumed and logged a step again, the later value counts."""
+    found = {}
+    for line in metrics:
+        value = line.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and isinstance(line.get("step"), int | float):
+            found[line["step"]] = value
+    steps = sorted(found)
+    return np.array(steps, np.float64), np.array([found[step] for step in steps], np.float64)
+
+
+def running_mean(values: Float[np.ndarray, "n"], window: int) -> Float[np.ndarray, "n"]:
+    """Centred mean over `window` values; at the ends over those that there are, so that nothing is invented there."""
+    base = values[0] if len(values) else 0.0  # differences from it keep a constant exactly constant
+    total = np.concatenate([[0.0], np.cumsum(values - base)])
+    i, half = np.arange(len(values)), window // 2
+    low, high = np.maximum(i - half, 0), np.minimum(i + half + 1, len(values))
+    return base + (total[high] - total[low]) / (high - low)
+
+
+def loss_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, log_x: bool = False, theme: str = "light",
+                metric: str = "loss") -> bytes | None:  # fmt: skip
+    """The loss of each run against its step: every logged value in a pale line, its running mean over it.
+
+    A loss that is not finite is marked where it first occurs. None where no run logged the metric.
+    """
+    curves = {name: series(lines, metric) for name, lines in runs.items()}
+    if not any(len(steps) for steps, _ in curves.values()):
+        return None
+    figure, grid = _axes(theme)
+    axes = grid[0, 0]
+    for (name, (steps, values)), colour in zip(curves.items(), _cycle(theme), strict=False):
+        finite = np.isfinite(values)
+        if not finite.all():
+            first = steps[~finite][0]
+            axes.axvline(first, color=colour, linestyle=":", linewidth=1.2, label=f"{name}: not finite at step {first:.0f}")
+        steps, values = steps[finite], values[finite]
+        if log_x:
+            steps, values = steps[steps > 0], values[steps > 0]
+        window = max(1, len(values) // 50) | 1
+        smooth = window > 1
+        marker = "o" if len(values) == 1 else None
+        axes.plot(steps, values, color=colour, linewidth=0.8 if smooth else 1.6, alpha=0.35 if smooth else 1.0, marker=marker,
+                  label=None if smooth else name)  # fmt: skip
+        if smooth:
+            axes.plot(
+                steps, running_mean(values, window), color=colour, linewidth=1.7, label=f"{name} (mean of {window} values)"
+            )
+    if log_x:
+        axes.set_xscale("log")
+    _label(axes, theme, "step", metric)
+    return _png(figure)
+
+
+def metrics_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, theme: str = "light", most: int = 12) -> bytes | None:
+    """Every other logged metric in a small plot of its own; None where there is none."""
+    names: dict[str, None] = {}
+    for lines in runs.values():
+        for line in lines:
+            names.update((k, None) for k, v in line.items() if isinstance(v, int | float) and not isinstance(v, bool))
+    wanted = [
+        name for name in names if name not in ("step", "loss") and any(len(series(r, name)[0]) > 1 for r in runs.values())
+    ]
+    wanted = wanted[:most]
+    if not wanted:
+        return None
+    columns = min(3, len(wanted))
+    count = math.ceil(len(wanted) / columns)
+    figure, grid = _axes(theme, (3.2 * columns, 2.1 * count), count, columns)
+    for axes, name in zip(grid.flat, wanted, strict=False):
+        for lines, colour in zip(runs.values(), _cycle(theme), strict=False):
+            steps, values = series(lines, name)
+            keep = np.isfinite(values)
+            window = max(1, int(keep.sum()) // 50) | 1
+            axes.plot(steps[keep], values[keep], color=colour, linewidth=0.7, alpha=0.3 if window > 1 else 1.0)
+            if window > 1:
+                axes.plot(steps[keep], running_mean(values[keep], window), color=colour, linewidth=1.3)
+        axes.ticklabel_format(axis="y", useOffset=False)
+        axes.set_title(name, fontsize=9, color=THEMES[theme]["text"], loc="left")
+    for axes in list(grid.flat)[len(wanted) :]:
+        axes.set_visible(False)
+    return _png(figure)
+
+
+def label_efficiency(results: Mapping[str, float]) -> dict[str, list[tuple[float, float, float | None]]]:
+    """method -> [(percent of the labels, accuracy, standard error or None)], in order of the percentage."""
+    curves: dict[str, list] = {}
+    for name, value in results.items():
+        if match := _EFFICIENCY.fullmatch(name):
+            stderr = results.get(f"{name.rpartition('/')[0]}/stderr") if match[3] == "mean" else None
+            curves.setdefault(match[2] or "finetune", []).append((float(match[1]), value, stderr))
+    return {method: sorted(points, key=lambda point: point[0]) for method, points in curves.items()}
+
+
+def label_efficiency_figure(runs: Mapping[str, Mapping[str, float]], *, theme: str = "light") -> bytes | None:
+    """Accuracy against the share of the labels, with standard errors; None where no run measured it.
+
+    A colour is a run, a line style a method: fine-tuned, from scratch ...
+    """
+    curves = {name: label_efficiency(results) for name, results in runs.items()}
+    if not any(curves.values()):
+        return None
+    figure, grid = _axes(theme)
+    axes, alone = grid[0, 0], len([1 for found in curves.values() if found]) == 1
+    colours, styles = _cycle(theme), ("-", "--", ":", "-.")
+    methods = list(dict.fromkeys(method for found in curves.values() for method in found))
+    ticks = set()
+    for r, (name, found) in enumerate(curves.items()):
+        for method, points in found.items():
+            m = methods.index(method)
+            percent, mean, stderr = zip(*points, strict=True)
+            label = METHODS.get(method, method) if alone else f"{name}: {METHODS.get(method, method)}"
+            line = dict(color=colours[m if alone else r], linestyle=styles[m % len(styles)], linewidth=1.7)
+            axes.errorbar(percent, mean, [e or 0.0 for e in stderr], marker="o", markersize=4.5, capsize=3, label=label, **line)
+            ticks.update(percent)
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(ticks), [f"{tick:g} %" for tick in sorted(ticks)])
+    axes.minorticks_off()
+    _label(axes, theme, "share of the labels", "accuracy (bars: standard error)")
+    return _png(figure)
+
+
+def _cycle(theme: str) -> tuple[str, ...]:
+    """Enough colours for any number of runs."""
+    return THEMES[theme]["colours"] * 8

@@ -1,0 +1,84 @@
+"""What a person looks at, as files: sheets of images with column captions, and text."""
+
+import io
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float
+
+from ssl_jax.task import Images, Text
+
+GAP, MARGIN, CAPTION = 4, 8, 22
+SMALLEST = 96  # an image is enlarged, by a whole factor, to at least so many pixels
+
+
+def image_sheet(panel: Images) -> bytes:
+    """The PNG of a panel: rows of images under their columns' captions; small images are enlarged without smoothing.
+
+    Values outside [0, 1] are clipped and NaN is shown black. One channel is grey, three or more are red, green, blue ...
+    """
+    from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+    pixels = _bytes(panel.array)
+    rows, columns, height, width, _ = pixels.shape
+    scale = max(1, -(-SMALLEST // min(height, width)))
+    cell_h, cell_w = height * scale, width * scale
+    size = (2 * MARGIN + columns * cell_w + (columns - 1) * GAP, MARGIN + CAPTION + rows * cell_h + (rows - 1) * GAP + MARGIN)
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for c in range(columns):
+        left = MARGIN + c * (cell_w + GAP)
+        caption = _fit(panel.columns[c] if c < len(panel.columns) else "", font, cell_w)
+        draw.text((left, MARGIN), caption, fill="black", font=font)
+        for r in range(rows):
+            image = Image.fromarray(pixels[r, c]).resize((cell_w, cell_h), Image.Resampling.NEAREST)
+            sheet.paste(image, (left, MARGIN + CAPTION + r * (cell_h + GAP)))
+    note = PngImagePlugin.PngInfo()
+    note.add_text("Description", ", ".join(panel.columns))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", pnginfo=note)
+    return buffer.getvalue()
+
+
+def _bytes(array: Float[np.ndarray, "rows columns height width channels"]) -> np.ndarray:
+    """u8 with three channels."""
+    array = np.nan_to_num(np.asarray(array, np.float32), nan=0.0)
+    channels = array.shape[-1]
+    if channels == 1:
+        array = np.repeat(array, 3, axis=-1)
+    elif channels == 2:
+        array = np.concatenate([array, np.zeros_like(array[..., :1])], axis=-1)
+    return (np.clip(array[..., :3], 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _fit(text: str, font, width: int) -> str:
+    """`text`, cut to `width` pixels."""
+    while text and font.getlength(text) > width:
+        text = text[:-2].rstrip("…") + "…" if len(text) > 2 else ""
+    return text
+
+
+def save_panels(panels: Mapping[str, Images | Text], directory: str | os.PathLike) -> list[pathlib.Path]:
+    """Writes each panel of a task as NAME.png or NAME.txt into `directory`, where a report finds it; returns the paths."""
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, panel in panels.items():
+        stem = re.sub(r"[^\w.+-]+", "_", name).strip(".") or "panel"
+        if isinstance(panel, Text):
+            path, content = directory / f"{stem}.txt", "\n".join(panel.lines).encode() + b"\n"
+        else:
+            path, content = directory / f"{stem}.png", image_sheet(panel)
+        write(path, content)
+        paths.append(path)
+    return paths
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file whole or not at all: a reader never sees half of it."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_bytes(content)
+    os.replace(scratch, path)

@@ -1,0 +1,173 @@
+"""A work directory as a report reads it: whatever is there, finished or interrupted."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ssl_jax.errors import UserError
+
+# Keys of config.json that tell where and with what a run was made, rather than configure it.
+ENVIRONMENT = (
+    "versions", "git_commit", "git", "commit", "device", "devices", "hardware", "platform", "python", "command", "host",
+    "processes", "started", "ssl_jax",
+)  # fmt: skip
+CARDS = ("card", "recipe_card", "recipe")
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One panel on disk: the PNG's bytes or the text."""
+
+    name: str
+    png: bytes | None = None
+    text: str | None = None
+    caption: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a work directory holds. Every part may be empty: a run that was interrupted gets a report of what it reached."""
+
+    name: str
+    path: pathlib.Path
+    config: Mapping[str, Any]  # nested
+    environment: Mapping[str, Any]  # versions, commit, device ...
+    card: str
+    metrics: Sequence[Mapping[str, Any]]
+    results: Mapping[str, float]
+    timings: Mapping[str, float]  # seconds by phase
+    panels: Sequence[Panel]
+
+    @property
+    def expected(self) -> Mapping[str, Sequence[float]]:
+        found = self.config.get("expected") or {}
+        return {name: ends for name, ends in found.items() if isinstance(ends, list | tuple) and len(ends) == 2}
+
+    @property
+    def last_step(self) -> int | None:
+        steps = [line["step"] for line in self.metrics if isinstance(line.get("step"), int | float)]
+        return int(max(steps)) if steps else None
+
+
+def load_run(workdir: str | os.PathLike, name: str | None = None) -> Run:
+    """Reads a work directory. Raises UserError where there is none, or where a file is not what it should be."""
+    path = pathlib.Path(workdir)
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such work directory")
+    if not any((path / file).is_file() for file in ("config.json", "metrics.jsonl", "results.json")):
+        raise UserError(f"{path}: holds no run; expected a work directory with config.json, metrics.jsonl or results.json")
+    document = _object(path / "config.json")
+    config = document.get("config") if isinstance(document.get("config"), dict) else document
+    environment = {key: document[key] for key in ENVIRONMENT if key in document and document[key] not in (None, {}, [])}
+    config = {key: value for key, value in config.items() if key not in (*ENVIRONMENT, *CARDS)}
+    card = next((str(document[key]) for key in CARDS if document.get(key)), "")
+    results = {
+        k: v for k, v in _object(path / "results.json").items() if isinstance(v, int | float) and not isinstance(v, bool)
+    }
+    timings = {k: v for k, v in _object(path / "timings.json").items() if isinstance(v, int | float)}
+    label = name or path.resolve().name
+    return Run(
+        label,
+        path,
+        config,
+        environment,
+        card.strip(),
+        _lines(path / "metrics.jsonl"),
+        results,
+        timings,
+        _panels(path / "panels"),
+    )
+
+
+def load_runs(workdirs: Sequence[str | os.PathLike]) -> list[Run]:
+    """Several runs, each with a name of its own: the shortest tail of its path that tells it from the others."""
+    paths = [pathlib.Path(w).resolve() for w in workdirs]
+    for i, path in enumerate(paths):
+        if path in paths[:i]:
+            raise UserError(f"{workdirs[i]}: is named twice")
+    runs = []
+    for workdir, path in zip(workdirs, paths, strict=True):
+        parts = 1
+        tail = lambda p, n: "/".join(p.parts[-n:])
+        while sum(tail(other, parts) == tail(path, parts) for other in paths) > 1:  # noqa: B023
+            parts += 1
+        runs.append(load_run(workdir, tail(path, parts)))
+    return runs
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested config by full key: {"task.mask.ratio": 0.75}."""
+    found = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            found.update(flat(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """The config keys in which the runs differ, with each run's value (None where it has no such key)."""
+    configs = [flat(run.config) for run in runs]
+    keys = sorted({key for config in configs for key in config})
+    rows = {key: [config.get(key) for config in configs] for key in keys}
+    return {key: values for key, values in rows.items() if any(value != values[0] for value in values)}
+
+
+def _object(path: pathlib.Path) -> dict[str, Any]:
+    """The JSON object in a file; {} where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not JSON: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected an object, found {type(value).__name__}")
+    return value
+
+
+def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file. A last line without its end is what a killed run leaves, and is left out."""
+    if not path.is_file():
+        return []
+    lines, found = path.read_text(encoding="utf-8", errors="replace").split("\n"), []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                continue
+            raise UserError(f"{path}: line {number} is not JSON") from None
+        if not isinstance(value, dict):
+            raise UserError(f"{path}: line {number} is not an object")
+        found.append(value)
+    return found
+
+
+def _panels(directory: pathlib.Path) -> list[Panel]:
+    found = []
+    for path in sorted(directory.glob("*")) if directory.is_dir() else ():
+        if path.name.startswith("."):
+            continue
+        if path.suffix == ".png":
+            found.append(Panel(path.stem, png=path.read_bytes(), caption=_caption(path)))
+        elif path.suffix == ".txt":
+            found.append(Panel(path.stem, text=path.read_text(encoding="utf-8", errors="replace")))
+    return found
+
+
+def _caption(path: pathlib.Path) -> str:
+    """A PNG's own description."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return str(image.info.get("Description", ""))
+    except OSError:
+        raise UserError(f"{path}: is not a PNG image; remove it") from None

@@ -1,0 +1,193 @@
+"""The report: one page that opens anywhere, of a whole run or of what an interrupted one left."""
+
+import html.parser
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssl_jax.errors import UserError
+from ssl_jax.reports import figures
+from ssl_jax.reports.panels import image_sheet, save_panels
+from ssl_jax.reports.report import duration, write_report
+from ssl_jax.reports.run import load_run
+from ssl_jax.task import Images, Text
+
+HOSTILE = "<script>alert('&')</script>"
+
+
+def make_run(directory, *, lr=1e-3, results=True, metrics=True):
+    directory.mkdir(parents=True)
+    config = {"seed": 0, "task": {"name": "masked_image"}, "model": {"name": "vit"}, "optimizer": {"lr": lr, "name": HOSTILE},
+              "data": {"train": "bundled:fashion_mnist/train"}, "expected": {"linear_probe/accuracy": [0.8, 0.9]}}  # fmt: skip
+    document = {"config": config, "versions": {"jax": "0.10.2"}, "device": {"kind": HOSTILE}, "card": f"Card {HOSTILE}"}
+    (directory / "config.json").write_text(json.dumps(document))
+    if metrics:
+        lines = [{"step": s, "loss": 1 / s, "lr": lr, "images/s": 100 + s} for s in range(1, 400)]
+        (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if results:
+        found = {"linear_probe/accuracy": 0.88, "linear_probe/random_encoder/accuracy": 0.79, HOSTILE: 0.5}
+        for percent, ours, scratch in ((1, 0.81, 0.75), (10, 0.85, 0.79)):
+            found |= {f"label_efficiency/{percent}%/finetune/mean": ours, f"label_efficiency/{percent}%/finetune/stderr": 0.01,
+                      f"label_efficiency/{percent}%/scratch/mean": scratch}  # fmt: skip
+        (directory / "results.json").write_text(json.dumps(found))
+    panels = {
+        "reconstruction": Images(np.zeros((2, 3, 8, 8, 1)), ("masked", "filled", "original")),
+        "samples": Text((HOSTILE, "x")),
+    }
+    save_panels(panels, directory / "panels")
+    return directory
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags, attributes and text, and checks that elements nest."""
+
+    VOID = ("meta", "img", "source", "br")
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.stack, self.content = [], [], [], ""
+        self.feed(text)
+        assert self.stack == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "srcset", "href")]
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        self.content += data
+
+
+def test_the_page_stands_alone_and_escapes_what_comes_from_data(tmp_path):
+    page = Page(write_report(make_run(tmp_path / "run")).read_text())
+    assert "script" not in page.tags
+    assert page.content.count(HOSTILE) == 5  # config value, device, card, result name, text panel
+    assert page.links and all(link.startswith("data:image/png;base64,") for link in page.links)
+    for text in ("0.8800", "0.7900", "0.8 to 0.9 ✓", "399 steps", "optimizer.lr", "0.10.2"):
+        assert text in page.content
+
+
+def test_markdown_and_figures_lie_beside_the_page(tmp_path):
+    run = make_run(tmp_path / "run")
+    write_report(run)
+    names = {path.name for path in run.iterdir()}
+    assert {"report.html", "report.md", "report_loss.png", "report_label_efficiency.png", "report_metrics.png"} <= names
+    text = (run / "report.md").read_text()
+    assert "| linear_probe/accuracy | 0.8800 | 0.7900 | 0.8 to 0.9 ✓ |" in text
+    for line in text.splitlines():
+        if line.startswith("!["):
+            assert (run / line.rpartition("(")[2].rstrip(")")).is_file()
+    assert not [name for name in names if name.startswith(".")]
+
+
+@pytest.mark.parametrize("left", ["config", "metrics", "half a line"])
+def test_an_interrupted_run_gets_a_report(tmp_path, left):
+    run = make_run(tmp_path / "run", results=False, metrics=left != "config")
+    if left == "half a line":
+        with open(run / "metrics.jsonl", "a") as file:
+            file.write('{"step": 400, "lo')
+        assert load_run(run).last_step == 399
+    page = Page(write_report(run).read_text())
+    assert "not measured" in page.content and "no results yet" in page.content
+
+
+def test_runs_stand_side_by_side_with_what_differs(tmp_path):
+    a, b = make_run(tmp_path / "x" / "run", lr=1e-3), make_run(tmp_path / "y" / "run", lr=3e-3)
+    path = write_report([a, b], tmp_path / "both")
+    assert path == tmp_path / "both" / "comparison.html"
+    page = Page(path.read_text())
+    for text in ("x/run", "y/run", "What differs", "0.003"):
+        assert text in page.content
+    assert not (a / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("results.json", "{", "results.json: is not JSON"),
+        ("results.json", "[1]", "results.json: expected an object, found list"),
+        ("metrics.jsonl", '{"step": 1}\nbad\n{"step": 2}\n', "metrics.jsonl: line 2 is not JSON"),
+        ("panels/x.png", "no image", "x.png: is not a PNG image"),
+    ],
+)
+def test_a_broken_file_is_named_and_nothing_is_written(tmp_path, file, content, message):
+    run = make_run(tmp_path / "run")
+    (run / file).write_text(content)
+    with pytest.raises(UserError, match=message):
+        write_report(run)
+    assert not (run / "report.html").exists()
+
+
+def test_what_is_no_work_directory_is_refused(tmp_path):
+    with pytest.raises(UserError, match="there is no such work directory"):
+        write_report(tmp_path / "missing")
+    with pytest.raises(UserError, match="holds no run"):
+        write_report(tmp_path)
+    with pytest.raises(UserError, match="at least one"):
+        write_report([])
+    run = make_run(tmp_path / "run")
+    with pytest.raises(UserError, match="is named twice"):
+        write_report([run, str(run)])
+
+
+def size(png):
+    return Image.open(io.BytesIO(png)).size
+
+
+@pytest.mark.parametrize(("shape", "expected"), [
+    ((2, 3, 28, 28, 1), (2 * 8 + 3 * 112 + 2 * 4, 8 + 22 + 2 * 112 + 4 + 8)),
+    ((1, 2, 200, 120, 3), (2 * 8 + 2 * 120 + 4, 8 + 22 + 200 + 8)),
+])  # fmt: skip
+def test_a_sheet_has_room_for_every_image(shape, expected):
+    assert size(image_sheet(Images(np.zeros(shape), ("a",) * shape[1]))) == expected
+
+
+def test_a_sheet_shows_the_pixels():
+    """Each image lies in its row and column with its own colour; values outside [0, 1] are clipped."""
+    array = np.zeros((2, 2, 96, 96, 3))
+    array[0, 1] = (0, 2.0, 0)
+    array[1, 0] = (-1.0, 0, 1.0)
+    sheet = np.asarray(Image.open(io.BytesIO(image_sheet(Images(array, ("a", "b"))))))
+    assert sheet[30 + 48, 8 + 100 + 48].tolist() == [0, 255, 0]
+    assert sheet[30 + 100 + 48, 8 + 48].tolist() == [0, 0, 255]
+
+
+def test_figures_draw_in_both_themes_and_skip_what_is_not_there():
+    metrics = {"a": [{"step": s, "loss": float("nan") if s > 80 else 1 / s} for s in range(1, 100)], "b": []}
+    light, dark = (figures.loss_figure(metrics, theme=theme, log_x=True) for theme in ("light", "dark"))
+    assert size(light) == size(dark) and light != dark
+    assert figures.loss_figure({"a": []}) is None
+    assert figures.metrics_figure(metrics) is None
+    assert figures.label_efficiency_figure({"a": {"linear_probe/accuracy": 1.0}}) is None
+
+
+def test_a_step_logged_twice_counts_once_with_its_later_value():
+    steps, values = figures.series([{"step": 2, "loss": 5}, {"step": 1, "loss": 9}, {"step": 2, "loss": 4}], "loss")
+    assert steps.tolist() == [1, 2] and values.tolist() == [9, 4]
+
+
+def test_the_running_mean_is_numpys_mean_of_the_values_that_there_are():
+    values = np.random.default_rng(0).normal(size=31)
+    means = [values[max(0, i - 3) : i + 4].mean() for i in range(31)]
+    np.testing.assert_allclose(figures.running_mean(values, 7), means, rtol=0, atol=1e-14)
+
+
+def test_label_efficiency_is_read_in_order_with_its_errors():
+    results = {"label_efficiency/10%/finetune/mean": 0.8, "label_efficiency/1%/finetune/mean": 0.7,
+               "label_efficiency/1%/finetune/stderr": 0.1, "label_efficiency/1%/scratch/mean": 0.5}  # fmt: skip
+    assert figures.label_efficiency(results) == {
+        "finetune": [(1.0, 0.7, 0.1), (10.0, 0.8, None)],
+        "scratch": [(1.0, 0.5, None)],
+    }
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(48.21, "48.2 s"), (341.2, "5 min 41 s"), (8040, "2 h 14 min")])
+def test_durations_read_well(seconds, text):
+    assert duration(seconds) == text
