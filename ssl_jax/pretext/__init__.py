@@ -3,4 +3,6 @@
 # One line a task: its name in a config -> where it lives. A new one needs its file, its line here and a config.
 TASKS: dict[str, str] = {
     "masked_image": "ssl_jax.pretext.masked_image:MaskedImage",
+    "next_token": "ssl_jax.pretext.next_token:NextToken",
+    "masked_token": "ssl_jax.pretext.masked_token:MaskedToken",
 }

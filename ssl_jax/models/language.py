@@ -1,0 +1,187 @@
+"""Transformers over tokens: GPT-2, LLaMA, BERT, RoBERTa, ModernBERT and text towers are settings of one module."""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ssl_jax.errors import UserError
+from ssl_jax.models.layers import ACTIVATIONS, Keys, Norm, Stack, TransformerConfig, dropout, norm_of
+
+POSITIONS = ("learned", "rope", "sincos", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageConfig(TransformerConfig):
+    """The defaults are GPT-2's (Radford et al. 2019; initialisation of section 2.3)."""
+
+    norm_eps: float = 1e-5
+    init: str = "gpt2"
+    context_length: int | None = None  # the longest sequence; default: the data's
+    positions: str = "learned"  # one of POSITIONS; "sincos" is sinusoidal with a learned scale (Hua et al. 2022)
+    position_offset: int = 0  # RoBERTa's first position is 2
+    token_types: int = 0  # BERT: 2, which of two sentences
+    embedding_norm: bool = False  # BERT, ModernBERT
+    final_norm: bool = True  # False for post-norm blocks, which end with one
+    tied: bool = True  # the output layer is the embedding, transposed
+    output_bias: bool = False
+    head_transform: bool = False  # BERT: dense, activation and norm before the output layer
+    pooler: bool = False  # BERT: dense and tanh over [CLS], for next-sentence prediction
+    vocabulary_multiple: int = 1  # pad the embedding to a multiple (nanoGPT: 64)
+
+    def __post_init__(self):
+        if self.positions not in POSITIONS:
+            raise UserError(f"positions={self.positions!r}: must be one of {', '.join(POSITIONS)}")
+        if self.positions == "rope" and self.rope_theta is None:
+            object.__setattr__(self, "rope_theta", 10_000.0)
+        if self.context_length is not None and self.context_length < 1:
+            raise UserError(f"context_length={self.context_length}: must be at least 1")
+        for name in ("position_offset", "token_types"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)}: must not be negative")
+        if self.vocabulary_multiple < 1:
+            raise UserError(f"vocabulary_multiple={self.vocabulary_multiple}: must be at least 1")
+        super().__post_init__()
+
+    def padded(self, vocabulary: int) -> int:
+        """Rows of the embedding for `vocabulary` tokens."""
+        return -(-vocabulary // self.vocabulary_multiple) * self.vocabulary_multiple
+
+    def flops_head(self, tokens: float, vocabulary: int) -> float:
+        """Matmul FLOPs of the output layer on `tokens` tokens, forward."""
+        transform = 2 * tokens * self.width**2 if self.head_transform else 0
+        return transform + 2 * tokens * self.width * self.padded(vocabulary)
+
+
+def sinusoids(positions: Int[Array, "batch time"], width: int) -> Float[Array, "batch time {width}"]:
+    """Fixed sinusoidal positions, sine and cosine interleaved (Vaswani et al. 2017, section 3.5)."""
+    frequency = jnp.exp(-math.log(10_000.0) * jnp.arange(0, width, 2) / width)
+    angle = positions[..., None] * frequency
+    return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(*positions.shape, -1)[..., :width]
+
+
+class Transformer(nn.Module):
+    """Token ids -> hidden states, without an output layer. `causal` makes it a decoder, `cross` lets it read a context.
+
+    Returns the normalised hidden states [batch, time, width] and the intermediates: "embedding", "block00" ... and, when
+    `caches` are given, "caches". `positions` default to 0, 1, 2 ...; `segments` (equal number = may attend; 0 = padding) keep
+    packed documents apart; further options (`prefix`, `context`, `context_segments`) go to the stack.
+    """
+
+    config: LanguageConfig
+    vocabulary: int
+    causal: bool = False
+    dtype: Any = jnp.float32
+    context_length: int = 0  # when config.context_length is None
+    cross: bool = False
+
+    @property
+    def context(self) -> int:
+        """The longest sequence it takes."""
+        return self.config.context_length or self.context_length
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "batch time"],
+        *,
+        keys: Keys = None,
+        positions: Int[Array, "#batch time"] | None = None,
+        segments: Int[Array, "batch time"] | None = None,
+        token_types: Int[Array, "batch time"] | None = None,
+        caches: list | None = None,
+        **options,
+    ) -> tuple[Float[Array, "batch time dim"], dict]:
+        c = self.config
+        init = nn.initializers.normal(c.init_std)
+        table = self.param("token_embedding", init, (c.padded(self.vocabulary), c.width))
+        x = jnp.take(table, tokens, axis=0)
+        if positions is None:
+            positions = jnp.arange(tokens.shape[1])[None]
+        if c.positions == "learned":
+            rows = self.context + c.position_offset
+            place = self.param("position_embedding", init, (rows, c.width))
+            x = x + jnp.take(place, positions + c.position_offset, axis=0)
+        elif c.positions == "sincos":
+            scale = self.param("position_scale", nn.initializers.constant(c.width**-0.5), ())
+            x = x + scale * sinusoids(positions, c.width)
+        if c.token_types:
+            kinds = self.param("type_embedding", init, (c.token_types, c.width))
+            x = x + (kinds[0] if token_types is None else jnp.take(kinds, token_types, axis=0))
+        x = x.astype(self.dtype)
+        if c.embedding_norm:
+            x = norm_of(c, self.dtype, "embedding_norm")(x)
+        x = dropout(x, c.dropout, keys, "embedding")
+        embedding = x
+        stack = Stack(c, self.causal, self.cross, self.dtype, name="stack")
+        x, intermediates = stack(x, keys=keys, positions=positions, segments=segments, caches=caches, **options)
+        if c.final_norm:
+            x = norm_of(c, self.dtype, "final_norm")(x)
+        return x, {"embedding": embedding, **intermediates}
+
+    def empty_caches(self, batch: int, length: int) -> list[dict[str, Array]]:
+        """Key-value caches for `length` tokens, one a block."""
+        c = self.config
+        shape = (batch, c.kv_heads or c.heads, length, c.width_of_head)
+        empty = lambda: {
+            "key": jnp.zeros(shape, self.dtype), "value": jnp.zeros(shape, self.dtype), "length": jnp.zeros((), jnp.int32)
+        }  # fmt: skip
+        return [empty() for _ in range(c.depth)]
+
+
+class Head(nn.Module):
+    """What stands between hidden states and the cross-entropy: features, and the output layer's weight and bias.
+
+    Logits are `features @ weight.T + bias`; `models.cross_entropy` computes the loss without holding all of them.
+    """
+
+    config: LanguageConfig
+    vocabulary: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, hidden: Float[Array, "*batch dim"], embedding: Float[Array, "vocabulary dim"]
+    ) -> tuple[Float[Array, "*batch dim"], Float[Array, "vocabulary dim"], Float[Array, "vocabulary"] | None]:
+        c = self.config
+        x = hidden
+        if c.head_transform:
+            x = nn.Dense(c.width, use_bias=c.bias, kernel_init=c.dense_init(), dtype=self.dtype, name="transform")(x)
+            x = Norm(c.norm, c.norm_eps, c.norm_bias, self.dtype, name="transform_norm")(ACTIVATIONS[c.activation](x))
+        rows = c.padded(self.vocabulary)
+        weight = embedding if c.tied else self.param("weight", nn.initializers.normal(c.init_std), (rows, c.width))
+        bias = self.param("bias", nn.initializers.zeros, (rows,)) if c.output_bias else None
+        return x, weight, bias
+
+
+class Pooler(nn.Module):
+    """tanh(dense([CLS])) (Devlin et al. 2019)."""
+
+    config: LanguageConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "batch time dim"]) -> Float[Array, "batch dim"]:
+        c = self.config
+        return jnp.tanh(nn.Dense(c.width, kernel_init=c.dense_init(), dtype=self.dtype, name="dense")(hidden[:, 0]))
+
+
+def pooled(
+    hidden: Float[Array, "batch time dim"], segments: Int[Array, "batch time"] | None = None
+) -> dict[str, Float[Array, "batch dim"]]:
+    """Sentence embeddings f32: "cls" (the first token), "mean" over the tokens that are not padding, "last" of them."""
+    x = hidden.astype(jnp.float32)
+    if segments is None:
+        return {"cls": x[:, 0], "mean": jnp.mean(x, axis=1), "last": x[:, -1]}
+    real = segments > 0
+    weight = real / jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1)
+    last = jnp.max(jnp.where(real, jnp.arange(x.shape[1]), 0), axis=1)
+    return {
+        "cls": x[:, 0],
+        "mean": jnp.einsum("btd,bt->bd", x, weight),
+        "last": jax.vmap(lambda row, i: row[i])(x, last),
+    }

@@ -1,0 +1,175 @@
+"""Predict the next token (Radford et al. 2018, 2019)."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
+
+from ssl_jax import config as configs
+from ssl_jax.errors import UserError
+from ssl_jax.models.cross_entropy import cross_entropy, logits
+from ssl_jax.models.language import Head, LanguageConfig, Transformer, pooled
+from ssl_jax.randomness import example_keys
+from ssl_jax.task import Batch, DataInfo, Metrics, Params, Text
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """`task.sample`: the continuation a report shows."""
+
+    prompt: str | None = None  # default: the start of a test window
+    tokens: int = 200
+    temperature: float = 0.8
+    top_k: int | None = None
+
+    def __post_init__(self):
+        if self.tokens < 1 or self.temperature < 0:
+            raise UserError(f"tokens={self.tokens}: must be at least 1, and temperature={self.temperature} not negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class NextTokenSettings:
+    """`task` of name "next_token"."""
+
+    z_loss: float = 0.0  # weight of log(Z)^2
+    sample: Sample = dataclasses.field(default_factory=Sample)
+
+    def __post_init__(self):
+        if self.z_loss < 0:
+            raise UserError(f"z_loss={self.z_loss}: must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class NextToken:
+    """A causal transformer and its cross-entropy. The batch holds "tokens" i32[batch, time + 1]; inputs are all but the last.
+
+    With "segments" (packed documents) attention stays inside a document, and no label is taken from the next one;
+    "positions" i32[batch, time + 1] replace 0, 1, 2 ...
+    """
+
+    name: ClassVar[str] = "next_token"
+    data: ClassVar[str] = "tokens"
+    whole_batch: ClassVar[bool] = False
+
+    model: Transformer
+    head: Head
+    settings: NextTokenSettings
+    info: DataInfo
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, info: DataInfo) -> "NextToken":
+        settings = configs.read(NextTokenSettings, config.get("task"), "task")
+        shape, dtype, vocabulary = language_inputs(config, info)
+        length = info.shapes["tokens"].shape[0] - 1
+        shape = with_context(shape, length)
+        model = Transformer(shape, vocabulary, causal=True, dtype=dtype)
+        return cls(model, Head(shape, vocabulary, dtype), settings, info)
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> Params:
+        tokens = batch["tokens"][:1, : self.model.context]
+        return init_language(self.model, self.head, key, tokens)
+
+    def loss(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool) -> tuple[Float[Array, ""], Metrics]:
+        tokens, segments = batch["tokens"], batch.get("segments")
+        keys = example_keys(key, batch["position"]) if train else None
+        options = {} if segments is None else {"segments": segments[:, :-1]}
+        if "positions" in batch:
+            options["positions"] = batch["positions"][:, :-1]
+        hidden, _ = self.model.apply({"params": params["transformer"]}, tokens[:, :-1], keys=keys, **options)
+        weights = batch.get("label_weights")
+        if segments is not None:  # the last token of a document does not predict the first of the next one
+            same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+            weights = same.astype(jnp.float32) if weights is None else weights * same
+        features, weight, bias = self.output(params, hidden)
+        return cross_entropy(features, weight, tokens[:, 1:], bias, label_weights=weights, z_loss=self.settings.z_loss)
+
+    def output(self, params: Params, hidden: Float[Array, "*batch dim"]):
+        """Features, weight and bias of the output layer (`models.language.Head`)."""
+        return self.head.apply({"params": params.get("head", {})}, hidden, params["transformer"]["token_embedding"])
+
+    def features(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """Of the first `context` tokens: "last", "mean", "cls", "tokens", and "block00/last", "block00/mean" ..."""
+        return language_features(self.model, params, batch)
+
+    def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """ "logits" f32[batch, time, vocabulary] of all the batch's tokens."""
+        options = {name: batch[name] for name in ("segments", "positions") if name in batch}
+        hidden, _ = self.model.apply({"params": params["transformer"]}, batch["tokens"], **options)
+        return {"logits": logits(*self.output(params, hidden))[..., : self.head.vocabulary]}
+
+    def panels(self, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, Text]:
+        """A continuation sampled from the prompt (`task.sample`)."""
+        from ssl_jax.pretext.generation import generate
+
+        sample, tokenizer = self.settings.sample, self.info.tokenizer
+        if sample.prompt is None:
+            prompt = np.asarray(batch["tokens"][0, : max(1, self.model.context // 4)])
+        else:
+            prompt = np.asarray(tokenizer.encode(sample.prompt), np.int32)
+        out = generate(
+            self, params, prompt, max_tokens=sample.tokens, temperature=sample.temperature, top_k=sample.top_k, key=key
+        )
+        text = [tokenizer.decode(part) for part in (prompt, np.asarray(out[0]))]
+        return {"sample": Text((f"prompt: {text[0]}", f"continuation: {text[1]}"))}
+
+    def after_update(self, params: Params, step: Array) -> Params:
+        return params
+
+    def flops(self) -> float:
+        """3 x forward of one window; causal attention counts half, the embedding look-up nothing."""
+        c, time = self.model.config, self.info.shapes["tokens"].shape[0] - 1
+        return 3 * (c.flops_forward(time, causal=True) + c.flops_head(time, self.head.vocabulary))
+
+
+# Shared with the other tasks over tokens ------------------------------------------------------------------------------
+
+
+def language_inputs(config: ConfigDict, info: DataInfo) -> tuple[LanguageConfig, jnp.dtype, int]:
+    """The model's settings, the compute dtype and the vocabulary's size, checked."""
+    model = config.get("model") or {}
+    if model.get("name", "transformer") not in ("transformer", "language"):
+        raise UserError(f"model.name={model['name']!r}: a task over tokens takes 'transformer'")
+    if "tokens" not in info.shapes or info.tokenizer is None:
+        raise UserError("data.train: holds no tokens; this task needs text")
+    shape = configs.read(LanguageConfig, model, "model")
+    name = (config.get("training") or {}).get("dtype", "float32")
+    if name not in DTYPES:
+        raise UserError(f"training.dtype={name!r}: must be one of {', '.join(DTYPES)}")
+    return shape, DTYPES[name], info.tokenizer.size
+
+
+def with_context(shape: LanguageConfig, length: int) -> LanguageConfig:
+    """`shape` with the data's length as its context where none is set."""
+    if shape.context_length is None:
+        return dataclasses.replace(shape, context_length=length)
+    if shape.context_length < length:
+        raise UserError(f"model.context_length={shape.context_length} is shorter than the data's {length} tokens (data.block)")
+    return shape
+
+
+def init_language(model: Transformer, head: Head, key: Key[Array, ""], tokens: Array) -> dict:
+    from ssl_jax.randomness import substream
+
+    transformer = model.init(substream(key, "transformer"), tokens)["params"]
+    hidden = jnp.zeros((1, 1, model.config.width), model.dtype)
+    top = head.init(substream(key, "head"), hidden, transformer["token_embedding"]).get("params", {})
+    return {"transformer": transformer, "head": top} if top else {"transformer": transformer}
+
+
+def language_features(model: Transformer, params: Params, batch: Batch) -> dict[str, Array]:
+    """Pooled hidden states by name, of the batch's first `context` tokens."""
+    cut = lambda name: batch[name][:, : model.context] if name in batch else None
+    options = {name: cut(name) for name in ("segments", "positions", "token_types") if name in batch}
+    if not model.config.token_types:
+        options.pop("token_types", None)
+    hidden, inner = model.apply({"params": params["transformer"]}, cut("tokens"), **options)
+    out = {"tokens": hidden.astype(jnp.float32), **pooled(hidden, options.get("segments"))}
+    for name, value in inner.items():
+        if name.startswith("block"):
+            out |= {f"{name}/{kind}": x for kind, x in pooled(value, options.get("segments")).items()}
+    return out
