@@ -1,0 +1,16 @@
+"""Where examples come from: sources (URI -> examples), kinds (settings -> Dataset) and the stream of batches."""
+
+import importlib
+from typing import Any
+
+KINDS = {
+    "images": "ssl_jax.data.images:build",
+    "tokens": "ssl_jax.data.corpus:build",
+    "pairs": "ssl_jax.data.pairs:build",
+}
+
+
+def build(kind: str, section: Any, **options: Any) -> Any:
+    """The Dataset of `kind` (a key of KINDS) from the config's section `data`; options as the kind's `build` takes them."""
+    module, _, name = KINDS[kind].partition(":")
+    return getattr(importlib.import_module(module), name)(section, **options)

@@ -1,0 +1,313 @@
+"""Augmentation of image batches inside the jitted step: pure functions of raw pixels and one key per example.
+
+Pixels are u8 in [0, 255] or floats in [0, 1]; an operation that interpolates returns f32 in the same range.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, Num
+
+from ssl_jax import randomness
+from ssl_jax.errors import UserError
+
+# Settings -----------------------------------------------------------------------------------------------------------
+
+
+def _in_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise UserError(f"{name}={value}: must lie in [{low:g}, {high:g}]")
+
+
+def _pair(name: str, value: tuple, low: float, high: float) -> None:
+    if len(value) != 2 or not all(isinstance(v, int | float) for v in value) or not low < value[0] <= value[1] <= high:
+        raise UserError(f"{name}={value}: must be (from, to) with {low:g} < from <= to <= {high:g}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """Either `padding`: pad with zeros (black) on all sides and cut the image's size out at random (a shift); or `scale`:
+    random-resized crop (Szegedy et al. 2015), a box of this share of the area and this aspect ratio, bicubic, antialiased.
+    """
+
+    padding: int | None = None
+    scale: tuple | None = None
+    ratio: tuple = (3 / 4, 4 / 3)
+
+    def __post_init__(self):
+        if (self.padding is None) == (self.scale is None):
+            raise UserError("crop: give either padding=2 (a shift) or scale=(0.2, 1.0) (a random-resized crop)")
+        if self.padding is not None and self.padding < 1:
+            raise UserError(f"padding={self.padding}: must be at least 1; leave the crop out for none")
+        if self.scale is not None:
+            _pair("scale", self.scale, 0, 1)
+        _pair("ratio", self.ratio, 0, 1e3)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandAugment:
+    """RandAugment (Cubuk et al. 2020) with timm's increasing severities: the defaults are its "rand-m9-mstd0.5-inc1".
+
+    `layers` operations drawn with replacement, each applied with probability `prob` at magnitude N(magnitude, std) in [0, 10].
+    """
+
+    layers: int = 2
+    magnitude: float = 9.0
+    std: float = 0.5
+    prob: float = 0.5
+
+    def __post_init__(self):
+        _in_range("layers", self.layers, 1, 16)
+        _in_range("magnitude", self.magnitude, 0, 10)
+        _in_range("std", self.std, 0, 100)
+        _in_range("prob", self.prob, 0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Jitter:
+    """Colour jitter: factors drawn from [1 - x, 1 + x] for brightness, contrast and saturation, hue turned by up to `hue`."""
+
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.0
+    prob: float = 1.0
+
+    def __post_init__(self):
+        for name in ("brightness", "contrast", "saturation", "prob"):
+            _in_range(name, getattr(self, name), 0, 1)
+        _in_range("hue", self.hue, 0, 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Erase:
+    """Random erasing (Zhong et al. 2020), after normalisation: one box is filled with unit normal noise ("pixel") or zeros."""
+
+    prob: float = 0.25
+    scale: tuple = (0.02, 1 / 3)
+    ratio: tuple = (0.3, 10 / 3)
+    fill: str = "pixel"
+
+    def __post_init__(self):
+        _in_range("prob", self.prob, 0, 1)
+        _pair("scale", self.scale, 0, 1)
+        _pair("ratio", self.ratio, 0, 1e3)
+        if self.fill not in ("pixel", "zero"):
+            raise UserError(f'fill={self.fill!r}: must be "pixel" or "zero"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """What a training image goes through, in this order: crop, flip, randaugment, jitter, normalisation, erase."""
+
+    crop: Crop | None = None
+    flip: bool = False
+    randaugment: RandAugment | None = None
+    jitter: Jitter | None = None
+    erase: Erase | None = None
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether an operation works on one image at a time, in PIL."""
+        return self.randaugment is not None or self.jitter is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Mix:
+    """Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019) of a whole batch, as timm's batch mode.
+
+    With probability `prob` a batch is mixed with its own reverse: by cutmix with probability `switch_prob` where both are on
+    (alpha > 0), else by the one that is. `smoothing` is label smoothing, applied to all targets.
+    """
+
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    prob: float = 1.0
+    switch_prob: float = 0.5
+    smoothing: float = 0.1
+
+    def __post_init__(self):
+        _in_range("mixup", self.mixup, 0, 100)
+        _in_range("cutmix", self.cutmix, 0, 100)
+        _in_range("prob", self.prob, 0, 1)
+        _in_range("switch_prob", self.switch_prob, 0, 1)
+        _in_range("smoothing", self.smoothing, 0, 0.999)
+
+
+# One image at a time, vectorised ------------------------------------------------------------------------------------
+
+
+def flip(images: Num[Array, "b h w c"], keys: Key[Array, "b"]) -> Num[Array, "b h w c"]:
+    """Each image mirrored left to right with probability one half."""
+    mirrored = jax.vmap(jax.random.bernoulli)(keys)
+    return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+
+
+def shift(images: Num[Array, "b h w c"], keys: Key[Array, "b"], padding: int) -> Num[Array, "b h w c"]:
+    """Each image padded with `padding` zeros on all sides and cut back to its size at a random place."""
+    offsets = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * padding + 1))(keys)
+    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    cut = lambda image, offset: jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), images.shape[1:])
+    return jax.vmap(cut)(padded, offsets)
+
+
+def random_box(
+    key: Key[Array, ""], size: tuple[int, int], scale: tuple, ratio: tuple, *, attempts: int = 10, whole: bool = True
+) -> Int[Array, "4"]:
+    """(top, left, height, width) of a random box: its area a uniform share in `scale`, its log aspect ratio uniform.
+
+    Rounded to pixels. The first of `attempts` draws that fits is taken; if none fits, the largest centred box within
+    `ratio` (torchvision's RandomResizedCrop), or with whole=False an empty box.
+    """
+    height, width = size
+    area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
+    area = height * width * jax.random.uniform(area_key, (attempts,), minval=scale[0], maxval=scale[1])
+    aspect = jnp.exp(jax.random.uniform(ratio_key, (attempts,), minval=math.log(ratio[0]), maxval=math.log(ratio[1])))
+    w = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
+    h = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = jnp.argmax(fits)
+    top = jnp.floor(jax.random.uniform(top_key) * (height - h[first] + 1)).astype(jnp.int32)
+    left = jnp.floor(jax.random.uniform(left_key) * (width - w[first] + 1)).astype(jnp.int32)
+    box = jnp.stack([top, left, h[first], w[first]])
+    fallback = jnp.array(centred_box(size, ratio) if whole else (0, 0, 0, 0), jnp.int32)
+    return jnp.where(fits.any(), box, fallback)
+
+
+def centred_box(size: tuple[int, int], ratio: tuple) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of the largest centred box whose aspect ratio lies within `ratio`."""
+    height, width = size
+    if width / height < ratio[0]:
+        box = min(height, round(width / ratio[0])), width
+    elif width / height > ratio[1]:
+        box = height, min(width, round(height * ratio[1]))
+    else:
+        box = height, width
+    return (height - box[0]) // 2, (width - box[1]) // 2, *box
+
+
+def cubic(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Keys' cubic kernel with a = -1/2, as PIL and JAX use it."""
+    x = jnp.abs(x)
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return jnp.where(x < 1, near, jnp.where(x < 2, far, 0))
+
+
+def resize_weights(start, length, low, high, size: int, out: int) -> Float[Array, "{out} {size}"]:
+    """The matrix that resizes pixels [start, start + length) of `size` to `out`, bicubic and antialiased.
+
+    Only pixels within [low, high) count: a crop is resized as if it had been cut out first (jax.image.scale_and_translate
+    lets the kernel see beyond the crop, PIL's and torchvision's crop-then-resize does not).
+    """
+    scale = length / out
+    centre = start + (jnp.arange(out) + 0.5) * scale
+    pixel = jnp.arange(size)
+    weights = cubic((pixel + 0.5 - centre[:, None]) / jnp.maximum(scale, 1.0))
+    weights = jnp.where((pixel >= low) & (pixel < high), weights, 0)
+    return weights / jnp.sum(weights, axis=1, keepdims=True)
+
+
+def resize(
+    image: Num[Array, "h w c"], box, size: tuple[int, int], *, clip: bool = True
+) -> Float[Array, "{size[0]} {size[1]} c"]:
+    """The crop `box` (top, left, height, width) of an image, resized to `size`: bicubic, antialiased, kept in range."""
+    top, left, height, width = box
+    rows = resize_weights(top, height, top, top + height, image.shape[0], size[0])
+    columns = resize_weights(left, width, left, left + width, image.shape[1], size[1])
+    high = 255.0 if image.dtype == jnp.uint8 else 1.0
+    result = jnp.einsum("yh,xw,hwc->yxc", rows, columns, image.astype(jnp.float32), precision="highest")
+    return jnp.clip(result, 0, high) if clip else result
+
+
+def random_resized_crop(
+    images: Num[Array, "b h w c"], keys: Key[Array, "b"], size: tuple[int, int], scale: tuple, ratio: tuple
+) -> Float[Array, "b {size[0]} {size[1]} c"]:
+    """Each image's random box (area share in `scale`, aspect ratio in `ratio`) resized to `size`."""
+    one = lambda image, key: resize(image, random_box(key, image.shape[:2], scale, ratio), size)
+    return jax.vmap(one)(images, keys)
+
+
+def centre_crop(images: Num[Array, "b h w c"], size: tuple[int, int], share: float) -> Num[Array, "b {size[0]} {size[1]} c"]:
+    """The evaluation transform: scaled so that `size` is `share` of the image in the tighter direction, then cut centrally.
+
+    Images of `size` are left as they are.
+    """
+    height, width = images.shape[1:3]
+    if (height, width) == tuple(size):
+        return images
+    scale = max(size[0] / height, size[1] / width) / share
+    box_height, box_width = size[0] / scale, size[1] / scale
+    rows = resize_weights((height - box_height) / 2, box_height, 0, height, height, size[0])
+    columns = resize_weights((width - box_width) / 2, box_width, 0, width, width, size[1])
+    high = 255.0 if images.dtype == jnp.uint8 else 1.0
+    result = jnp.einsum("yh,xw,bhwc->byxc", rows, columns, images.astype(jnp.float32), precision="highest")
+    return jnp.clip(result, 0, high)
+
+
+def erase(images: Float[Array, "b h w c"], keys: Key[Array, "b"], settings: Erase) -> Float[Array, "b h w c"]:
+    """Random erasing of normalised images (Zhong et al. 2020; fill "pixel" draws a unit normal for every value)."""
+
+    def one(image, key):
+        chance, place, noise = jax.random.split(key, 3)
+        box = random_box(place, image.shape[:2], settings.scale, settings.ratio, whole=False)
+        inside = in_box(box, image.shape[:2]) & (jax.random.uniform(chance) < settings.prob)
+        fill = jax.random.normal(noise, image.shape, image.dtype) if settings.fill == "pixel" else 0.0
+        return jnp.where(inside[..., None], fill, image)
+
+    return jax.vmap(one)(images, keys)
+
+
+def in_box(box, size: tuple[int, int]):
+    """bool[height, width]: True inside (top, left, height, width)."""
+    top, left, height, width = box
+    rows, columns = jnp.arange(size[0])[:, None], jnp.arange(size[1])[None]
+    return (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
+
+
+def augment(
+    images: Num[Array, "b h w c"], keys: Key[Array, "b"], settings: Augment, size: tuple[int, int], share: float
+) -> Num[Array, "b {size[0]} {size[1]} c"]:
+    """Crop and flip of whole raw images; every operation draws from its own named stream below the examples' keys."""
+    crop = settings.crop
+    if crop is not None and crop.scale is not None:
+        images = random_resized_crop(images, randomness.substream(keys, "crop"), size, crop.scale, crop.ratio)
+    else:
+        images = centre_crop(images, size, share)
+        if crop is not None:
+            images = shift(images, randomness.substream(keys, "crop"), crop.padding)
+    return flip(images, randomness.substream(keys, "flip")) if settings.flip else images
+
+
+# Whole batches ------------------------------------------------------------------------------------------------------
+
+
+def mix(batch: dict, key: Key[Array, ""], settings: Mix, classes: int) -> dict:
+    """`batch` with "image" f32[B, H, W, C] mixed with its reverse and "label" i32[B] turned into soft f32[B, classes].
+
+    lambda ~ Beta(alpha, alpha), one for the batch. Mixup: lambda x + (1 - lambda) x'. Cutmix: a box of area 1 - lambda around
+    a uniform centre, clipped at the border, comes from x', and lambda is corrected to the true area (timm's batch mode).
+    """
+    images = batch["image"]
+    off = settings.smoothing / classes
+    targets = jax.nn.one_hot(batch["label"], classes) * (1 - settings.smoothing) + off
+    if settings.mixup == 0 and settings.cutmix == 0:
+        return {**batch, "label": targets}
+    chance, switch, draw, place = jax.random.split(key, 4)
+    both = settings.mixup > 0 and settings.cutmix > 0
+    cut = jax.random.uniform(switch) < settings.switch_prob if both else jnp.bool_(settings.cutmix > 0)
+    alpha = jnp.where(cut, settings.cutmix, settings.mixup)
+    share = jnp.where(jax.random.uniform(chance) < settings.prob, jax.random.beta(draw, alpha, alpha), 1.0)
+    height, width = images.shape[1:3]
+    side = jnp.sqrt(1 - share)
+    centre = jnp.floor(jax.random.uniform(place, (2,)) * jnp.array([height, width]))
+    half = jnp.array([height, width]) * side // 2
+    low = jnp.clip(centre - half, 0, jnp.array([height, width]))
+    high = jnp.clip(centre + half, 0, jnp.array([height, width]))
+    inside = in_box((low[0], low[1], high[0] - low[0], high[1] - low[1]), (height, width))
+    share_cut = 1 - jnp.mean(inside)
+    other, other_targets = images[::-1], targets[::-1]
+    keep = jnp.where(cut, 1.0 - inside, share)[..., None]
+    share = jnp.where(cut, share_cut, share)
+    return {**batch, "image": images * keep + other * (1 - keep), "label": targets * share + other_targets * (1 - share)}

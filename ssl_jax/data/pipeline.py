@@ -1,0 +1,274 @@
+"""(seed, step) -> the global batch, purely: position in the data is one integer, the step, and nothing else is saved.
+
+Workers and prefetch hide the latency of decoding and change no value. A data set that fits may lie on the device whole:
+then a host batch holds only indices, and the gather and the augmentation run inside the jitted step.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jaxtyping import Array, Key
+
+from ssl_jax import randomness
+from ssl_jax.data.sources import Source
+from ssl_jax.errors import UserError
+from ssl_jax.task import DataInfo
+
+HostBatch = dict[str, np.ndarray]
+
+
+class BadExample(UserError):
+    """One example cannot be read: a truncated file, a wrong shape, bad UTF-8. The line names its source and index."""
+
+
+def gather_rows(resident: Mapping[str, Array], index: Array) -> dict[str, Array]:
+    """Row `index[b]` of every resident array."""
+    return {name: array[index] for name, array in resident.items()}
+
+
+def unchanged(batch: Mapping[str, Array], keys: Key[Array, "batch"] | None) -> dict[str, Array]:
+    return dict(batch)
+
+
+@dataclasses.dataclass
+class Dataset:
+    """Random access to examples, and what is done to them on the host and on the device.
+
+    `example(i, generator)` decodes example i into arrays of fixed shape; a generator turns host augmentation on, None is
+    the evaluation transform. `arrays`, where given, holds the same raw examples as arrays (leading axis: examples), so
+    that no example is fetched by itself. `resident` is what lies on the device for placement "device"; `gather` takes a
+    raw batch out of it. `on_device` makes the task's batch of a raw one, augmented where keys are given.
+    """
+
+    info: DataInfo
+    size: int
+    example: Callable[[int, np.random.Generator | None], dict[str, np.ndarray]]
+    source: Source
+    resident: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    gather: Callable[[Mapping[str, Array], Array], dict[str, Array]] = gather_rows
+    on_device: Callable[[Mapping[str, Array], Key[Array, "batch"] | None], dict[str, Array]] = unchanged
+    arrays: dict[str, np.ndarray] | None = None
+    label_array: np.ndarray | None = None
+    placement: str = "host"  # what the settings ask for, "auto" resolved
+    workers: int = 0
+    skip_bad: bool = False  # settings' on_bad_example="skip"
+    bad: set[int] = dataclasses.field(default_factory=set)  # indices found unreadable in this process
+
+    def labels(self) -> np.ndarray | None:
+        """i32[size] without decoding any example; None without labels."""
+        return self.label_array
+
+    def skipped(self) -> int:
+        """How many different examples were found unreadable and passed over."""
+        return len(self.bad)
+
+    def read(self, index: int, generator: np.random.Generator | None) -> dict[str, np.ndarray]:
+        """example(index), or the next readable one where bad examples are skipped."""
+        state = generator.bit_generator.state if generator is not None else None
+        for candidate in range(index, index + self.size):
+            candidate %= self.size
+            try:
+                if candidate not in self.bad:
+                    return self.example(candidate, generator)
+            except BadExample:
+                if not self.skip_bad:
+                    raise
+                self.bad.add(candidate)
+            if generator is not None:
+                generator.bit_generator.state = state
+        raise UserError(f"{self.source.name}: not one of its {self.size:,} examples can be read")
+
+    def rows(self, index: np.ndarray, generators: list[np.random.Generator] | None = None) -> HostBatch:
+        """The raw examples at `index` as one batch of arrays."""
+        if self.arrays is not None:
+            return {name: array[index] for name, array in self.arrays.items()}
+        examples = [self.read(int(i), generators[b] if generators else None) for b, i in enumerate(index)]
+        return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+
+def subset(dataset: Dataset, indices: Any) -> Dataset:
+    """The examples of `dataset` at `indices` (i64[n], repeats allowed), in that order."""
+    indices = np.asarray(indices, np.int64)
+    if indices.ndim != 1 or len(indices) == 0 or indices.min() < 0 or indices.max() >= dataset.size:
+        raise ValueError(f"indices must be a non-empty list within [0, {dataset.size})")
+    parent, of_parent = dataset, _Moved(dataset, indices)
+    changes: dict[str, Any] = dict(size=len(indices), example=of_parent.example, source=of_parent, bad=set())
+    if parent.label_array is not None:
+        changes["label_array"] = parent.label_array[indices]
+    if parent.arrays is not None:
+        changes["arrays"] = {name: array[indices] for name, array in parent.arrays.items()}
+        changes["resident"] = changes["arrays"] if parent.resident else {}
+    elif parent.resident:
+        changes["gather"] = lambda resident, index: parent.gather(resident, jax.numpy.asarray(indices, np.int32)[index])
+    return dataclasses.replace(dataset, **changes)
+
+
+class _Moved:
+    """A source and its examples seen through a list of indices."""
+
+    def __init__(self, parent: Dataset, indices: np.ndarray):
+        self.parent, self.indices = parent, indices
+        self.name, self.classes, self.arrays = parent.source.name, parent.source.classes, None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.parent.source[int(self.indices[index])]
+
+    def labels(self) -> np.ndarray | None:
+        return None if self.parent.label_array is None else self.parent.label_array[self.indices]
+
+    def describe(self, index: int) -> str:
+        return self.parent.source.describe(int(self.indices[index]))
+
+    def example(self, index: int, generator: np.random.Generator | None) -> dict[str, np.ndarray]:
+        return self.parent.example(int(self.indices[index]), generator)
+
+
+def balanced_subset(
+    labels: np.ndarray, *, fraction: float | None = None, per_class: int | None = None, seed: int = 0
+) -> np.ndarray:
+    """Sorted i64 indices of a random subset with equally many examples of each class.
+
+    `fraction` of all examples (at least one a class) or `per_class` of each. A class with fewer gives all it has. The
+    subsets of one seed are nested: a smaller one lies inside a larger one.
+    """
+    if (fraction is None) == (per_class is None):
+        raise ValueError("give either fraction or per_class")
+    classes = np.unique(labels)
+    count = per_class if per_class is not None else max(1, round(fraction * len(labels) / len(classes)))
+    order = np.random.default_rng([zlib.crc32(b"balanced_subset"), seed]).permutation(len(labels))
+    chosen = [order[labels[order] == label][:count] for label in classes]
+    return np.sort(np.concatenate(chosen))
+
+
+class Stream:
+    """The training stream: (seed, step) -> the global batch of `batch_size` examples, a pure function.
+
+    Every epoch is a keyed permutation of all examples (grain's MapDataset); epochs follow each other without a gap, so a
+    batch may hold the end of one and the beginning of the next, and no example is ever left out.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        batch_size: int,
+        seed: int,
+        placement: str | None = None,
+        workers: int | None = None,
+        shuffle: bool = True,
+    ):
+        if batch_size < 1:
+            raise UserError(f"data.batch_size={batch_size}: must be at least 1")
+        if dataset.size < 1:
+            raise UserError(f"{dataset.source.name}: holds no examples")
+        placement = dataset.placement if placement in (None, "auto") else placement
+        if placement == "device" and not dataset.resident:
+            raise UserError(f'data.placement="device": {dataset.source.name} does not come as arrays of one size; use "host"')
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.placement, self.shuffle = placement, shuffle
+        self.workers = dataset.workers if workers is None else workers
+        self.steps_per_epoch = dataset.size / batch_size
+        self.resident = dataset.resident if placement == "device" else {}
+        order = grain.MapDataset.range(dataset.size)
+        # grain shuffles epoch e with seed + e: neighbouring seeds would share their epochs, so the seed is hashed first
+        hashed = int(np.random.SeedSequence([zlib.crc32(b"order"), seed % 2**64]).generate_state(1)[0])
+        self._order = (order.shuffle(seed=hashed) if shuffle else order).repeat()
+
+    def indices(self, step: int) -> np.ndarray:
+        """i64[batch_size]: which examples the global batch of `step` holds."""
+        return self._indices(step, np.arange(self.batch_size))
+
+    def _indices(self, step: int, position: np.ndarray) -> np.ndarray:
+        start = int(step) * self.batch_size
+        return np.array([self._order[start + int(p)] for p in position], np.int64)
+
+    def host_batch(self, step: int, rows: Any = slice(None)) -> HostBatch:
+        """What this process reads of the global batch of `step`: `rows` are its places there (a slice or a list).
+
+        Always holds "position" i32[rows], the place in the global batch, and "index" i32[rows], the example in the data
+        set; with placement "device" nothing else. Pure: neither workers nor what was read before changes it.
+        """
+        position = np.arange(self.batch_size, dtype=np.int32)[rows]
+        index = self._indices(step, position)
+        batch = {"position": position, "index": index.astype(np.int32)}
+        if self.placement == "device":
+            return batch
+        generators = None
+        if self.dataset.arrays is None:
+            entropy = [zlib.crc32(b"augment"), self.seed % 2**64, int(step)]
+            generators = [np.random.Generator(np.random.Philox(np.random.SeedSequence([*entropy, int(p)]))) for p in position]
+        return batch | self.dataset.rows(index, generators)
+
+    def iterate(self, start: int, rows: Any = slice(None)) -> Iterator[HostBatch]:
+        """host_batch(start), host_batch(start + 1), ... for ever, read ahead by threads or by `workers` processes."""
+        if self.placement == "device" or self.dataset.arrays is not None:  # an index or a copy: cheaper than handing over
+            return (self.host_batch(step, rows) for step in _count(start))
+        batches = grain.MapDataset.source(_Steps(self, start, rows)).repeat()
+        if self.workers == 0:
+            return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)))
+        alone = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+        options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=2)
+        return iter(batches.to_iter_dataset(alone).mp_prefetch(options))
+
+    def on_device(self, resident: Mapping[str, Array], host_batch: Mapping[str, Array], key: Key[Array, ""] | None) -> dict:
+        """The task's batch (jittable): gathered where resident, augmented with a key for each position; None: no augmentation.
+
+        "position" and "index" stay in it.
+        """
+        places = {name: host_batch[name] for name in ("position", "index")}
+        raw = {name: value for name, value in host_batch.items() if name not in places}
+        if resident:
+            raw = self.dataset.gather(resident, host_batch["index"])
+        keys = None if key is None else randomness.example_keys(key, host_batch["position"])
+        return {**self.dataset.on_device(raw, keys), **places}
+
+
+def _count(start: int) -> Iterator[int]:
+    while True:
+        yield start
+        start += 1
+
+
+class _Steps:
+    """Steps from `start` on as a random-access source of host batches, for grain's readers."""
+
+    def __init__(self, stream: Stream, start: int, rows: Any):
+        self.stream, self.start, self.rows = stream, start, rows
+
+    def __len__(self) -> int:
+        return 2**40
+
+    def __getitem__(self, step: int) -> HostBatch:
+        return self.stream.host_batch(self.start + int(step), self.rows)
+
+
+def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[tuple[HostBatch, np.ndarray]]:
+    """Every example once, in order, under the evaluation transform: (raw batch, mask bool[batch_size]).
+
+    The last batch is filled up with example 0, masked out like an unreadable example that is skipped. Batches hold
+    "position" and "index"; `dataset.on_device(batch, None)` makes the task's batch of one.
+    """
+
+    def batch(start: int) -> tuple[HostBatch, np.ndarray]:
+        index = np.arange(start, start + batch_size)
+        mask = index < dataset.size
+        index = np.where(mask, index, 0)
+        values = dataset.rows(index)
+        if dataset.bad:
+            mask &= ~np.isin(index, list(dataset.bad))
+        places = {"position": np.arange(batch_size, dtype=np.int32), "index": index.astype(np.int32)}
+        return places | values, mask
+
+    starts = range(0, dataset.size, batch_size)
+    if dataset.arrays is not None:
+        return (batch(start) for start in starts)
+    batches = grain.MapDataset.source(list(starts)).map(batch)
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)))
