@@ -1,0 +1,89 @@
+"""`bundled:emoji`: pictures of emoji (Noto) with their names and keywords (CLDR)."""
+
+import functools
+import json
+from typing import Any
+
+import numpy as np
+
+from ssl_jax.data.sources import BUNDLED_DIR, check_split
+from ssl_jax.errors import UserError
+
+SIDE = 64
+
+
+@functools.cache
+def records() -> tuple[dict[str, Any], ...]:
+    """What each emoji is, in CLDR's order: name, keywords, group, subgroup, family, split, image (its number), tones."""
+    return tuple(json.loads((BUNDLED_DIR / "emoji" / "emoji.json").read_text(encoding="utf-8")))
+
+
+@functools.cache
+def pictures() -> np.ndarray:
+    """u8[pictures, SIDE, SIDE, 3], read from one sheet."""
+    from PIL import Image
+
+    Image.init()
+    if "WEBP" not in Image.OPEN:
+        raise UserError("bundled:emoji: this Pillow cannot read WebP; install Pillow from PyPI (pip install --upgrade pillow)")
+    with Image.open(BUNDLED_DIR / "emoji" / "images.webp") as image:
+        sheet = np.asarray(image.convert("RGB"))
+    rows, columns = sheet.shape[0] // SIDE, sheet.shape[1] // SIDE
+    return sheet.reshape(rows, SIDE, columns, SIDE, 3).swapaxes(1, 2).reshape(rows * columns, SIDE, SIDE, 3)
+
+
+class Emoji:
+    """One example an emoji: {"image": u8[64, 64, 3], "label", "captions"}; the first caption is the name.
+
+    `variants(i)` are its skin tones, examples of their own picture and captions. The label is the CLDR group.
+    """
+
+    def __init__(self, split: str):
+        check_split("bundled:emoji", split, ("train", "test"))
+        self.name = f"bundled:emoji/{split}"
+        self.records = [record for record in records() if record["split"] == split]
+        self.classes = tuple(dict.fromkeys(record["group"] for record in records()))
+        self._labels = np.array([self.classes.index(record["group"]) for record in self.records], np.int32)
+        self.arrays = {"image": pictures()[[record["image"] for record in self.records]], "label": self._labels}
+
+    @property
+    def class_texts(self) -> dict[str, tuple[str, ...]]:
+        """What each group is in words: the names of CLDR's subgroups ("animal bird", "food fruit")."""
+        texts: dict[str, dict[str, None]] = {name: {} for name in self.classes}
+        for record in records():
+            texts[record["group"]][record["subgroup"].replace("-", " ")] = None
+        return {name: tuple(found) for name, found in texts.items()}
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._example(index, self.records[index])
+
+    def _example(self, index: int, holder: dict[str, Any]) -> dict[str, Any]:
+        captions = captions_of(holder["name"], self.records[index]["keywords"])
+        return {"image": pictures()[holder["image"]], "label": self._labels[index], "captions": captions}
+
+    def variants(self, index: int) -> int:
+        """How many pictures the emoji has: itself, then its skin tones."""
+        return 1 + len(self.records[index]["tones"])
+
+    def variant(self, index: int, number: int) -> dict[str, Any]:
+        """Picture `number` of emoji `index` with its captions; 0 is the emoji itself."""
+        record = self.records[index]
+        return self._example(index, record["tones"][number - 1] if number else record)
+
+    def labels(self) -> np.ndarray:
+        return self._labels
+
+    def describe(self, index: int) -> str:
+        return f"{self.name}: {self.records[index]['name']}"
+
+
+def captions_of(name: str, keywords: list[str]) -> tuple[str, ...]:
+    """The name; the name with each keyword; all keywords."""
+    return (name, *(f"{name}, {keyword}" for keyword in keywords), *([", ".join(keywords)] if keywords else []))
+
+
+def emoji(split: str, **options: Any) -> Emoji:
+    return Emoji(split)

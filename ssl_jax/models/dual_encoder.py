@@ -1,0 +1,214 @@
+"""Two towers with one space: an image and a text encoder whose unit vectors are compared (CLIP, SigLIP)."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ssl_jax import config as configs
+from ssl_jax.errors import UserError
+from ssl_jax.models.language import LanguageConfig, Transformer, pooled
+from ssl_jax.models.layers import Keys
+from ssl_jax.models.vit import ViT, ViTConfig, resize_positions, vit_for
+
+POOLINGS = ("eos", "last", "cls", "mean")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig(LanguageConfig):
+    """A text tower. The defaults are CLIP's: causal, read at the end-of-text token (Radford et al. 2021, section 2.4).
+
+    SigLIP's: causal=False, pooling="last" (the last place, padding or not), mask_padding=False.
+    """
+
+    causal: bool = True
+    pooling: str = "eos"  # "eos" (the first end-of-text token), "last" (place), "cls" (the first place) or "mean"
+    mask_padding: bool = False  # attention and "mean" leave padding out; a causal tower that pools "eos" needs no mask
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.pooling not in POOLINGS:
+            raise UserError(f"pooling={self.pooling!r}: must be one of {', '.join(POOLINGS)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DualEncoderConfig:
+    """`model`: both towers and what maps them into one space.
+
+    CLIP projects both linearly, without bias. SigLIP takes the image tower's pooling head as it is (image_projection=False,
+    so `dim` is the image tower's width) and projects the text with a bias.
+    """
+
+    image: ViTConfig = dataclasses.field(default_factory=ViTConfig)
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    dim: int = 512  # of the common space
+    image_projection: bool = True
+    text_projection: bool = True
+    projection_bias: bool = False
+
+    def __post_init__(self):
+        if self.dim < 1:
+            raise UserError(f"dim={self.dim}: must be at least 1")
+        for name in ("image", "text"):
+            width = getattr(self, name).width
+            if not getattr(self, f"{name}_projection") and width != self.dim:
+                raise UserError(f"dim={self.dim}: must be {name}.width={width}, as {name}_projection=False")
+
+    @classmethod
+    def read(cls, section: Mapping[str, Any] | None, path: str = "model") -> "DualEncoderConfig":
+        """The config of a section; `image.size="B"` is filled in as a ViT's is."""
+        section = dict(section or {})
+        image = ViTConfig.read(section.pop("image", None), f"{path}.image")
+        return configs.read(cls, section, path, image=image)
+
+
+class DualEncoder(nn.Module):
+    """Parameters: "image" (a ViT's), "text" (a Transformer's), "image_projection", "text_projection"."""
+
+    config: DualEncoderConfig
+    image_size: tuple[int, int]
+    channels: int
+    vocabulary: int
+    context_length: int
+    end_id: int | None = None  # of the token that ends a text
+    pad_id: int | None = None
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        c = self.config
+        self.image = ViT(c.image, self.image_size, self.channels, self.dtype)
+        self.text = Transformer(c.text, self.vocabulary, c.text.causal, self.dtype, self.context_length)
+        for name, width in (("image", c.image.width), ("text", c.text.width)):
+            if getattr(c, f"{name}_projection"):
+                init = nn.initializers.normal(width**-0.5)
+                layer = nn.Dense(c.dim, use_bias=c.projection_bias, kernel_init=init, dtype=self.dtype)
+                setattr(self, f"{name}_projection", layer)
+
+    def __call__(
+        self, images: Float[Array, "batch height width channels"], tokens: Int[Array, "batch time"]
+    ) -> tuple[Float[Array, "batch dim"], Float[Array, "batch dim"]]:
+        return self.encode_image(images)[0], self.encode_text(tokens)[0]
+
+    def encode_image(
+        self,
+        images: Float[Array, "batch height width channels"],
+        *,
+        visible: Int[Array, "batch kept"] | None = None,
+        keys: Keys = None,
+    ) -> tuple[Float[Array, "batch dim"], Float[Array, "batch tokens width"], dict]:
+        """Unit vectors f32, the tower's tokens and its intermediates. `visible`: the patches that are not dropped."""
+        tokens, intermediates = self.image(images, visible=visible, keys=keys)
+        pooled = intermediates["pooled"]
+        return unit(self.image_projection(pooled) if self.config.image_projection else pooled), tokens, intermediates
+
+    def encode_text(
+        self, tokens: Int[Array, "batch time"], *, keys: Keys = None
+    ) -> tuple[Float[Array, "batch dim"], Float[Array, "batch time width"]]:
+        """Unit vectors f32, and the hidden states."""
+        c = self.config.text
+        # 1 up to and including the first end of the text, 0 behind it; some vocabularies pad with the end token
+        end = jnp.argmax(tokens == self.end_id, axis=1) if self.end_id is not None else None
+        segments = None
+        if c.mask_padding:
+            if end is not None:
+                segments = (jnp.arange(tokens.shape[1]) <= end[:, None]).astype(jnp.int32)
+            else:
+                segments = (tokens != self.pad_id).astype(jnp.int32)
+        hidden, _ = self.text(tokens, keys=keys, segments=segments)
+        if c.pooling == "eos":
+            vector = jax.vmap(lambda row, i: row[i])(hidden, end)
+        elif c.pooling == "last":
+            vector = hidden[:, -1]
+        else:
+            vector = pooled(hidden, segments)[c.pooling].astype(self.dtype)
+        return unit(self.text_projection(vector) if self.config.text_projection else vector), hidden
+
+    def flops_forward(self, kept: int | None = None) -> float:
+        """Matmul FLOPs of one pair, forward, with `kept` visible patches."""
+        c = self.config
+        image = vit_for(c.image, (*self.image_size, self.channels)).flops_forward(kept)
+        text = c.text.flops_forward(self.context_length, causal=c.text.causal)
+        heads = 2 * c.dim * (c.image_projection * c.image.width + c.text_projection * c.text.width)
+        return image + text + heads
+
+
+def build_dual_encoder(
+    section: Mapping[str, Any], image_shape: tuple[int, ...], vocabulary: int, context_length: int,
+    end_id: int | None = None, pad_id: int | None = None, dtype: Any = jnp.float32, path: str = "model",
+) -> DualEncoder:  # fmt: skip
+    """The dual encoder of a config section; UserError where it does not fit the images or the tokenizer."""
+    config = DualEncoderConfig.read(section, path)
+    vit = vit_for(config.image, image_shape, dtype, f"{path}.image")
+    if config.text.pooling == "eos" and end_id is None:
+        raise UserError(f'{path}.text.pooling="eos": the tokenizer has no token that ends a text; use "mean" or "last"')
+    if config.text.mask_padding and end_id is None and pad_id is None:
+        raise UserError(f"{path}.text.mask_padding: the tokenizer has neither a padding token nor one that ends a text")
+    longest = config.text.context_length
+    if longest is not None and longest < context_length:
+        raise UserError(f"{path}.text.context_length={longest}: is less than data.context_length={context_length}")
+    return DualEncoder(config, vit.image_size, vit.channels, vocabulary, context_length, end_id, pad_id, dtype)
+
+
+def unit(x: Float[Array, "batch dim"]) -> Float[Array, "batch dim"]:
+    """x / |x| in f32; a vector of zeros stays one."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
+
+
+# Starting from what was trained before ------------------------------------------------------------------------------
+
+MARKS = {"image": "patch_embedding", "text": "token_embedding"}
+
+
+def init_from(params: Mapping[str, Any], source: Mapping[str, Any], tower: str, model: DualEncoder) -> dict[str, Any]:
+    """`params` with one tower ("image" or "text") taken from the parameters of another task.
+
+    The source may be a masked autoencoder, a supervised ViT, a language model or another dual encoder: its part that holds a
+    patch (token) embedding is used. Learned positions are interpolated (image) or cut (text). Parts of the tower that the
+    source lacks, such as a pooling head, keep their initial values; UserError when a block or an embedding does not fit.
+    """
+    found = _subtree(source, MARKS[tower])
+    if found is None:
+        raise UserError(f"task.init_{tower}: that run's parameters hold no {MARKS[tower]}; it trained no {tower} encoder")
+    own, config = params[tower], model.config.image
+    found = dict(found)
+    if tower == "image" and config.positions == "learned" and "positions" in found:
+        vit, first = vit_for(config, (*model.image_size, model.channels)), int(config.class_token)
+        side = round((found["positions"].shape[0] - first) ** 0.5)
+        if found["positions"].shape != own["positions"].shape and side * side + first == found["positions"].shape[0]:
+            found = resize_positions(found, config, (side, side), vit.grid)
+    if tower == "text" and "position_embedding" in found and "position_embedding" in own:
+        found["position_embedding"] = found["position_embedding"][: len(own["position_embedding"])]
+
+    def copy(path: str, mine: Any, theirs: Any) -> Any:
+        if isinstance(mine, Mapping):
+            theirs = theirs if isinstance(theirs, Mapping) else {}
+            return {name: copy(f"{path}/{name}", value, theirs.get(name)) for name, value in mine.items()}
+        if theirs is None:
+            if "/stack/" in path or path.endswith(MARKS[tower]) or "/patch_embedding/" in path:
+                raise UserError(f"task.init_{tower}: that run has no {path}; give model.{tower} the same shape as its model")
+            return mine
+        if np.shape(theirs) != np.shape(mine):
+            raise UserError(
+                f"task.init_{tower}: {path} is {list(np.shape(theirs))} there and {list(np.shape(mine))} here; "
+                f"give model.{tower} the same shape as its model"
+            )
+        return jnp.asarray(theirs, mine.dtype)
+
+    return {**params, tower: copy(tower, own, found)}
+
+
+def _subtree(tree: Any, mark: str) -> Mapping[str, Any] | None:
+    """The shallowest dict that has the key `mark`."""
+    level = [tree]
+    while level:
+        for node in level:
+            if mark in node:
+                return node
+        level = [child for node in level for child in node.values() if isinstance(child, Mapping)]
+    return None

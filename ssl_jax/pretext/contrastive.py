@@ -1,0 +1,99 @@
+"""The contrastive losses of paired embeddings: CLIP's InfoNCE and SigLIP's pairwise sigmoid, over all pairs of a batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+LOWEST = jnp.finfo(jnp.float32).min
+
+
+def infonce(
+    image: Float[Array, "batch dim"],
+    text: Float[Array, "batch dim"],
+    scale: Float[Array, ""] | float,
+    *,
+    same: UInt32[Array, "batch 2"] | None = None,
+    chunks: int = 1,
+) -> Float[Array, ""]:
+    """Symmetric cross-entropy of CLIP (Radford et al. 2021, figure 3), f32[].
+
+    L = -1/2n sum_i [log softmax_j(s x_i.y_j)_i + log softmax_j(s x_j.y_i)_i] for unit vectors x (images), y (texts).
+    same: where a text's fingerprint stands twice, its other pairs are left out of both softmaxes instead of being
+    negatives. chunks: the logits are made so many pieces of rows, and again in the backward pass; the value is the same.
+    """
+
+    def rows(x, y, place, mark):
+        logits = _logits(x, text, scale) if same is None else jnp.where(_twins(mark, place, same), LOWEST, _logits(x, text, scale))
+        return jax.nn.logsumexp(logits, axis=1), jax.nn.logsumexp(logits, axis=0), scale * jnp.sum(x * y, axis=1)
+
+    over_texts, over_images, matched = _in_chunks(rows, (image, text, jnp.arange(len(image)), same), chunks)
+    over_images = jax.nn.logsumexp(over_images.reshape(-1, len(text)), axis=0)
+    return (jnp.mean(over_texts) + jnp.mean(over_images)) / 2 - jnp.mean(matched)
+
+
+def sigmoid(
+    image: Float[Array, "batch dim"],
+    text: Float[Array, "batch dim"],
+    scale: Float[Array, ""] | float,
+    bias: Float[Array, ""] | float,
+    *,
+    same: UInt32[Array, "batch 2"] | None = None,
+    chunks: int = 1,
+) -> Float[Array, ""]:
+    """Pairwise sigmoid loss of SigLIP (Zhai et al. 2023, equation 1), f32[].
+
+    L = -1/n sum_ij log sigmoid(z_ij (s x_i.y_j + b)), z_ij = 1 for the pairs of the batch and -1 for all others. `same`
+    and `chunks` as for `infonce`; left out pairs weigh nothing.
+    """
+
+    def rows(x, y, place, mark):
+        logits = _logits(x, text, scale) + bias
+        sign = jnp.where(place[:, None] == jnp.arange(len(text)), 1.0, -1.0)
+        values = jax.nn.log_sigmoid(sign * logits)
+        return jnp.sum(values if same is None else jnp.where(_twins(mark, place, same), 0.0, values), axis=1)
+
+    return -jnp.mean(_in_chunks(rows, (image, text, jnp.arange(len(image)), same), chunks))
+
+
+def _logits(x, text, scale):
+    return scale * jnp.matmul(x, text.T, precision="highest")
+
+
+def _twins(mark: UInt32[Array, "rows 2"], place: Int[Array, "rows"], same: UInt32[Array, "batch 2"]) -> Bool[Array, "rows batch"]:
+    """Pairs of an image with another example's text that reads like its own."""
+    equal = jnp.all(mark[:, None] == same[None], axis=-1)
+    return equal & (place[:, None] != jnp.arange(len(same)))
+
+
+def _in_chunks(function: Callable, rows: tuple, chunks: int) -> Any:
+    """function(*rows), or the same made of `chunks` interleaved pieces whose insides are computed again for the gradient."""
+    if chunks == 1:
+        return function(*rows)
+    return jax.tree.map(lambda y: y.reshape(-1), in_chunks(function, rows, chunks, join=False))
+
+
+def in_chunks(function: Callable, rows: Any, chunks: int, join: bool = True) -> Any:
+    """`function` over `chunks` interleaved pieces of the leading axis (row i is in piece i mod chunks), one after another.
+
+    The backward pass runs piece by piece too, computing each piece's forward again, so that only one piece's intermediate
+    values are alive at a time (GradCache: Gao et al. 2021, arXiv:2101.06983). Interleaved, because a batch is sharded
+    along its leading axis: each piece then lies on all devices. join: put the results' rows back in their places.
+    """
+    split = lambda x: x.reshape(x.shape[0] // chunks, chunks, *x.shape[1:]).swapaxes(0, 1)
+    results = jax.lax.map(jax.checkpoint(lambda piece: function(*piece)), jax.tree.map(split, rows))
+    merge = lambda y: y.swapaxes(0, 1).reshape(-1, *y.shape[2:])
+    return jax.tree.map(merge, results) if join else results
+
+
+def fingerprints(tokens: Int[Array, "batch time"]) -> UInt32[Array, "batch 2"]:
+    """64 bits of each row, equal for equal rows: two polynomials in odd numbers, modulo 2^32, of the tokens hashed."""
+    x = tokens.astype(jnp.uint32)[..., None] + 1
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.array([0x846CA68B, 0xC2B2AE35], jnp.uint32)
+    place = jnp.arange(tokens.shape[1], dtype=jnp.uint32)[:, None]
+    weights = (2 * place + 1) * jnp.array([0x9E3779B1, 0x85EBCA6B], jnp.uint32)
+    x = (x ^ (x >> 16)) * (weights ^ (weights >> 15) | 1)
+    return jnp.sum(x, axis=1, dtype=jnp.uint32)

@@ -1,0 +1,176 @@
+"""Contrastive image-text pre-training: CLIP (Radford et al. 2021), SigLIP (Zhai et al. 2023), FLIP (Li et al. 2023)."""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
+
+from ssl_jax.config import read
+from ssl_jax.errors import UserError
+from ssl_jax.models import dual_encoder
+from ssl_jax.models.dual_encoder import DualEncoder, build_dual_encoder
+from ssl_jax.models.vit import representations
+from ssl_jax.pretext.contrastive import fingerprints, in_chunks, infonce, sigmoid
+from ssl_jax.pretext.masking import MaskConfig
+from ssl_jax.randomness import example_keys, substream
+from ssl_jax.task import Batch, DataInfo, Images, Metrics, Params, Text
+
+INITIAL = {"infonce": (math.log(1 / 0.07), None), "sigmoid": (math.log(10.0), -10.0)}  # log scale, bias
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTextConfig:
+    """The settings of `task`. The defaults are CLIP's; SigLIP's are loss="sigmoid", max_scale=None."""
+
+    loss: str = "infonce"  # or "sigmoid"
+    max_scale: float | None = 100.0  # the logit scale is kept in [1, max_scale] after each step; None: left free
+    mask: MaskConfig | None = None  # patches dropped in training (FLIP: kind="random", ratio=0.5)
+    same_text: str = "negative"  # pairs of an image with another example's equal text: "negative" (CLIP) or "ignore"
+    logit_chunks: int = 1  # make the batch x batch logits in so many pieces
+    init_image: str | None = None  # the work directory whose image encoder the image tower starts from
+    init_text: str | None = None
+
+    def __post_init__(self):
+        for name, choices in (("loss", tuple(INITIAL)), ("same_text", ("negative", "ignore"))):
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(choices)}")
+        if self.max_scale is not None and self.max_scale < 1:
+            raise UserError(f"max_scale={self.max_scale}: must be at least 1")
+        if self.logit_chunks < 1:
+            raise UserError(f"logit_chunks={self.logit_chunks}: must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageText:
+    """Parameters: a DualEncoder's, "logit_scale" (a logarithm) and, for the sigmoid loss, "logit_bias".
+
+    The contrastive batch is the global batch, however it is accumulated: with training.accumulation = k the towers run over
+    k pieces one after another, forward and again backward (GradCache), and the loss is that of one piece.
+    """
+
+    config: ImageTextConfig
+    model: DualEncoder
+    info: DataInfo
+    chunks: int = 1
+
+    name: ClassVar[str] = "image_text"
+    data: ClassVar[str] = "pairs"
+    whole_batch: ClassVar[bool] = True
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, info: DataInfo) -> "ImageText":
+        task = read(ImageTextConfig, config.task, "task")
+        if config.model.get("name", "dual_encoder") != "dual_encoder":
+            raise UserError(f"model.name={config.model.name!r}: the image_text task needs dual_encoder")
+        tokens = info.shapes["tokens"].shape[0]
+        ids = {name: info.extra.get(name) for name in ("end_id", "pad_id")}
+        dtype = jnp.dtype(config.training.get("dtype", "float32"))
+        shape = tuple(info.shapes["image"].shape)
+        model = build_dual_encoder(config.model, shape, info.tokenizer.size, tokens, **ids, dtype=dtype)
+        if task.mask is not None:
+            grid = tuple(n // p for n, p in zip(shape, model.config.image.patch, strict=False))
+            task.mask.check(grid, "task.mask")
+        batch, chunks = config.data.get("batch_size", 0), config.training.get("accumulation", 1)
+        if batch == 1:
+            raise UserError("data.batch_size=1: a contrastive loss needs other examples to tell a pair from; use at least 2")
+        if task.logit_chunks > 1 and batch % task.logit_chunks:
+            raise UserError(f"task.logit_chunks={task.logit_chunks} does not divide data.batch_size={batch}")
+        return cls(task, model, info, chunks)
+
+    # The model ----------------------------------------------------------------------------------------------------
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> Params:
+        images = jnp.zeros((1, *batch["image"].shape[1:]), jnp.float32)
+        params = self.model.init(key, images, jnp.zeros((1, batch["tokens"].shape[1]), jnp.int32))["params"]
+        scale, bias = INITIAL[self.config.loss]
+        params = {**params, "logit_scale": jnp.float32(scale)}
+        return params if bias is None else {**params, "logit_bias": jnp.float32(bias)}
+
+    def init_from(self, params: Params, source: Params, tower: str) -> Params:
+        """`params` with the tower "image" or "text" taken from another run's; UserError where it does not fit."""
+        return dual_encoder.init_from(params, source, tower, self.model)
+
+    def encode(self, params: Params, images: Array, tokens: Array, keys: Key[Array, "b"] | None) -> tuple[Array, Array]:
+        """Unit vectors of images and texts, f32[batch, dim]; with keys, dropout and patch dropping are on."""
+        visible, of = None, lambda name: None if keys is None else substream(keys, name)
+        if self.config.mask is not None and keys is not None:
+            patch, size = self.model.config.image.patch, self.model.image_size
+            visible = self.config.mask(of("mask"), (size[0] // patch[0], size[1] // patch[1])).visible
+        towers = {name: params[name] for name in params if not name.startswith("logit")}
+        apply = lambda method, *args, **kw: self.model.apply({"params": towers}, *args, method=method, **kw)[0]
+        x = apply("encode_image", images, visible=visible, keys=of("image_dropout"))
+        return x, apply("encode_text", tokens, keys=of("text_dropout"))
+
+    def contrast(self, params: Params, image: Array, text: Array, tokens: Array) -> Float[Array, ""]:
+        """The loss of all pairs of unit vectors."""
+        same = fingerprints(tokens) if self.config.same_text == "ignore" else None
+        options = dict(same=same, chunks=self.config.logit_chunks)
+        scale = jnp.exp(params["logit_scale"])
+        if self.config.loss == "infonce":
+            return infonce(image, text, scale, **options)
+        return sigmoid(image, text, scale, params["logit_bias"], **options)
+
+    # The contract -------------------------------------------------------------------------------------------------
+
+    def loss(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool) -> tuple[Float[Array, ""], Metrics]:
+        """The contrastive loss. `train=False` also leaves every patch in: FLIP drops patches only while it trains."""
+        keys = example_keys(key, batch["position"]) if train else None
+        rows = (batch["image"], batch["tokens"], keys)
+        if self.chunks > 1 and train:
+            image, text = in_chunks(lambda *piece: self.encode(params, *piece), rows, self.chunks)
+        else:
+            image, text = self.encode(params, *rows)
+        loss = self.contrast(params, image, text, batch["tokens"])
+        metrics = {"loss": loss, "scale": jnp.exp(params["logit_scale"])}
+        if "truncated" in batch:
+            metrics["truncated"] = jnp.mean(batch["truncated"].astype(jnp.float32))
+        return loss, metrics
+
+    def features(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """Of "image": "image_embedding" (unit vectors) and the tower's own representations; of "tokens": "text_embedding"."""
+        towers = {name: params[name] for name in params if not name.startswith("logit")}
+        named = {}
+        if "image" in batch:
+            vector, tokens, intermediates = self.model.apply({"params": towers}, batch["image"], method="encode_image")
+            named = representations(self.model.config.image, tokens, intermediates) | {"image_embedding": vector}
+        if "tokens" in batch:
+            named["text_embedding"] = self.model.apply({"params": towers}, batch["tokens"], method="encode_text")[0]
+        return named
+
+    def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """ "image_embedding", "text_embedding" f32[batch, dim], "logits" f32[images, texts] and "loss"."""
+        image, text = self.encode(params, batch["image"], batch["tokens"], None)
+        logits = jnp.exp(params["logit_scale"]) * image @ text.T + params.get("logit_bias", 0.0)
+        loss = self.contrast(params, image, text, batch["tokens"])
+        return {"image_embedding": image, "text_embedding": text, "logits": logits, "loss": loss}
+
+    def panels(self, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, Images | Text]:
+        """For each of a few captions, the five images of the batch that are nearest to it."""
+        out = jax.jit(self.forward)(params, batch)
+        best = np.argsort(-np.asarray(out["logits"]).T, axis=1, kind="stable")[:8, :5]
+        images = np.asarray(batch["image"]) * np.float32(self.info.std or 1) + np.float32(self.info.mean or 0)
+        captions = [self.caption(row) for row in np.asarray(batch["tokens"])[:8]]
+        columns = tuple(f"match {i + 1}" for i in range(best.shape[1]))
+        lines = tuple(f"row {i + 1}: {text}" for i, text in enumerate(captions))
+        return {"retrieved": Images(np.clip(images, 0, 1)[best], columns), "captions": Text(lines)}
+
+    def caption(self, tokens: np.ndarray) -> str:
+        """The text of a row of tokens, without what stands for none."""
+        special = {*self.info.tokenizer.special_ids, self.info.extra.get("end_id"), self.info.extra.get("pad_id")}
+        return self.info.tokenizer.decode([int(t) for t in tokens if int(t) not in special])
+
+    def after_update(self, params: Params, step: Array) -> Params:
+        """The logit scale clamped to [0, ln max_scale] (Radford et al. 2021, section 2.5)."""
+        if self.config.max_scale is None:
+            return params
+        return {**params, "logit_scale": jnp.clip(params["logit_scale"], 0.0, math.log(self.config.max_scale))}
+
+    def flops(self) -> float:
+        mask, size, patch = self.config.mask, self.model.image_size, self.model.config.image.patch
+        kept = None if mask is None else mask.kept((size[0] // patch[0], size[1] // patch[1]))
+        return 3 * self.model.flops_forward(kept)
