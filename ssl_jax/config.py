@@ -108,17 +108,19 @@ def to_json(config: Any) -> str:
 def read(cls: type, section: Mapping[str, Any] | None, path: str, **given: Any) -> Any:
     """`cls(**section, **given)`, with every key and type checked; a field that is itself a dataclass is read from its section.
 
-    `given` are values that come from elsewhere (an image size, say) and may not be set in the config. "name" is skipped:
-    it chose the class. Errors name the full key: `task.mask.ratio=1.2: must lie in (0, 1)`.
+    `given` are values that come from elsewhere (an image size, say) and may not be set in the config. "name" is skipped
+    where `cls` has no such field: it chose the class. Errors name the full key: `task.mask.ratio=1.2: must lie in (0, 1)`.
     """
     section = {} if section is None else section
     if not isinstance(section, Mapping | ConfigDict):
         raise UserError(f"{path}={section!r}: expected a section with keys, such as dict(...)")
     hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init and f.name not in ("parent", "name")}
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init and f.name != "parent"}
+    if any(f.name == "parent" for f in dataclasses.fields(cls)):  # a Linen module, whose name is not a setting
+        fields.pop("name", None)
     values = dict(given)
     for key, value in section.items():
-        if key == "name":
+        if key == "name" and key not in fields:
             continue
         if key not in fields or key in given:
             known = [name for name in fields if name not in given]
