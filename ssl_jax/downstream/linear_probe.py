@@ -1,0 +1,130 @@
+"""Linear probe: a linear classifier on frozen features, by one of three published protocols."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ssl_jax.downstream import metrics
+from ssl_jax.downstream.baselines import flat, majority
+from ssl_jax.downstream.features import Encoder, EvaluationData
+from ssl_jax.downstream.heads import Descent, Linear, LogisticRegression, descend
+from ssl_jax.errors import UserError
+
+PROTOCOLS = ("lbfgs", "grid", "mae")
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearProbe:
+    """Trains a linear head on the training split's features and measures it on the test split.
+
+    "lbfgs": logistic regression on standardised features, its strength chosen on a held-out part of the training split,
+    then fitted to all of it.
+    "grid" (DINOv2): heads for all learning rates x weight decays x representations at once over one stream of features,
+    the best chosen on the held-out part; it is reported as trained, on the rest.
+    "mae" (He et al. 2022, table 10): LARS, base lr 0.1 per 256 examples, batch 16,384, 90 epochs, 10 of warm-up, batch norm
+    without affine (eps 1e-6) before the head, on the features of the evaluation transform; the running moments serve the
+    test split. With random crops it is the "classification" task with `frozen=True` (configs/mae/vit_imagenet.py).
+
+    Yields "accuracy", "top5", "ece", "per_class/<name>" and what was chosen; of each baseline "<baseline>/accuracy".
+    """
+
+    protocol: str = "lbfgs"
+    representation: str | tuple = "mean"  # several: the best on the held-out part is chosen
+    l2: tuple = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # of "lbfgs": penalty l2 / 2 |W|^2 on the mean cross entropy
+    learning_rates: tuple | None = None  # of "grid" and "mae": base values, times batch_size / 256
+    weight_decays: tuple | None = None
+    epochs: float | None = None
+    warmup_epochs: float | None = None
+    batch_size: int | None = None
+    held_out: float = 0.1  # share of the training split that chooses
+    baselines: bool = True
+    seed: int = 0
+
+    requires_labels = True
+
+    def __post_init__(self):
+        if self.protocol not in PROTOCOLS:
+            raise UserError(f"protocol={self.protocol!r}: must be one of {', '.join(PROTOCOLS)}")
+        if not self.representations:
+            raise UserError("representation is empty: name one, such as mean")
+        if not 0 < self.held_out < 1:
+            raise UserError(f"held_out={self.held_out}: must lie in (0, 1)")
+        if not self.l2 or any(not isinstance(v, int | float) or v <= 0 for v in self.l2):
+            raise UserError(f"l2={self.l2!r}: must be one or more positive numbers")
+        self.descent  # noqa: B018  its own checks
+
+    @property
+    def representations(self) -> tuple[str, ...]:
+        return (self.representation,) if isinstance(self.representation, str) else tuple(self.representation)
+
+    @property
+    def descent(self) -> Descent:
+        """The settings of the protocols by descent, with what the config overrides."""
+        mae = dict(optimizer="lars", learning_rates=(0.1,), epochs=90, warmup_epochs=10, batch_size=16384, norm="batch")
+        names = ("learning_rates", "weight_decays", "epochs", "warmup_epochs", "batch_size")
+        own = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return Descent(**((mae if self.protocol == "mae" else {}) | own))
+
+    def __call__(self, encoder: Encoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
+        chosen, logits, labels = self._probe(encoder, data)
+        yield from metrics.classification(logits, labels, data.classes).items()
+        yield from chosen.items()
+        if self.baselines:
+            for name, baseline in encoder.baselines.items():
+                _, found, _ = self._probe(baseline, data)
+                yield f"{name}/accuracy", metrics.accuracy(found, labels)
+            yield "majority/accuracy", majority(encoder.extract(data.train, ())["label"], labels)
+
+    def _probe(self, encoder, data) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+        """What was chosen, the test split's logits and its labels."""
+        names = self.representations
+        train, test = (encoder.extract(split, names) for split in (data.train, data.test))
+        classes = metrics.check_labels(train.get("label"), test.get("label"), data.classes)
+        if "input" in train:  # a baseline whose only representation is its input
+            names = ("input",)
+        labels = train["label"]
+        best: tuple[float, dict, str, Linear] | None = None
+        for i, name in enumerate(names):
+            score, chosen, head = probe(flat(train[name]), labels, classes, self)
+            if best is None or score > best[0]:
+                best = score, {"held_out_accuracy": score} | chosen, name, head
+                if len(names) > 1:
+                    best[1]["chosen/representation"] = float(i)
+        _, chosen, name, head = best
+        return chosen, head(flat(test[name])), test["label"]
+
+
+def probe(
+    x: Float[np.ndarray, "examples dim"], labels: Int[np.ndarray, "examples"], classes: int, settings: LinearProbe
+) -> tuple[float, dict[str, float], Linear]:
+    """The best head for one representation: its accuracy on the held-out part, what was chosen, the head."""
+    kept, held = metrics.held_out(labels, settings.held_out, settings.seed)
+    if settings.protocol == "lbfgs":
+        return _logistic(x, labels, classes, settings.l2, held)
+    if settings.protocol == "mae" and len(settings.descent.heads) == 1:  # nothing to choose: all of the split is trained on
+        head = descend(x, labels, classes, settings.descent, settings.seed)[0]
+        return metrics.accuracy(head(x[held]), labels[held]), {}, head
+    heads = descend(x[kept], labels[kept], classes, settings.descent, settings.seed)
+    scores = [metrics.accuracy(head(x[held]), labels[held]) for head in heads]
+    best = int(np.argmax(scores))
+    lr, wd = settings.descent.heads[best]
+    return scores[best], {"chosen/lr": lr, "chosen/weight_decay": wd}, heads[best]
+
+
+def _logistic(x, labels, classes, strengths, held):
+    problem = LogisticRegression(x, labels, classes)
+    if not len(held) or len(strengths) == 1:
+        best, start, score = strengths[0], None, float("nan")
+    else:
+        weights = np.ones(len(labels), np.float32)
+        weights[held] = 0
+        heads, start, scores = {}, None, {}
+        for l2 in sorted(strengths, reverse=True):  # the stronger penalty's optimum is a good start for the next
+            heads[l2] = start = problem.fit(l2, weights, start)
+            scores[l2] = metrics.accuracy(problem.logits(start)[held], labels[held])
+        best = max(scores, key=scores.get)
+        score, start = scores[best], heads[best]
+    head = problem.fit(best, start=start)
+    return score, {"chosen/l2": best}, problem.linear(head)

@@ -1,0 +1,139 @@
+"""Features: each example once, the same in every way of asking."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from downstream_toys import ToyTask, blobs, dataset, toy_params
+
+from ssl_jax.downstream.features import Encoder
+from ssl_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def data():
+    return blobs()
+
+
+def encoder(data, **options):
+    return Encoder(ToyTask(), toy_params(data), **options)
+
+
+def expected(split, params):
+    x = (split.arrays["image"].reshape(split.size, -1).astype(np.float32) / 255 - 0.5) / 0.25
+    return np.tanh(x @ np.asarray(params["kernel"]))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 101, 1000])
+def test_every_example_counts_once_and_in_order(data, batch_size):
+    found = encoder(data).extract(data.test, ["mean"], batch_size)
+    assert found["mean"].shape == (101, 12)
+    np.testing.assert_allclose(found["mean"], expected(data.test, toy_params(data)), atol=2e-6)
+    np.testing.assert_array_equal(found["label"], data.test.labels())
+
+
+def test_one_pass_serves_all_evaluators(data):
+    """A name that was extracted once is not computed again, even when it is asked for beside another."""
+    e, passes = encoder(data), []
+    compute = e._compute
+    e._compute = lambda dataset, names, size: passes.append(names) or compute(dataset, names, size)
+    first = e.extract(data.train, ["mean", "cls"])
+    again = e.extract(data.train, ["cls", "tokens"])
+    assert passes == [("mean", "cls"), ("tokens",)]
+    assert again["cls"] is first["cls"]
+
+
+def test_the_same_parameters_give_the_same_features_to_the_last_digit(data):
+    a, b = (encoder(data).extract(data.train, ["mean"])["mean"] for _ in range(2))
+    np.testing.assert_array_equal(a, b)
+    alone = encoder(data).extract(data.train, ["tokens", "mean"])["mean"]
+    np.testing.assert_allclose(a, alone, atol=1e-6)
+
+
+def test_names_joined_by_plus_are_concatenated(data):
+    found = encoder(data).extract(data.test, ["cls+tokens", "cls", "tokens"])
+    np.testing.assert_array_equal(found["cls+tokens"][:, :12], found["cls"])
+    np.testing.assert_array_equal(found["cls+tokens"][:, 12:], found["tokens"].reshape(101, -1))
+
+
+def test_the_disk_cache_gives_back_what_was_stored_and_knows_the_checkpoint(data, tmp_path):
+    first = encoder(data, cache=tmp_path, checkpoint="step 1").extract(data.test, ["mean"])
+    other = Encoder(ToyTask(), toy_params(data, seed=9), cache=tmp_path, checkpoint="step 1")
+    again = other.extract(data.test, ["mean"])  # read, not computed: the parameters differ
+    np.testing.assert_array_equal(first["mean"], again["mean"])
+    np.testing.assert_array_equal(first["label"], again["label"])
+    fresh = Encoder(ToyTask(), toy_params(data, seed=9), cache=tmp_path, checkpoint="step 2").extract(data.test, ["mean"])
+    assert np.abs(fresh["mean"] - first["mean"]).max() > 0.1
+
+
+def test_baselines_have_the_encoders_interface(data):
+    e = encoder(data)
+    assert list(e.baselines) == ["random_encoder", "raw_pixels"]
+    random = e.baselines["random_encoder"].extract(data.test, ["mean"])["mean"]
+    assert random.shape == (101, 12) and np.abs(random - e.extract(data.test, ["mean"])["mean"]).max() > 0.1
+    pixels = e.baselines["raw_pixels"].extract(data.test, ["mean"])
+    wanted = (data.test.arrays["image"].reshape(101, -1) / 255 - 0.5) / 0.25
+    np.testing.assert_allclose(pixels["mean"], wanted, atol=1e-6)
+    np.testing.assert_array_equal(pixels["label"], data.test.labels())
+
+
+def test_an_unknown_representation_names_the_nearest(data):
+    with pytest.raises(UserError, match="did you mean mean"):
+        encoder(data).extract(data.test, ["meen"])
+
+
+def test_features_that_are_not_finite_are_refused(data):
+    params = {"kernel": toy_params(data)["kernel"].at[0, 0].set(jnp.nan)}
+    with pytest.raises(UserError, match=r"'mean' of memory:test: 101 of 101 examples hold NaN"):
+        Encoder(ToyTask(), params).extract(data.test, ["mean"])
+
+
+def test_a_split_without_labels_has_none(data):
+    plain = dataset(data.test.arrays["image"], None, ())
+    assert "label" not in encoder(data).extract(plain, ["mean"])
+
+
+CHILD = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import jax, numpy as np
+from downstream_toys import ToyTask, blobs, toy_params
+from ssl_jax.downstream.features import Encoder
+from ssl_jax.downstream.knn import KNN
+from ssl_jax.downstream.few_shot import FewShot
+from ssl_jax.downstream.linear_probe import LinearProbe
+mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(-1, 1, 1), ("data", "fsdp", "tensor"))
+data = blobs(train=90, test=101, noise=120.0)
+encoder = Encoder(ToyTask(), toy_params(data), mesh)
+found = {"devices": jax.device_count()}
+for name, evaluator in dict(
+    knn=KNN(k=(5, 20)), few_shot=FewShot(shots=(1, 5)), lbfgs=LinearProbe(),
+    grid=LinearProbe(protocol="grid", learning_rates=(0.01, 0.1), epochs=3, batch_size=16),
+).items():
+    found |= {f"{name}/{key}": value for key, value in evaluator(encoder, data)}
+print(json.dumps(found))
+"""
+
+
+def test_evaluators_say_the_same_on_1_4_and_8_devices():
+    """101 test examples divide by none of them: a padded example that counted would show."""
+
+    def run(devices):
+        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-c", CHILD, os.path.dirname(__file__)]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
+
+    one = run(1)
+    assert one.pop("devices") == 1
+    for devices in (4, 8):
+        several = run(devices)
+        assert several.pop("devices") == devices
+        assert several.keys() == one.keys()
+        for name, value in one.items():
+            assert several[name] == pytest.approx(value, abs=1e-6), name

@@ -1,0 +1,83 @@
+"""kNN against scikit-learn and against the definition."""
+
+import numpy as np
+import pytest
+from downstream_toys import ToyTask, blobs, toy_params
+from sklearn.neighbors import KNeighborsClassifier
+
+from ssl_jax.downstream.features import Encoder
+from ssl_jax.downstream.knn import KNN, knn_votes, nearest_neighbours
+from ssl_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def fashion():
+    from ssl_jax.data.sources import fashion_mnist
+
+    return [flatten(fashion_mnist(split)) for split in ("train", "test")]
+
+
+def flatten(source):
+    images = source.arrays["image"]
+    return images.reshape(len(images), -1).astype(np.float32) / 255, np.asarray(source.labels(), np.int32)
+
+
+@pytest.mark.parametrize(("bank", "queries"), [(4000, 500), pytest.param(60000, 10000, marks=pytest.mark.slow)])
+def test_agrees_exactly_with_scikit_learn_on_fashion_mnist(fashion, bank, queries):
+    """The same predictions for every test image, by votes exp(cos / 0.07) and by plain majority of one neighbour."""
+    (x, y), (xt, _) = fashion
+    x, y, xt = x[:bank], y[:bank], xt[:queries]
+    ours = knn_votes(x, y, xt, 10, ks=(1, 5, 20, 100))
+    for k in (1, 5, 20, 100):
+        reference = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07))
+        reference.fit(x.astype(np.float64), y)
+        probability = reference.predict_proba(xt.astype(np.float64))
+        np.testing.assert_array_equal(ours[k].argmax(1), probability.argmax(1))
+        np.testing.assert_allclose(ours[k] / ours[k].sum(1, keepdims=True), probability, atol=2e-5)
+
+
+@pytest.mark.parametrize("blocks", [(1, 7), (3, 16), (64, 1000)])
+def test_blocks_change_nothing(blocks):
+    random = np.random.default_rng(0)
+    bank, queries = random.standard_normal((50, 6)).astype(np.float32), random.standard_normal((9, 6)).astype(np.float32)
+    similar, index = nearest_neighbours(bank, queries, 7, query_block=blocks[0], bank_block=blocks[1])
+    unit = lambda a: a / np.linalg.norm(a, axis=1, keepdims=True)
+    every = unit(queries) @ unit(bank).T
+    np.testing.assert_array_equal(index, np.argsort(-every, axis=1, kind="stable")[:, :7])
+    np.testing.assert_allclose(similar, np.take_along_axis(every, index, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("bank_block", [2, 3, 100])
+def test_of_equally_similar_neighbours_the_earlier_is_nearer(bank_block):
+    bank = np.tile(np.array([[1.0, 0.0]], np.float32), (6, 1)) * np.arange(1, 7, dtype=np.float32)[:, None]
+    _, index = nearest_neighbours(bank, np.array([[2.0, 0.0]], np.float32), 3, bank_block=bank_block)
+    np.testing.assert_array_equal(index, [[0, 1, 2]])
+
+
+def test_of_classes_with_equal_votes_the_lower_number_wins():
+    bank = np.array([[1.0, 0.0], [1.0, 0.0]], np.float32)
+    votes = knn_votes(bank, np.array([2, 1]), bank[:1], 3, ks=(2,))[2]
+    assert votes[0, 1] == votes[0, 2] and votes.argmax(1)[0] == 1
+
+
+def test_leave_one_out_leaves_each_example_out():
+    random = np.random.default_rng(1)
+    bank = random.standard_normal((40, 5)).astype(np.float32)
+    similar, index = nearest_neighbours(bank, None, 4, query_block=7, bank_block=9)
+    for i in range(40):
+        others = np.delete(np.arange(40), i)
+        _, alone = nearest_neighbours(bank[others], bank[i : i + 1], 4)
+        np.testing.assert_array_equal(index[i], others[alone[0]])
+
+
+def test_the_evaluator_prints_its_baselines_beside():
+    data = blobs()
+    found = dict(KNN(k=(20, 5))(Encoder(ToyTask(), toy_params(data)), data))
+    assert found["accuracy"] == found["k=20/accuracy"] > 0.9
+    assert {"k=5/accuracy", "random_encoder/accuracy", "raw_pixels/accuracy", "majority/accuracy"} <= found.keys()
+
+
+def test_more_neighbours_than_examples():
+    data = blobs(train=30)
+    with pytest.raises(UserError, match="k=200: there are only 30 training examples"):
+        dict(KNN(k=200)(Encoder(ToyTask(), toy_params(data)), data))
