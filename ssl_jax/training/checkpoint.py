@@ -1,0 +1,342 @@
+"""Checkpoints through Orbax: asynchronous, atomic, checked before they are trusted.
+
+checkpoints/00000500/state/         Orbax: every array of the State by its path ("params/encoder/block00/...")
+                     extra.json     what the loop keeps beside the State
+                     manifest.json  size and CRC-32 of every file
+checkpoints/saving-...              being written; renamed when complete
+checkpoints/damaged/...             moved aside at a start
+"""
+
+import errno
+import json
+import os
+import pathlib
+import shutil
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from ssl_jax.errors import UserError
+from ssl_jax.training import rules
+from ssl_jax.training.settings import CheckpointSettings
+from ssl_jax.training.stopping import SaveFailed
+
+MANIFEST, EXTRA, STATE = "manifest.json", "extra.json", "state"
+
+
+def warn(text: str) -> None:
+    print(f"ssl-jax: {text}", file=sys.stderr, flush=True)
+
+
+def _handler():
+    import logging
+
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    return ocp
+
+
+class Checkpoints:
+    """The checkpoints of one run. `save` returns when the arrays are on the host; the files are written behind it."""
+
+    def __init__(self, directory: pathlib.Path, settings: CheckpointSettings):
+        self.directory, self.settings = pathlib.Path(directory).absolute(), settings
+        self.primary = jax.process_index() == 0
+        self._checkpointer = None
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._lock = threading.RLock()
+        self.saved: int | None = None  # the newest step that is complete, or will be if nothing fails
+        self.seconds = 0.0  # of the last save, from start to complete
+
+    def steps(self) -> list[int]:
+        """Complete checkpoints, oldest first (complete is not yet undamaged: see `newest`)."""
+        return complete_steps(self.directory)
+
+    # Saving -------------------------------------------------------------------------------------------------------------
+
+    def save(self, step: int, state: Any, extra: dict) -> None:
+        """Save unless this step is saved already. Raises SaveFailed when this or an earlier save failed."""
+        with self._lock:
+            self.wait()
+            if self.saved == step or step in self.steps():
+                self.saved = step
+                return
+            started = time.monotonic()
+            folder = self.directory / f"saving-{step:08d}"
+            try:
+                if self.primary:
+                    self.directory.mkdir(parents=True, exist_ok=True)
+                    shutil.rmtree(folder, ignore_errors=True)
+                    folder.mkdir()
+                self._sync(f"saving-{step}")
+                ocp = _handler()
+                if self._checkpointer is None:
+                    self._checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+                self._checkpointer.save(folder / STATE, args=ocp.args.PyTreeSave(rules.flatten(state)))
+            except Exception as error:
+                raise SaveFailed(_reason(folder, error)) from error
+            self._thread = threading.Thread(target=self._finish, args=(step, folder, extra, started), name="save")
+            self._thread.start()
+            self.saved = step
+
+    def _finish(self, step: int, folder: pathlib.Path, extra: dict, started: float) -> None:
+        try:
+            self._checkpointer.wait_until_finished()
+            if self.primary:
+                write_json(folder / EXTRA, {"step": step, **extra})
+                write_json(folder / MANIFEST, manifest(folder))
+                sync_folder(folder)
+                os.rename(folder, self.directory / f"{step:08d}")
+                sync_folder(self.directory)
+                self._retain()
+            self.seconds = time.monotonic() - started
+        except BaseException as error:  # reported by the next call of the loop
+            self._error = SaveFailed(_reason(folder, error))
+
+    def check(self) -> None:
+        """Raise SaveFailed when a save failed behind the loop's back."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            self.saved = None
+            raise error
+
+    def wait(self) -> None:
+        """Until nothing is being written; raises SaveFailed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def close(self) -> None:
+        self.wait()
+        if self._checkpointer is not None:
+            self._checkpointer.close()
+            self._checkpointer = None
+
+    def _sync(self, name: str) -> None:
+        if jax.process_count() > 1:
+            from jax._src import distributed
+
+            distributed.global_state.client.wait_at_barrier(f"ssl_jax/{name}/{time_free_id(name)}", 300_000)
+
+    def _retain(self) -> None:
+        """Delete what no rule keeps: the newest `keep`, every `keep_every`, the best."""
+        steps, s = self.steps(), self.settings
+        keep = set(steps[-s.keep :])
+        if s.keep_every:
+            keep |= {step for step in steps if step % s.keep_every == 0}
+        if s.best:
+            scores = {step: read_extra(self.directory, step).get("evaluation", {}).get(s.best) for step in steps}
+            scored = [(v if s.mode == "max" else -v, step) for step, v in scores.items() if v is not None]
+            keep |= {max(scored)[1]} if scored else set()
+        for step in steps:
+            if step not in keep:
+                delete(self.directory / f"{step:08d}")
+
+    # Restoring ----------------------------------------------------------------------------------------------------------
+
+    def newest(self) -> int | None:
+        """The newest undamaged checkpoint's step. What is damaged or half-written is named and moved aside."""
+        found = None
+        if self.primary and self.directory.is_dir():
+            for leftover in sorted(self.directory.glob("deleting-*")):
+                shutil.rmtree(leftover, ignore_errors=True)
+            for leftover in sorted(self.directory.glob("saving-*")):
+                self._aside(leftover, "was being written when the run stopped")
+            for step in reversed(self.steps()):
+                problem = damage(self.directory / f"{step:08d}")
+                if problem is None:
+                    found = step
+                    break
+                self._aside(self.directory / f"{step:08d}", f"is damaged ({problem})")
+        found = _from_primary(found)
+        self.saved = found
+        return found
+
+    def _aside(self, folder: pathlib.Path, why: str) -> None:
+        target = self.directory / "damaged" / folder.name
+        target.parent.mkdir(exist_ok=True)
+        partial = folder.name.startswith("saving-")
+        for old in target.parent.glob("saving-*") if partial else [target]:  # one half-written copy is enough
+            shutil.rmtree(old, ignore_errors=True)
+        os.rename(folder, target)
+        warn(f"checkpoint {folder} {why}; moved to {target}, the one before is used")
+
+    def restore(self, step: int, state: Any) -> tuple[Any, dict]:
+        """(State, extra) at `step`; `state` is a State of ShapeDtypeStructs with shardings, of any mesh."""
+        ocp = _handler()
+        flat = rules.flatten(state)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            folder = self.directory / f"{step:08d}" / STATE
+            try:
+                arguments = ocp.args.PyTreeRestore(flat, restore_args=ocp.checkpoint_utils.construct_restore_args(flat))
+                restored = checkpointer.restore(folder, args=arguments)
+            except (ValueError, KeyError) as error:
+                line = str(error).splitlines()[0][:200]
+                raise UserError(f"{folder}: does not fit this config ({line}); take another --workdir") from error
+        leaves = [restored[rules.path_of(keys)] for keys, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
+        return jax.tree.unflatten(jax.tree.structure(state), leaves), read_extra(self.directory, step)
+
+
+_counters: dict[str, int] = {}
+
+
+def time_free_id(name: str) -> int:
+    """How often this process came by here: makes a barrier's name unique, the same in all processes."""
+    _counters[name] = _counters.get(name, 0) + 1
+    return _counters[name]
+
+
+def _from_primary(step: int | None) -> int | None:
+    if jax.process_count() == 1:
+        return step
+    from jax.experimental import multihost_utils
+
+    value = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
+    return None if value < 0 else value
+
+
+def _reason(folder: pathlib.Path, error: BaseException) -> str:
+    text = str(error) or type(error).__name__
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "RESOURCE_EXHAUSTED" in text:
+        return f"checkpoint {folder} could not be saved: the disk is full; make room and run the same command again"
+    return f"checkpoint {folder} could not be saved: {text.splitlines()[0][:300]}"
+
+
+# Files ------------------------------------------------------------------------------------------------------------------
+
+
+def complete_steps(directory: pathlib.Path) -> list[int]:
+    directory = pathlib.Path(directory)
+    if not directory.is_dir():
+        return []
+    return sorted(int(p.name) for p in directory.iterdir() if p.is_dir() and p.name.isdigit() and len(p.name) >= 8)
+
+
+def manifest(folder: pathlib.Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of every file below `folder`."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {str(p.relative_to(folder)): [p.stat().st_size, checksum(p)] for p in files}
+
+
+def checksum(path: pathlib.Path) -> int:
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def damage(folder: pathlib.Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        recorded = json.loads((folder / MANIFEST).read_text())
+        json.loads((folder / EXTRA).read_text())
+        for name, (size, crc) in recorded.items():
+            file = folder / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size} of {size} bytes"
+            if checksum(file) != crc:
+                return f"{name} has changed"
+    except FileNotFoundError as error:
+        return f"{pathlib.Path(error.filename).name} is missing"
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        return f"{MANIFEST} cannot be read: {error}"
+    return None
+
+
+def read_extra(directory: pathlib.Path, step: int) -> dict:
+    try:
+        return json.loads((pathlib.Path(directory) / f"{step:08d}" / EXTRA).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    with open(path, "w") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: pathlib.Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:  # some network file systems know no fsync of folders
+        pass
+    finally:
+        os.close(handle)
+
+
+def delete(folder: pathlib.Path) -> None:
+    """Remove a checkpoint: a kill in between leaves nothing that looks like one."""
+    doomed = folder.with_name(f"deleting-{folder.name}")
+    os.rename(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+# Parameters alone -------------------------------------------------------------------------------------------------------
+
+
+def load_params(
+    directory: pathlib.Path, step: int | None = None, *, average: bool | None = None, progress: Callable | None = None
+) -> tuple[int, dict]:
+    """(step, nested dict of NumPy arrays): the parameters of a checkpoint, without optimizer state and without the task.
+
+    directory: a run's checkpoints/ or an `export`. average: the moving average; None: where there is one.
+    """
+    directory = pathlib.Path(directory).absolute()
+    steps = complete_steps(directory)
+    if not steps:
+        raise UserError(f"{directory}: holds no checkpoint; train first")
+    if step is None:
+        step = next((s for s in reversed(steps) if damage(directory / f"{s:08d}") is None), None)
+        if step is None:
+            raise UserError(f"{directory}: every checkpoint in it is damaged")
+    if step not in steps:
+        raise UserError(f"{directory}: has no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+    folder = directory / f"{step:08d}"
+    if problem := damage(folder):
+        raise UserError(f"checkpoint {folder} is damaged ({problem}); choose another")
+    ocp = _handler()
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        metadata = checkpointer.metadata(folder / STATE)
+        metadata = getattr(metadata, "item_metadata", metadata)
+        metadata = dict(getattr(metadata, "tree", metadata))
+        has_average = any(name.startswith("ema/") for name in metadata)
+        if average and not has_average:
+            raise UserError(f"checkpoint {folder}: holds no moving average (training.ema was not set)")
+        prefix = "ema/" if has_average and average is not False else "params/"
+        wanted = {k: v for k, v in metadata.items() if k.startswith(prefix)}
+        target = {k: jax.ShapeDtypeStruct(tuple(v.shape), v.dtype) for k, v in wanted.items()}
+        as_numpy = {k: ocp.RestoreArgs(restore_type=np.ndarray) for k in wanted}
+        arguments = ocp.args.PyTreeRestore(target, restore_args=as_numpy, partial_restore=True)
+        restored = checkpointer.restore(folder / STATE, args=arguments)
+    params: dict = {}
+    for path, value in restored.items():
+        *parents, last = path.removeprefix(prefix).split("/")
+        place = params
+        for name in parents:
+            place = place.setdefault(name, {})
+        place[last] = np.asarray(value)
+    return step, params
+
+
+def export(directory: pathlib.Path, target: pathlib.Path, step: int | None = None, *, average: bool | None = None) -> int:
+    """Write the parameters of a checkpoint, without optimizer state, as a checkpoint of their own in `target`."""
+    step, params = load_params(directory, step, average=average)
+    checkpoints = Checkpoints(pathlib.Path(target), CheckpointSettings(keep=1))
+    checkpoints.save(step, {"params": params}, {"exported": True})
+    checkpoints.close()
+    return step

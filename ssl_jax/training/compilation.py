@@ -1,0 +1,45 @@
+"""Compiled programs kept on disk, so that a second start of a config compiles nothing."""
+
+import os
+import pathlib
+import platform
+import zlib
+
+import jax
+
+
+def cache_directory() -> pathlib.Path:
+    """Where compiled programs are kept: $SSL_JAX_CACHE or the user's cache directory, apart for each kind of processor.
+
+    Code that XLA builds for one CPU's features crashes on another, so on CPU the folder's name holds a hash of them.
+    """
+    base = os.environ.get("SSL_JAX_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ssl_jax")
+    key = f"jax-{jax.__version__}-{jax.default_backend()}"
+    if jax.default_backend() == "cpu":
+        key += f"-{processor():08x}"
+    return pathlib.Path(base).expanduser() / "xla" / key
+
+
+def processor() -> int:
+    """A hash of this processor's model and features."""
+    try:
+        text = pathlib.Path("/proc/cpuinfo").read_text()
+        lines = {line for line in text.splitlines() if line.startswith(("flags", "Features", "model name"))}
+        described = "\n".join(sorted(lines))
+    except OSError:
+        described = platform.processor() + platform.machine()
+    return zlib.crc32(f"{described} {os.environ.get('XLA_FLAGS', '')}".encode())
+
+
+def enable_cache() -> None:
+    """Turn JAX's compilation cache on, unless the user has set it (JAX_COMPILATION_CACHE_DIR) or SSL_JAX_CACHE is "off"."""
+    if jax.config.jax_compilation_cache_dir or os.environ.get("SSL_JAX_CACHE") == "off":
+        return
+    directory = cache_directory()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

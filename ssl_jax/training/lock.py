@@ -1,0 +1,52 @@
+"""One run, one work directory: a lock that a dead owner cannot hold."""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import socket
+from collections.abc import Iterator
+
+import jax
+
+from ssl_jax.errors import UserError
+
+_held: set[pathlib.Path] = set()
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Hold the lock of `workdir`, made where it is missing; UserError, with the owner, when another process holds it.
+
+    The kernel drops the lock when its owner dies. Entering it again in the same process is allowed.
+    """
+    workdir = pathlib.Path(workdir).absolute()
+    if workdir in _held or jax.process_index() != 0:
+        yield
+        return
+    path = workdir / "lock"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir}: cannot be written ({error.strerror}); make room, change it or take another"
+        ) from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(handle, 200).decode(errors="replace").strip() or "another process"
+            raise UserError(f"--workdir={workdir}: is in use by {owner}; wait for it, or take another") from None
+        except OSError:
+            pass  # a file system without locks
+        try:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        except OSError as error:
+            raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror}); make room or take another") from None
+        _held.add(workdir)
+        yield
+    finally:
+        _held.discard(workdir)
+        os.close(handle)

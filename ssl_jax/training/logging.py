@@ -1,0 +1,259 @@
+"""What a run tells: metrics.jsonl, TensorBoard, Weights & Biases, and one line on the console.
+
+metrics.jsonl holds what the training computed and nothing of the clock, so that a run that was killed and resumed has the
+same file, byte for byte; speed.jsonl holds the speed.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from ssl_jax.errors import UserError
+
+
+class MetricsFile:
+    """JSON lines that survive a kill at any byte: each is written whole and at once; what a kill cut off is cut on opening."""
+
+    def __init__(self, path: pathlib.Path, step: int):
+        """Opens for appending what follows `step`; lines beyond it, of work that is done again, are removed."""
+        self.path = path
+        kept = [text for number, text in read_lines(path) if number <= step] if path.exists() else []
+        content = "".join(kept).encode()
+        if path.exists() and path.read_bytes() != content:
+            temporary = path.with_suffix(".tmp")
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        data = (json.dumps({k: _plain(v) for k, v in line.items()}) + "\n").encode()
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); make room and start again") from None
+
+    def sync(self) -> None:
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def read_lines(path: pathlib.Path) -> list[tuple[int, str]]:
+    """(step, text with its newline) of every whole line up to the first that is not one."""
+    lines = []
+    for text in path.read_text(errors="replace").splitlines(keepends=True):
+        try:
+            lines.append((int(json.loads(text)["step"]), text))
+        except (ValueError, KeyError, TypeError):
+            break
+        if not text.endswith("\n"):
+            lines.pop()
+            break
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, int | str | bool):
+        return value
+    value = float(value)
+    return value if value - value == 0 else str(value)  # JSON has no NaN
+
+
+@dataclasses.dataclass
+class Speed:
+    """Wall time since the last report."""
+
+    batch_size: int
+    tokens: int = 1  # of one example; above 1, throughput is in tokens
+    flops: float = 0.0  # of one training example
+    started: float = dataclasses.field(default_factory=time.monotonic)
+    steps: int = 0
+    waited: float = 0.0  # for data
+    paused: float = 0.0  # evaluating, compiling
+
+    def report(self) -> dict[str, float]:
+        """Throughput since the last report: examples or tokens per second, share of the time spent waiting for data, MFU."""
+        elapsed = max(time.monotonic() - self.started - self.paused, 1e-9)
+        rate = self.steps * self.batch_size / elapsed
+        unit = "tokens/s" if self.tokens > 1 else "examples/s"
+        values = {unit: rate * self.tokens, "steps/s": self.steps / elapsed, "data_wait": self.waited / elapsed}
+        if self.flops and (peak := peak_flops()):
+            values["mfu"] = rate * self.flops / (peak * jax.device_count())
+        self.started, self.steps, self.waited, self.paused = time.monotonic(), 0, 0.0, 0.0
+        return values
+
+
+PEAK_FLOPS = {  # dense bf16, one device, as the makers state them
+    "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
+    "V100": 125e12, "T4": 65e12, "RTX 4090": 165e12, "TPU v6": 918e12, "TPU v5p": 459e12, "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12, "TPU v4": 275e12, "TPU v3": 123e12,
+}  # fmt: skip
+
+
+def peak_flops() -> float | None:
+    """The dense bf16 peak of one device, or None where it is not known (on CPU, `ssl-jax bench` measures it)."""
+    kind = jax.devices()[0].device_kind
+    return next((peak for name, peak in PEAK_FLOPS.items() if name.lower() in kind.lower()), None)
+
+
+class Console:
+    """One live line on a terminal, a plain line every ten seconds elsewhere."""
+
+    def __init__(self, total: int, name: str = "train", seconds: float = 10.0, quiet: bool = False):
+        self.total, self.name, self.seconds = total, name, seconds
+        self.quiet = quiet or jax.process_index() != 0
+        self.live, self._last, self._progress = sys.stderr.isatty() and not self.quiet, 0.0, None
+        if self.live:
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn(name), BarColumn(), TextColumn("{task.completed}/{task.total} {task.fields[text]} ETA"))
+            self._progress = Progress(*columns, TimeRemainingColumn(), transient=False)
+            self._task = self._progress.add_task(name, total=total, text="")
+            self._progress.start()
+            self.seconds = 0.5
+
+    def due(self) -> bool:
+        return not self.quiet and time.monotonic() - self._last >= self.seconds
+
+    def show(self, step: int, metrics: Mapping[str, float], speed: Mapping[str, float]) -> None:
+        self._last = time.monotonic()
+        if self.quiet:
+            return
+        text = f"loss {metrics.get('loss', float('nan')):.4g}"
+        for name, value in speed.items():
+            if name.endswith("/s") and name != "steps/s":
+                text += f"  {value:,.0f} {name}"
+        if "mfu" in speed:
+            text += f"  MFU {speed['mfu']:.1%}"
+        text += f"  data wait {speed.get('data_wait', 0):.1%}"
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, text=text)
+            return
+        left = (self.total - step) / max(speed.get("steps/s", 0), 1e-9)
+        text += f"  ETA {duration(left)}" if speed.get("steps/s") else ""
+        print(f"{self.name} {step}/{self.total}  {text}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class Logger:
+    """Everything above for one run. Without a work directory only the console.
+
+    Keeps the sums of the metrics since the last line; they are part of a checkpoint (`state`), so that a line whose
+    interval spans a restart is the same.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path | None,
+        *,
+        step: int,
+        total: int,
+        every: int,
+        speed: Speed,
+        state: Mapping[str, Any] | None = None,
+        name: str = "train",
+        quiet: bool = False,
+        tensorboard: bool = False,
+        wandb: str | None = None,
+    ):
+        self.every, self.speed, self.step = every, speed, step
+        state = state or {}
+        self.sums, self.count = dict(state.get("sums", {})), int(state.get("count", 0))
+        self.line = dict(state["line"]) if state.get("line") else None  # complete, and waiting for its evaluation
+        self.last: dict[str, float] = {}
+        self.console = Console(total, name, quiet=quiet)
+        self.metrics = self.speeds = self._board = self._wandb = None
+        if workdir is not None and jax.process_index() == 0:
+            self.metrics = MetricsFile(workdir / "metrics.jsonl", step)
+            self.speeds = MetricsFile(workdir / "speed.jsonl", step)
+            self._board = _tensorboard(workdir, step) if tensorboard else None
+            self._wandb = _wandb(workdir, wandb) if wandb else None
+
+    def state(self) -> dict[str, Any]:
+        return {"sums": self.sums, "count": self.count, "line": self.line}
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """The metrics of one step; at every `every`-th the means since the last line become a line."""
+        self.last = dict(values)
+        self.step = step
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        self.count += 1
+        if step % self.every == 0:
+            self.flush_line()
+            means = {name: total / self.count for name, total in self.sums.items()}
+            self.line = {"step": step, **{n: float(values[n]) if n in LAST else v for n, v in means.items()}}
+            self.sums, self.count = {}, 0
+
+    def flush_line(self, extra: Mapping[str, float] | None = None, step: int | None = None) -> None:
+        """Write the waiting line, with an evaluation's results."""
+        line, self.line = self.line, None
+        if extra:
+            line = {**(line or {"step": step}), **extra}
+        if line is None:
+            return
+        if self.metrics is not None:
+            self.metrics.write(line)
+        numbers = {k: v for k, v in line.items() if k != "step" and isinstance(v, int | float)}
+        if self._board is not None:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, line["step"])
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=line["step"])
+
+    def report(self) -> None:
+        """The console's line, when it is time for one."""
+        if self.console.due() and self.last:
+            speed = self.speed.report()
+            self.console.show(self.step, self.last, speed)
+            if self.speeds is not None:
+                self.speeds.write({"step": self.step, **speed})
+
+    def sync(self) -> None:
+        """What is written is on the disk: called before a checkpoint that counts on it."""
+        if self.metrics is not None:
+            self.metrics.sync()
+
+    def close(self) -> None:
+        for part in (self.metrics, self.speeds, self._board, self.console):
+            if part is not None:
+                part.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+LAST = ("lr", "skipped", "rewinds")  # in a line, the last value rather than the mean
+
+
+def _tensorboard(workdir: pathlib.Path, step: int) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None, max_queue=1000)
+
+
+def _wandb(workdir: pathlib.Path, project: str) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("training.wandb: wandb is not installed; pip install wandb, or leave it unset") from None
+    return wandb.init(project=project, dir=str(workdir), name=workdir.name, resume="allow", id=workdir.absolute().name)

@@ -1,0 +1,62 @@
+"""Batches brought onto the devices ahead of the loop, by a thread; values and order are the stream's."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+
+class Prefetch:
+    """An iterator of device batches. `counts` says how many steps each holds (1: without an axis of steps)."""
+
+    def __init__(self, batches: Iterator[dict], counts: Iterator[int], put: Callable[[dict, int], Any], depth: int = 2):
+        self._queue: queue.Queue = queue.Queue(depth)
+        self._stop = threading.Event()
+        self.waited = 0.0  # seconds the loop stood still for data
+        self._thread = threading.Thread(target=self._run, args=(batches, counts, put), name="prefetch", daemon=True)
+        self._thread.start()
+
+    def _run(self, batches, counts, put):
+        try:
+            for count in counts:
+                parts = [next(batches) for _ in range(count)]
+                batch = parts[0] if count == 1 else {k: np.stack([part[k] for part in parts]) for k in parts[0]}
+                if not self._offer((put(batch, count), None)):
+                    break
+            else:
+                self._offer((None, StopIteration()))
+        except BaseException as error:  # raised where the batch is taken
+            self._offer((None, error))
+        finally:
+            close = getattr(batches, "close", None)
+            if close is not None:
+                close()
+
+    def _offer(self, item) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(item, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def __next__(self) -> Any:
+        started = time.monotonic()
+        batch, error = self._queue.get()
+        self.waited += time.monotonic() - started
+        if error is not None:
+            raise error
+        return batch
+
+    def __iter__(self):
+        return self
+
+    def close(self) -> None:
+        self._stop.set()
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        self._thread.join(timeout=5)

@@ -1,0 +1,88 @@
+"""The config's `training`, `checkpoint` and `mesh` sections."""
+
+import dataclasses
+
+from ssl_jax import config as configs
+from ssl_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSettings:
+    """How long and how a task is trained."""
+
+    duration: str = "1 epochs"
+    accumulation: int = 1  # microbatches a step; the batch is the same
+    dtype: str = "float32"  # of the matmuls: "float32" or "bfloat16"
+    ema: float | None = None  # decay of the parameters' moving average
+    steps_per_call: int | str = "auto"  # several steps in one program, where steps are short
+    log_every: int = 50  # steps; a line holds the mean since the last one
+    evaluate_every: str | None = None  # a duration; None: not during training
+    evaluators: tuple = ()  # which of `downstream` run then; (): all
+    on_nonfinite: str = "stop"  # "stop", "skip" (the update) or "rewind" (to the last checkpoint, past the batches since)
+    skip_outliers: float | None = None  # skip updates whose gradient norm lies so many standard deviations above the mean
+    tensorboard: bool = True
+    wandb: str | None = None  # project name
+
+    def __post_init__(self):
+        configs.Duration.parse(self.duration, "duration")
+        if self.evaluate_every is not None:
+            configs.Duration.parse(self.evaluate_every, "evaluate_every")
+        if not 1 <= self.accumulation <= 65536:
+            raise UserError(f"accumulation={self.accumulation}: must be at least 1 (and at most 65536)")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise UserError(f"dtype={self.dtype!r}: must be float32 or bfloat16")
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise UserError(f"ema={self.ema}: must lie in [0, 1)")
+        steps = self.steps_per_call
+        if not (steps == "auto" if isinstance(steps, str) else 1 <= steps <= 1000):
+            raise UserError(f'steps_per_call={steps!r}: must be "auto" or a number from 1 to 1000')
+        if self.log_every < 1:
+            raise UserError(f"log_every={self.log_every}: must be at least 1 step")
+        if self.on_nonfinite not in ("stop", "skip", "rewind"):
+            raise UserError(f"on_nonfinite={self.on_nonfinite!r}: must be stop, skip or rewind")
+        if self.skip_outliers is not None and not self.skip_outliers > 0:
+            raise UserError(f"skip_outliers={self.skip_outliers}: must be above 0 standard deviations")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointSettings:
+    """When checkpoints are saved, and which are kept. The last step is always saved."""
+
+    every: int | None = None  # steps
+    every_minutes: float | None = 5.0
+    keep: int = 2  # the newest
+    keep_every: int | None = None  # and every one whose step this divides
+    best: str | None = None  # and the one best by this metric of the evaluation, such as "linear_probe/accuracy"
+    mode: str = "max"  # or "min"
+    grace: float = 25.0  # seconds from SIGTERM or SIGINT to the end of the process
+
+    def __post_init__(self):
+        for name in ("every", "keep", "keep_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value}: must be at least 1")
+        if self.every_minutes is not None and not self.every_minutes > 0:
+            raise UserError(f"every_minutes={self.every_minutes}: must be above 0")
+        if self.mode not in ("max", "min"):
+            raise UserError(f"mode={self.mode!r}: must be max or min")
+        if not 1 <= self.grace <= 3600:
+            raise UserError(f"grace={self.grace}: must lie between 1 and 3600 seconds")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """Devices along each axis; one of them may be -1: what is left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    rules: tuple = ()  # ((regex, (axis name or None, ...)), ...) before the default rules
+
+    def __post_init__(self):
+        sizes = (self.data, self.fsdp, self.tensor)
+        for name in ("data", "fsdp", "tensor"):
+            value = getattr(self, name)
+            if value < 1 and value != -1:
+                raise UserError(f"{name}={value}: must be at least 1, or -1 for what is left")
+        if sizes.count(-1) > 1:
+            raise UserError("data: only one of data, fsdp and tensor may be -1")

@@ -1,0 +1,162 @@
+"""One mesh with the axes (data, fsdp, tensor); where each array lies on it; processes that join into one run."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ssl_jax.errors import UserError
+from ssl_jax.training import rules
+from ssl_jax.training.settings import MeshSettings
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(("data", "fsdp"))
+
+# Heads and the hidden units of an MLP are split over `tensor`: no communication inside attention or between up and down.
+TENSOR_RULES = (
+    (r"(.*/)?(query|key|value|up|gate)/kernel", (None, "tensor")),
+    (r"(.*/)?(query|key|value|up|gate)/bias", ("tensor",)),
+    (r"(.*/)?(out|down)/kernel", ("tensor", None)),
+    (r".*", ()),
+)
+
+
+def make_mesh(settings: MeshSettings, devices: list | None = None) -> Mesh:
+    """The mesh over all devices; UserError when they do not divide."""
+    devices = jax.devices() if devices is None else devices
+    sizes = {name: getattr(settings, name) for name in AXES}
+    known = int(np.prod([n for n in sizes.values() if n != -1]))
+    for name, size in sizes.items():
+        if size == -1:
+            if len(devices) % known:
+                raise UserError(f"mesh.{name}=-1: {len(devices)} devices cannot be divided by the other axes ({known})")
+            sizes[name] = len(devices) // known
+    count = int(np.prod(list(sizes.values())))
+    if count > len(devices) or (count < len(devices) and jax.process_count() > 1):
+        text = " x ".join(f"{name} {size}" for name, size in sizes.items())
+        raise UserError(f"mesh: {text} is {count} devices, but there are {len(devices)}; leave data=-1 to take them all")
+    array = np.array(devices[:count]).reshape(tuple(sizes.values()))
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def check_batch(mesh: Mesh, batch_size: int, accumulation: int, whole_batch: bool = False) -> None:
+    """UserError unless devices and accumulation divide the global batch."""
+    split = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % accumulation:
+        raise UserError(f"training.accumulation={accumulation} does not divide data.batch_size={batch_size}")
+    if batch_size % split:
+        raise UserError(f"data.batch_size={batch_size} is not divided by the {split} devices of mesh.data x mesh.fsdp")
+    if not whole_batch and (batch_size // accumulation) % split:
+        raise UserError(
+            f"data.batch_size={batch_size} / training.accumulation={accumulation} is {batch_size // accumulation}, "
+            f"which the {split} devices of mesh.data x mesh.fsdp do not divide"
+        )
+
+
+def parameter_specs(params: Any, mesh: Mesh, settings: MeshSettings) -> dict[str, PartitionSpec]:
+    """A PartitionSpec for each parameter path: the rules' axes, then `fsdp` over the largest axis that it divides."""
+    matched = rules.first_match((*settings.rules, *TENSOR_RULES), params, "mesh.rules")
+    matched = jax.tree_util.tree_flatten_with_path(matched, is_leaf=lambda x: isinstance(x, tuple | list))[0]
+    matched = {rules.path_of(keys): value for keys, value in matched}
+    return {path: spec_of(leaf.shape, matched[path], mesh) for path, leaf in rules.flatten(params).items()}
+
+
+def spec_of(shape: tuple[int, ...], axes: tuple, mesh: Mesh) -> PartitionSpec:
+    names: list[Any] = [*axes, *[None] * (len(shape) - len(axes))][: len(shape)]
+    for i, name in enumerate(names):
+        if name is not None and (name not in AXES or shape[i] % mesh.shape[name]):
+            names[i] = None
+    fsdp = mesh.shape["fsdp"]
+    if fsdp > 1 and "fsdp" not in names:
+        free = [i for i, size in enumerate(shape) if names[i] is None and size % fsdp == 0 and size >= fsdp]
+        if free:
+            names[max(free, key=lambda i: shape[i])] = "fsdp"
+    return PartitionSpec(*names)
+
+
+def state_shardings(state: Any, mesh: Mesh, settings: MeshSettings) -> Any:
+    """A NamedSharding for each leaf of a State of shapes.
+
+    Optimizer state and moving average lie as their parameter does (their path ends with its path); scalars everywhere.
+    """
+    specs = parameter_specs(state.params, mesh, settings)
+    shapes = {path: leaf.shape for path, leaf in rules.flatten(state.params).items()}
+
+    def sharding(keys, leaf):
+        parts = rules.path_of(keys).split("/")
+        for i in range(len(parts)):
+            path = "/".join(parts[i:])
+            if path in specs and shapes[path] == leaf.shape:
+                return NamedSharding(mesh, specs[path])
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> slice:
+    """The rows of the global batch that this process reads."""
+    if jax.process_count() == 1:
+        return slice(0, batch_size)
+    rows = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,)).values()
+    spans = sorted({index[0].indices(batch_size)[:2] for index in rows})
+    if any(a[1] != b[0] for a, b in zip(spans, spans[1:], strict=False)):
+        raise UserError("mesh: the rows of a process are not contiguous; make mesh.tensor divide its number of devices")
+    return slice(spans[0][0], spans[-1][1])
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int, steps: int | None = None) -> dict[str, jax.Array]:
+    """Host arrays as global device arrays; with `steps`, a leading axis of steps that no device splits."""
+    if jax.process_count() == 1 and mesh.size == 1:
+        return jax.device_put(dict(batch), mesh.devices.flat[0])
+    sharding = NamedSharding(mesh, BATCH if steps is None else PartitionSpec(None, ("data", "fsdp")))
+
+    def put(value):
+        lead = (batch_size,) if steps is None else (steps, batch_size)
+        return jax.make_array_from_process_local_data(sharding, value, (*lead, *value.shape[len(lead) :]))
+
+    return {name: put(value) for name, value in batch.items()}
+
+
+def replicated(mesh: Mesh) -> Any:
+    """The sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def put_replicated(tree: Any, mesh: Mesh) -> Any:
+    """Host arrays, equal in all processes, held whole by every device."""
+    sharding = replicated(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda i: np.asarray(x)[i]), tree)
+
+
+def put_state(tree: Any, shardings: Any) -> Any:
+    """Host arrays, equal in all processes, laid out as `shardings` say."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+    place = lambda x, s: jax.make_array_from_callback(np.shape(x), s, lambda i: np.asarray(x)[i])
+    return jax.tree.map(place, tree, shardings)
+
+
+def initialise_processes() -> None:
+    """Join the processes of one run, where the environment says that there are several (SLURM, MPI, GKE, TPU pods).
+
+    By hand: JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    """
+    from jax._src import distributed  # the public module does not tell whether it was initialised in every version
+
+    if distributed.global_state.client is not None:
+        return
+    environment = os.environ
+    if "JAX_COORDINATOR_ADDRESS" in environment and "JAX_NUM_PROCESSES" in environment:
+        number, count = environment.get("JAX_PROCESS_ID"), environment["JAX_NUM_PROCESSES"]
+        if number is None or not number.isdigit() or not count.isdigit():
+            raise UserError("JAX_PROCESS_ID: set it to this process's number, 0 to JAX_NUM_PROCESSES - 1")
+        jax.distributed.initialize(environment["JAX_COORDINATOR_ADDRESS"], int(count), int(number))
+    elif (
+        int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environment and "SLURM_STEP_NODELIST" in environment
+    ) or int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1 or "," in environment.get("TPU_WORKER_HOSTNAMES", ""):  # fmt: skip
+        jax.distributed.initialize()

@@ -1,0 +1,80 @@
+"""Everything a run is, in one pytree."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Int
+
+from ssl_jax import randomness
+from ssl_jax.task import Batch, Params, Task
+from ssl_jax.training.optimizer import OptimizerSettings
+
+
+@flax.struct.dataclass
+class State:
+    """The state after `step` updates. A leading replica axis on every leaf is legal.
+
+    hyper: numbers that may differ between replicas: lr (the peak), weight_decay, seed, and the schedule's lengths
+    total_steps, warmup_steps, cooldown_steps; data_offset is added to `step` to give the batch's number (it grows when a
+    run rewinds past bad batches). guard: counts of skipped updates and the running moments of the gradient's norm.
+    """
+
+    step: Int[Array, "..."]
+    params: Any
+    opt_state: Any
+    ema: Any
+    hyper: dict[str, Array]
+    guard: dict[str, Array]
+
+
+def hyper(
+    settings: OptimizerSettings,
+    *,
+    batch_size: int,
+    seed: int,
+    total_steps: int,
+    warmup_steps: int,
+    cooldown_steps: int,
+    lr: float | None = None,
+    weight_decay: float | None = None,
+) -> dict[str, np.ndarray]:
+    """The hyper-parameters of one run as arrays."""
+    return {
+        "lr": np.float32(settings.peak(batch_size) if lr is None else lr),
+        "weight_decay": np.float32(settings.weight_decay if weight_decay is None else weight_decay),
+        "seed": np.int32(seed),
+        "total_steps": np.int32(total_steps),
+        "warmup_steps": np.int32(warmup_steps),
+        "cooldown_steps": np.int32(cooldown_steps),
+        "data_offset": np.int32(0),
+    }
+
+
+def init_params(task: Task, seed: int | Array, batch: Batch) -> Params:
+    """The task's initial parameters from the stream "init", in f32; `batch` gives shapes only."""
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dict(batch))
+    return task.init(randomness.stream(seed, "init"), zeros)
+
+
+def from_params(params: Params, optimizer: optax.GradientTransformation, hyper: dict, ema: bool) -> State:
+    """The state at step 0."""
+    guard = {
+        "skipped": jnp.zeros((), jnp.int32),
+        "seen": jnp.zeros((), jnp.int32),
+        "mean": jnp.zeros((), jnp.float32),
+        "square": jnp.zeros((), jnp.float32),
+    }
+    hyper = jax.tree.map(jnp.asarray, hyper)
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), average, hyper, guard)
+
+
+def replicate(state: Callable[[dict], State], hypers: list[dict]) -> State:
+    """K states with a leading replica axis, one for each set of hyper-parameters."""
+    stacked = jax.tree.map(lambda *values: jnp.stack(values), *hypers)
+    return jax.vmap(state)(stacked)
