@@ -10,6 +10,8 @@ from PIL import Image, ImageEnhance, ImageOps
 from ssl_jax.data import augment as settings_of
 from ssl_jax.data.augment import centred_box
 
+warnings.filterwarnings("ignore", module="PIL")  # broken EXIF, large images: not the user's concern
+
 BICUBIC = Image.Resampling.BICUBIC
 
 
@@ -27,15 +29,12 @@ def decode(data: bytes, channels: int, draft: tuple[int, int] | None = None, sha
     Raises Unreadable.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL warns of broken EXIF and of large images, which is not the user's concern
-            image = Image.open(io.BytesIO(data))
-            if draft is not None and image.format == "JPEG":
-                side = max(draft) / math.sqrt(share)
-                image.draft("RGB" if channels == 3 else "L", (math.ceil(side), math.ceil(side)))
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            return convert(image, channels)
+        image = Image.open(io.BytesIO(data))
+        if draft is not None and image.format == "JPEG":
+            side = max(draft) / math.sqrt(share)
+            image.draft("RGB" if channels == 3 else "L", (math.ceil(side), math.ceil(side)))
+        image.load()
+        return convert(ImageOps.exif_transpose(image), channels)
     except Image.UnidentifiedImageError:
         raise Unreadable(_broken(data) or "is not an image that PIL can read") from None
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:

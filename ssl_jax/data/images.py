@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 import zlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -81,11 +80,11 @@ class ImagesSettings:
 
 
 def build(
-    section: Mapping[str, Any],
+    section: Any,
     *,
     split: str = "train",
     train: bool = True,
-    task_section: Mapping[str, Any] | None = None,
+    task_section: Any = None,
     workdir: str | None = None,
 ) -> Dataset:
     """The image data set of the config's section `data`; train=False leaves the augmentation out of it.
@@ -104,13 +103,12 @@ def build(
     if arrays is None and settings.placement == "device":
         why = "randaugment and jitter work on the host" if host_side else f"{source.name} does not come as arrays"
         raise UserError(f'data.placement="device": {why}; use "host"')
-    device = arrays is not None and settings.placement != "host"
-    device &= settings.placement == "device" or sum(a.nbytes for a in arrays.values()) <= DEVICE_BYTES
+    size_on_device = sum(array.nbytes for array in arrays.values()) if arrays is not None else math.inf
+    device = settings.placement == "device" or settings.placement == "auto" and size_on_device <= DEVICE_BYTES
     augmentation = settings.augment if train else Augment()
     examples = Examples(source, size, channels, augmentation, settings.eval_crop, settings.fast_decode, arrays is not None)
     shapes = {"image": jax.ShapeDtypeStruct((*size, channels), jnp.float32)}
-    labels = source.labels()
-    if labels is not None:
+    if getattr(source, "labelled", None) or source.labels() is not None:
         shapes["label"] = jax.ShapeDtypeStruct((), jnp.int32)
     on_device = functools.partial(
         _on_device, settings=augmentation, host_side=arrays is None, size=size, share=settings.eval_crop, mean=mean, std=std
@@ -123,7 +121,6 @@ def build(
         resident=arrays if device else {},
         on_device=on_device,
         arrays=arrays,
-        label_array=labels,
         placement="device" if device else "host",
         workers=settings.workers,
         skip_bad=settings.on_bad_example == "skip",
@@ -208,7 +205,7 @@ class Examples:
 
 def _on_device(raw, keys, *, settings, host_side, size, share, mean, std):
     """Raw pixels -> normalised f32, augmented with `keys` where the host has not done it."""
-    images = raw["image"]
+    images = jnp.asarray(raw["image"])
     if not host_side:
         if keys is None:
             images = augment.centre_crop(images, size, share)
@@ -219,7 +216,7 @@ def _on_device(raw, keys, *, settings, host_side, size, share, mean, std):
     images = images.astype(jnp.float32) * scale.astype(np.float32) - offset.astype(np.float32)
     if keys is not None and settings.erase is not None:
         images = augment.erase(images, randomness.substream(keys, "erase"), settings.erase)
-    return {**raw, "image": images} | ({"label": raw["label"].astype(jnp.int32)} if "label" in raw else {})
+    return {**raw, "image": images} | ({"label": jnp.asarray(raw["label"], jnp.int32)} if "label" in raw else {})
 
 
 # Normalisation ------------------------------------------------------------------------------------------------------

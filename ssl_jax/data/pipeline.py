@@ -11,7 +11,9 @@ from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from jaxtyping import Array, Key
 
 from ssl_jax import randomness
@@ -20,18 +22,19 @@ from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo
 
 HostBatch = dict[str, np.ndarray]
+Arrays = Mapping[str, jax.Array | np.ndarray]
 
 
 class BadExample(UserError):
     """One example cannot be read: a truncated file, a wrong shape, bad UTF-8. The line names its source and index."""
 
 
-def gather_rows(resident: Mapping[str, Array], index: Array) -> dict[str, Array]:
+def gather_rows(resident: Arrays, index: Array | np.ndarray) -> dict[str, Any]:
     """Row `index[b]` of every resident array."""
     return {name: array[index] for name, array in resident.items()}
 
 
-def unchanged(batch: Mapping[str, Array], keys: Key[Array, "batch"] | None) -> dict[str, Array]:
+def unchanged(batch: Arrays, keys: Key[Array, "batch"] | None) -> dict[str, Any]:
     return dict(batch)
 
 
@@ -50,10 +53,10 @@ class Dataset:
     example: Callable[[int, np.random.Generator | None], dict[str, np.ndarray]]
     source: Source
     resident: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    gather: Callable[[Mapping[str, Array], Array], dict[str, Array]] = gather_rows
-    on_device: Callable[[Mapping[str, Array], Key[Array, "batch"] | None], dict[str, Array]] = unchanged
+    gather: Callable[[Arrays, Any], dict[str, Any]] = gather_rows
+    on_device: Callable[[Arrays, Key[Array, "batch"] | None], dict[str, Any]] = unchanged
     arrays: dict[str, np.ndarray] | None = None
-    label_array: np.ndarray | None = None
+    label_array: np.ndarray | None = None  # where they are not the source's
     placement: str = "host"  # what the settings ask for, "auto" resolved
     workers: int = 0
     skip_bad: bool = False  # settings' on_bad_example="skip"
@@ -61,7 +64,7 @@ class Dataset:
 
     def labels(self) -> np.ndarray | None:
         """i32[size] without decoding any example; None without labels."""
-        return self.label_array
+        return self.source.labels() if self.label_array is None else self.label_array
 
     def skipped(self) -> int:
         """How many different examples were found unreadable and passed over."""
@@ -98,13 +101,12 @@ def subset(dataset: Dataset, indices: Any) -> Dataset:
         raise ValueError(f"indices must be a non-empty list within [0, {dataset.size})")
     parent, of_parent = dataset, _Moved(dataset, indices)
     changes: dict[str, Any] = dict(size=len(indices), example=of_parent.example, source=of_parent, bad=set())
-    if parent.label_array is not None:
-        changes["label_array"] = parent.label_array[indices]
+    changes["label_array"] = None
     if parent.arrays is not None:
         changes["arrays"] = {name: array[indices] for name, array in parent.arrays.items()}
         changes["resident"] = changes["arrays"] if parent.resident else {}
     elif parent.resident:
-        changes["gather"] = lambda resident, index: parent.gather(resident, jax.numpy.asarray(indices, np.int32)[index])
+        changes["gather"] = lambda resident, index: parent.gather(resident, jnp.asarray(indices, np.int32)[index])
     return dataclasses.replace(dataset, **changes)
 
 
@@ -122,7 +124,8 @@ class _Moved:
         return self.parent.source[int(self.indices[index])]
 
     def labels(self) -> np.ndarray | None:
-        return None if self.parent.label_array is None else self.parent.label_array[self.indices]
+        labels = self.parent.labels()
+        return None if labels is None else labels[self.indices]
 
     def describe(self, index: int) -> str:
         return self.parent.source.describe(int(self.indices[index]))
@@ -214,11 +217,13 @@ class Stream:
         batches = grain.MapDataset.source(_Steps(self, start, rows)).repeat()
         if self.workers == 0:
             return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)))
+        if not flags.FLAGS.is_parsed():  # grain's worker pool reads absl flags, which only absl's own main parses
+            flags.FLAGS.mark_as_parsed()
         alone = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
         options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=2)
         return iter(batches.to_iter_dataset(alone).mp_prefetch(options))
 
-    def on_device(self, resident: Mapping[str, Array], host_batch: Mapping[str, Array], key: Key[Array, ""] | None) -> dict:
+    def on_device(self, resident: Arrays, host_batch: Arrays, key: Key[Array, ""] | None) -> dict:
         """The task's batch (jittable): gathered where resident, augmented with a key for each position; None: no augmentation.
 
         "position" and "index" stay in it.
@@ -227,7 +232,7 @@ class Stream:
         raw = {name: value for name, value in host_batch.items() if name not in places}
         if resident:
             raw = self.dataset.gather(resident, host_batch["index"])
-        keys = None if key is None else randomness.example_keys(key, host_batch["position"])
+        keys = None if key is None else randomness.example_keys(key, jnp.asarray(host_batch["position"]))
         return {**self.dataset.on_device(raw, keys), **places}
 
 

@@ -25,7 +25,7 @@ SCHEMES = {
     "npz": "ssl_jax.data.sources:Npz",
     "folder": "ssl_jax.data.sources:Folder",
     "tfds": "ssl_jax.data.tfds:open_tfds",
-    "text": "ssl_jax.data.corpus:TextFiles",
+    "text": "ssl_jax.data.documents:open_text",
     "jsonl": "ssl_jax.data.pairs:open_jsonl",
     "csv": "ssl_jax.data.pairs:open_csv",
     "tsv": "ssl_jax.data.pairs:open_tsv",
