@@ -14,6 +14,7 @@ ENVIRONMENT = (
     "versions", "git_commit", "git", "commit", "device", "devices", "hardware", "platform", "python", "command", "host",
     "processes", "started", "ssl_jax",
 )  # fmt: skip
+_NONFINITE = {text: float(text) for text in ("nan", "inf", "-inf")}  # JSON has no number for them
 CARDS = ("card", "recipe_card", "recipe")
 
 
@@ -36,7 +37,7 @@ class Run:
     config: Mapping[str, Any]  # nested
     environment: Mapping[str, Any]  # versions, commit, device ...
     card: str
-    metrics: Sequence[Mapping[str, Any]]
+    metrics: Sequence[Mapping[str, Any]]  # what training computed, and its speed
     results: Mapping[str, float]
     timings: Mapping[str, float]  # seconds by phase
     panels: Sequence[Panel]
@@ -75,7 +76,7 @@ def load_run(workdir: str | os.PathLike, name: str | None = None) -> Run:
         config,
         environment,
         card.strip(),
-        _lines(path / "metrics.jsonl"),
+        _lines(path / "metrics.jsonl") + _lines(path / "speed.jsonl"),
         results,
         timings,
         _panels(path / "panels"),
@@ -146,7 +147,7 @@ def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
             raise UserError(f"{path}: line {number} is not JSON") from None
         if not isinstance(value, dict):
             raise UserError(f"{path}: line {number} is not an object")
-        found.append(value)
+        found.append({key: _NONFINITE.get(v, v) if isinstance(v, str) else v for key, v in value.items()})
     return found
 
 

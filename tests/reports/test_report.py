@@ -173,6 +173,16 @@ def test_a_step_logged_twice_counts_once_with_its_later_value():
     assert steps.tolist() == [1, 2] and values.tolist() == [9, 4]
 
 
+def test_speed_and_numbers_that_are_not_finite_are_read(tmp_path):
+    run = make_run(tmp_path / "run")
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 400, "loss": "nan"}\n')
+    (run / "speed.jsonl").write_text('{"step": 10, "mfu": 0.5}\n')
+    metrics = load_run(run).metrics
+    assert np.isnan(figures.series(metrics, "loss")[1][-1])
+    assert figures.series(metrics, "mfu")[1].tolist() == [0.5]
+
+
 def test_the_running_mean_is_numpys_mean_of_the_values_that_there_are():
     values = np.random.default_rng(0).normal(size=31)
     means = [values[max(0, i - 3) : i + 4].mean() for i in range(31)]
