@@ -176,7 +176,7 @@ class Logger:
     ):
         self.every, self.speed, self.step = every, speed, step
         state = state or {}
-        self.sums, self.count = dict(state.get("sums", {})), int(state.get("count", 0))
+        self.sums = {name: list(pair) for name, pair in state.get("sums", {}).items()}  # [sum, number of terms]
         self.line = dict(state["line"]) if state.get("line") else None  # complete, and waiting for its evaluation
         self.last: dict[str, float] = {}
         self.console = Console(total, name, quiet=quiet)
@@ -188,20 +188,20 @@ class Logger:
             self._wandb = _wandb(workdir, wandb) if wandb else None
 
     def state(self) -> dict[str, Any]:
-        return {"sums": self.sums, "count": self.count, "line": self.line}
+        return {"sums": self.sums, "line": self.line}
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """The metrics of one step; at every `every`-th the means since the last line become a line."""
         self.last = dict(values)
         self.step = step
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-        self.count += 1
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = [total + float(value), count + 1]
         if step % self.every == 0:
             self.flush_line()
-            means = {name: total / self.count for name, total in self.sums.items()}
-            self.line = {"step": step, **{n: float(values[n]) if n in LAST else v for n, v in means.items()}}
-            self.sums, self.count = {}, 0
+            means = {name: total / count for name, (total, count) in self.sums.items()}
+            self.line = {"step": step, **{n: float(values[n]) if n in LAST and n in values else v for n, v in means.items()}}
+            self.sums = {}
 
     def flush_line(self, extra: Mapping[str, float] | None = None, step: int | None = None) -> None:
         """Write the waiting line, with an evaluation's results."""

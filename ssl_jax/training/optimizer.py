@@ -1,6 +1,7 @@
 """Optimizers: clip, scale by the method, decay the weights, scale by the learning rate; all behind the rules."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -90,23 +91,33 @@ def default(settings: OptimizerSettings, name: str, value: float) -> float:
 
 def _adam(settings: OptimizerSettings, params: Any):
     b1, b2, eps = default(settings, "b1", 0.9), default(settings, "b2", 0.999), default(settings, "eps", 1e-8)
-    return optax.scale_by_adam(b1, b2, eps) if settings.bias_correction else scale_by_adam_without_correction(b1, b2, eps)
+    return scale_by_adam(b1, b2, eps, settings.bias_correction)
 
 
-def scale_by_adam_without_correction(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """m / (sqrt(v) + eps) from zero moments, uncorrected (the optimizer BERT was published with)."""
+def scale_by_adam(b1: float, b2: float, eps: float, bias_correction: bool = True) -> optax.GradientTransformation:
+    """m / (sqrt(v) + eps), the moments corrected for their start from zero (Kingma and Ba 2015) or not (BERT).
+
+    optax computes 1 - b2**t in f32, off by 5e-5 in the first steps; here it is exact to rounding.
+    """
 
     def init(params):
         zeros = lambda: jax.tree.map(jnp.zeros_like, params)
         return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), zeros(), zeros())
 
     def update(grads, state, params=None):
+        count = state.count + 1
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
-        direction = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
-        return direction, optax.ScaleByAdamState(state.count + 1, mu, nu)
+        c1, c2 = (_correction(b1, count), _correction(b2, count)) if bias_correction else (1.0, 1.0)
+        direction = jax.tree.map(lambda m, v: m / c1 / (jnp.sqrt(v / c2) + eps), mu, nu)
+        return direction, optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformation(init, update)
+
+
+def _correction(decay: float, count: Int[Array, ""]) -> Float[Array, ""]:
+    """1 - decay**count."""
+    return -jnp.expm1(count * math.log(decay)) if decay > 0 else jnp.ones(())
 
 
 def _sgd(settings: OptimizerSettings, params: Any):
@@ -125,7 +136,11 @@ def _muon(settings: OptimizerSettings, params: Any):
     """Orthogonalised momentum for the blocks' matrices, Adam for the rest (Jordan et al. 2024)."""
     label = lambda keys, leaf: "muon" if is_matrix(rules.path_of(keys), leaf.shape) else "adam"
     labels = jax.tree_util.tree_map_with_path(label, params)
-    muon = optax.chain(optax.contrib.scale_by_muon(beta=settings.momentum, eps=default(settings, "eps", 1e-8)), _spread())
+    rows_and_columns = lambda updates: jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), updates)
+    orthogonal = optax.contrib.scale_by_muon(
+        beta=settings.momentum, eps=default(settings, "eps", 1e-8), weight_dimension_numbers=rows_and_columns
+    )
+    muon = optax.chain(orthogonal, _spread())
     return optax.partition({"muon": muon, "adam": _adam(settings, params)}, labels)
 
 
@@ -172,7 +187,8 @@ def multipliers(settings: OptimizerSettings, params: Any) -> Multipliers:
     else:
         decay = jax.tree_util.tree_map_with_path(lambda k, p: float(rules.decays(rules.path_of(k), p.shape)), params)
     lr = rules.first_match(given.get("lr", ((".*", 1.0),)), params, "optimizer.rules.lr")
-    frozen = rules.first_match(given.get("freeze", ((".*", False),)), params, "optimizer.rules.freeze")
+    freeze = ((r"constants/.*", True), *given.get("freeze", ((".*", False),)))  # what a task computed and never trains
+    frozen = rules.first_match(freeze, params, "optimizer.rules.freeze")
     decay, lr = number(decay, "optimizer.rules.weight_decay"), number(lr, "optimizer.rules.lr")
     if settings.layer_decay is not None:
         table = rules.layer_decay_multipliers(list(rules.flatten(params)), None, settings.layer_decay)

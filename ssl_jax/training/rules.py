@@ -29,7 +29,7 @@ def flatten(tree: Any) -> dict[str, Any]:
     return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
-def first_match(rules: Sequence[tuple[str, Any]], tree: Any, where: str) -> Any:
+def first_match(rules: Sequence[Any], tree: Any, where: str) -> Any:
     """A tree of the values of the first rule whose expression matches each leaf's whole path.
 
     Raises UserError for an expression that does not compile, and for a leaf that no rule matches.

@@ -18,6 +18,7 @@ class TrainingSettings:
     log_every: int = 50  # steps; a line holds the mean since the last one
     evaluate_every: str | None = None  # a duration; None: not during training
     evaluators: tuple = ()  # which of `downstream` run then; (): all
+    evaluators: tuple = ()  # names in `downstream`; empty: all of them
     on_nonfinite: str = "stop"  # "stop", "skip" (the update) or "rewind" (to the last checkpoint, past the batches since)
     skip_outliers: float | None = None  # skip updates whose gradient norm lies so many standard deviations above the mean
     tensorboard: bool = True

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from ssl_jax import randomness
 from ssl_jax.task import Batch, Params, Task
@@ -24,12 +24,12 @@ class State:
     run rewinds past bad batches). guard: counts of skipped updates and the running moments of the gradient's norm.
     """
 
-    step: Int[Array, "..."]
+    step: Any  # i32[], updates done
     params: Any
     opt_state: Any
-    ema: Any
-    hyper: dict[str, Array]
-    guard: dict[str, Array]
+    ema: Any  # the parameters' moving average, or None
+    hyper: Any
+    guard: Any
 
 
 def hyper(
