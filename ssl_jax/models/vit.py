@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ssl_jax import config as config_module
 from ssl_jax.errors import UserError
+from ssl_jax.models.dense import Dense
 from ssl_jax.models.layers import MLP, Attention, Keys, Stack, TransformerConfig, dropout, norm_of
 from ssl_jax.models.patches import Grid, inverse_of, patchify, pick, sincos2d, take
 
@@ -119,7 +120,7 @@ class ViT(nn.Module):
         pixels = patchify(images.astype(self.dtype), c.patch)
         if visible is not None:  # before the embedding: the same result for a fraction of the work, and no gradient
             pixels = take(pixels, visible)
-        embed = nn.Dense(c.width, use_bias=c.patch_bias, kernel_init=c.dense_init(), dtype=self.dtype, name="patch_embedding")
+        embed = Dense(c.width, use_bias=c.patch_bias, kernel_init=c.dense_init(), dtype=self.dtype, name="patch_embedding")
         x = embed(pixels)
         if c.mask_token:
             token = self.param("mask_token", nn.initializers.normal(0.02), (c.width,)).astype(x.dtype)
@@ -172,7 +173,7 @@ class ViT(nn.Module):
         if c.norm_pooled:
             pooled = norm_of(c, self.dtype, "pooled_norm")(pooled)
         if c.pooler:
-            pooled = jnp.tanh(nn.Dense(c.width, kernel_init=c.dense_init(), dtype=self.dtype, name="pooler")(pooled))
+            pooled = jnp.tanh(Dense(c.width, kernel_init=c.dense_init(), dtype=self.dtype, name="pooler")(pooled))
         return pooled
 
     def flops_forward(self, kept: int | None = None) -> float:
