@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from ssl_jax.errors import UserError
+from ssl_jax.training.stopping import Stopped
 
 OVERRIDE = "--config."
 
@@ -21,6 +22,11 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"ssl-jax: {error}", file=sys.stderr)
         return 2
+    except Stopped as error:
+        print(f"ssl-jax: {error}", file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 1

@@ -1,0 +1,371 @@
+"""Puts one run together: config -> data, task, trainer, evaluators, report. The only place that knows all rooms."""
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ssl_jax import config as configs
+from ssl_jax import data, downstream, pretext
+from ssl_jax.config import nearest, read
+from ssl_jax.errors import UserError
+from ssl_jax.task import DataInfo, Params, Task
+from ssl_jax.workdir import Workdir
+
+PANEL_EXAMPLES = 8
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+# From a config to its parts -----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a config names, built and checked; nothing is on a device yet and nothing is written."""
+
+    config: ConfigDict
+    task: Task
+    dataset: Callable[[str, bool], Any]  # (split, augmented) -> Dataset
+    training: Any  # training.settings.TrainingSettings
+    optimizer: Any  # training.optimizer.OptimizerSettings
+    checkpoint: Any  # training.settings.CheckpointSettings
+    mesh_settings: Any  # training.settings.MeshSettings
+    mesh: Any  # jax.sharding.Mesh
+    stream: Any  # data.pipeline.Stream
+    evaluators: Mapping[str, Any]
+
+    @property
+    def info(self) -> DataInfo:
+        return self.dataset("train", True).info
+
+
+def look_up(registry: Mapping[str, str], name: Any, path: str) -> type:
+    """The class that a registry ("name" -> "module:Class") holds under `name`."""
+    if name not in registry:
+        raise UserError(f"{path}={name!r}: unknown{nearest(str(name), registry)}")
+    module, _, attribute = registry[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def task_class(config: ConfigDict) -> type:
+    """The Task class of config.task.name, pretext or supervised."""
+    return look_up({**pretext.TASKS, **downstream.TASKS}, config.task.get("name"), "task.name")
+
+
+def prepare(config: ConfigDict, workdir: str | None = None) -> Parts:
+    """Build and check everything a config names. Raises UserError for all that a user can get wrong."""
+    from ssl_jax.data.pipeline import Stream
+    from ssl_jax.training import sharding
+    from ssl_jax.training.optimizer import OptimizerSettings
+    from ssl_jax.training.settings import CheckpointSettings, MeshSettings, TrainingSettings
+
+    sharding.initialise_processes()
+    seed = config.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
+        raise UserError(f"seed={seed!r}: must be a whole number from 0 to 2^31 - 1")
+    cls = task_class(config)
+    training = read(TrainingSettings, config.training, "training")
+    optimizer = read(OptimizerSettings, config.optimizer, "optimizer")
+    checkpoint = read(CheckpointSettings, config.get("checkpoint"), "checkpoint")
+    mesh_settings = read(MeshSettings, config.get("mesh"), "mesh")
+    evaluators = read_evaluators(config)
+    check_expected(config)
+
+    @functools.cache
+    def dataset(split: str, augmented: bool) -> Any:
+        return data.build(cls.data, config.data, split=split, train=augmented, task_section=config.task, workdir=workdir)
+
+    train = dataset("train", True)
+    task = cls.from_config(config, train.info)
+    mesh = sharding.make_mesh(mesh_settings)
+    stream = Stream(train, batch_size=config.data.batch_size, seed=seed)
+    sharding.check_batch(mesh, stream.batch_size, training.accumulation, task.whole_batch)
+    return Parts(config, task, dataset, training, optimizer, checkpoint, mesh_settings, mesh, stream, evaluators)
+
+
+def read_evaluators(config: ConfigDict) -> dict[str, Any]:
+    """The evaluators of config.downstream, by name; a name may carry a suffix, "linear_probe:tokens"."""
+    section = config.get("downstream") or {}
+    if not isinstance(section, Mapping | ConfigDict):
+        raise UserError(f"downstream={section!r}: expected evaluators by name, such as dict(knn=dict())")
+    found = {}
+    for name, settings in section.items():
+        cls = look_up(downstream.EVALUATORS, name.partition(":")[0], "downstream")
+        found[name] = read(cls, settings, f"downstream.{name}")
+    return found
+
+
+def check_expected(config: ConfigDict) -> None:
+    for name, ends in dict(config.get("expected") or {}).items():
+        pair = isinstance(ends, list | tuple) and len(ends) == 2 and all(isinstance(e, int | float) for e in ends)
+        if not pair or ends[0] > ends[1]:
+            raise UserError(f"expected[{name!r}]={ends!r}: write (low, high)")
+
+
+# The commands -------------------------------------------------------------------------------------------------------
+
+
+def run(config: ConfigDict, workdir: str) -> int:
+    """Train, evaluate, report; what is done already is not done again."""
+    return _run(config, workdir, evaluate=True)
+
+
+def pretrain(config: ConfigDict, workdir: str) -> int:
+    """Train only."""
+    return _run(config, workdir, evaluate=False)
+
+
+def finetune(config: ConfigDict, workdir: str, *, init: str | None = None) -> int:
+    """Train a supervised task, its encoder from `init`, and evaluate it."""
+    if config.task.get("name") not in downstream.TASKS:
+        known = ", ".join(downstream.TASKS)
+        raise UserError(f"finetune: task.name={config.task.get('name')!r} is no supervised task; those are {known}")
+    if init is not None:
+        config.task.init = init
+    return _run(config, workdir, evaluate=True)
+
+
+def _run(config: ConfigDict, workdir: str, *, evaluate: bool) -> int:
+    wd = Workdir(pathlib.Path(workdir))
+    wd.check(config)
+    if finished(wd, config, evaluate):
+        say(f"{workdir}: the run is complete ({wd.status()['trained']:,} steps); the report is {wd.path / 'report.html'}")
+        show_results(wd, config)
+        return 0
+    from ssl_jax.training import preemption
+    from ssl_jax.training.compilation import enable_cache
+    from ssl_jax.training.lock import locked
+
+    enable_cache()
+    parts = prepare(config, workdir)
+    test = parts.dataset("test", False) if evaluate and parts.evaluators else None
+    with locked(wd.path), preemption.active(parts.checkpoint.grace):
+        wd.start(config, parts.info)
+        started = time.monotonic()
+        steps, params = train(parts, wd)
+        timings = wd.read("timings.json", {})
+        if "trained" not in wd.status():
+            timings["training"] = timings.get("training", 0.0) + time.monotonic() - started
+            wd.write("timings.json", timings)
+            wd.write("status.json", {**wd.status(), "trained": steps})
+        if evaluate:
+            evaluate_all(parts, wd, params, steps, test)
+            write_panels(parts, wd, params)
+            write_report(wd, config)
+    return 0
+
+
+def finished(wd: Workdir, config: ConfigDict, evaluate: bool) -> bool:
+    """Whether a start of this config would find nothing to do."""
+    status = wd.status()
+    if "trained" not in status:
+        return False
+    if not evaluate:
+        return True
+    wanted = {name: _fingerprint(section) for name, section in (config.get("downstream") or {}).items()}
+    return status.get("evaluated") == wanted and (wd.path / "report.html").is_file()
+
+
+def _fingerprint(section: Any) -> str:
+    return configs.to_json(section)
+
+
+def train(parts: Parts, wd: Workdir) -> tuple[int, Params]:
+    """Train, or continue, to the end; (steps, parameters to evaluate: the moving average where one is kept)."""
+    from ssl_jax.training.checkpoint import load_params
+    from ssl_jax.training.loop import train as train_loop
+
+    if "trained" in wd.status():
+        return load_params(wd.path / "checkpoints", wd.status()["trained"])
+    init = None
+    if hasattr(parts.task, "initialise"):  # a supervised task, or a tower, that starts from other parameters
+        init = functools.partial(parts.task.initialise, load=restore)
+    state = train_loop(
+        parts.task,
+        parts.stream,
+        training=parts.training,
+        optimizer=parts.optimizer,
+        seed=parts.config.get("seed", 0),
+        mesh=parts.mesh_settings,
+        init_params=init,
+        workdir=wd.path,
+        checkpoint=parts.checkpoint,
+        evaluate=functools.partial(evaluate_during, parts) if parts.training.evaluate_every else None,
+        name=parts.task.name,
+    )
+    return int(state.step), state.params if state.ema is None else state.ema
+
+
+def restore(path: str, checkpoint: int | None = None) -> tuple[Task, Params, DataInfo]:
+    """(task, parameters, data info) of a work directory's checkpoint, or of `hf:DIR`."""
+    if str(path).startswith("hf:"):
+        from ssl_jax.interop import load_pretrained
+
+        return load_pretrained(str(path).removeprefix("hf:"))
+    from ssl_jax.training.checkpoint import load_params
+
+    wd = Workdir.existing(path)
+    config, info = wd.config(), wd.info()
+    task = task_class(config).from_config(config, info)
+    _, params = load_params(wd.path / "checkpoints", checkpoint)
+    return task, params, info
+
+
+# Evidence -----------------------------------------------------------------------------------------------------------
+
+
+def evaluate(workdir: str, *, config: ConfigDict | None = None, checkpoint: int | None = None) -> int:
+    """Run the evaluators over a checkpoint; those of the newest go into results.json, an older one's into its own file."""
+    from ssl_jax.training.checkpoint import load_params
+    from ssl_jax.training.compilation import enable_cache
+    from ssl_jax.training.lock import locked
+
+    wd = Workdir.existing(workdir)
+    own = wd.config()
+    if config is not None:
+        own.downstream = config.get("downstream", ConfigDict())
+        own.expected = config.get("expected", ConfigDict())
+    enable_cache()
+    parts = prepare(own, workdir)
+    if not parts.evaluators:
+        raise UserError(f"--workdir={workdir}: its config names no evaluators; give a config whose `downstream` does")
+    test = parts.dataset("test", False)
+    with locked(wd.path):
+        step, params = load_params(wd.path / "checkpoints", checkpoint)
+        newest = checkpoint is None or step == wd.status().get("trained")
+        name = "results.json" if newest else f"results_{step:08d}.json"
+        evaluate_all(parts, wd, params, step, test, name=name, again=True)
+        if newest:
+            write_panels(parts, wd, params)
+            write_report(wd, own)
+    return 0
+
+
+def evaluate_all(
+    parts: Parts, wd: Workdir, params: Params, step: int, test: Any, *, name: str = "results.json", again: bool = False
+) -> None:
+    """Every evaluator once, each one's results written as soon as it is done: a killed run goes on with the next."""
+    status = wd.status()
+    results = {} if again else wd.read(name, {})
+    done = {} if again else dict(status.get("evaluated", {}))
+    timings = wd.read("timings.json", {})
+    encoder, evaluation = encoder_of(parts, params), evaluation_data(parts, test, wd)
+    for key, evaluator in parts.evaluators.items():
+        mark = _fingerprint(parts.config.downstream[key])
+        if done.get(key) == mark:
+            continue
+        started = time.monotonic()
+        values = dict(values_of(key, evaluator, encoder, evaluation))
+        results = {n: v for n, v in results.items() if not n.startswith(f"{key}/")} | values
+        timings[key] = time.monotonic() - started
+        done[key] = mark
+        wd.write(name, results)
+        if name == "results.json":
+            wd.write("timings.json", timings)
+            wd.write("status.json", {**wd.status(), "evaluated": done})
+        if values:
+            first, value = next(iter(values.items()))
+            say(f"{first} {value:.4g}  ({timings[key]:.1f} s)")
+    if not parts.evaluators and name == "results.json":
+        wd.write(name, results)
+        wd.write("status.json", {**wd.status(), "evaluated": {}})
+
+
+def values_of(name: str, evaluator: Any, encoder: Any, evaluation: Any) -> Iterator[tuple[str, float]]:
+    """An evaluator's values under its name; nothing, with a line, where it needs labels that the data have not."""
+    if getattr(evaluator, "requires_labels", False) and evaluation.test is not None:
+        if evaluation.test.labels() is None or evaluation.train.labels() is None:
+            say(f"{name}: left out, {evaluation.train.source.name} has no labels")
+            return
+    for key, value in evaluator(encoder, evaluation):
+        yield f"{name}/{key}", float(value)
+
+
+def encoder_of(parts: Parts, params: Params) -> Any:
+    from ssl_jax.downstream.features import Encoder
+
+    return Encoder(parts.task, params, parts.mesh, seed=parts.config.get("seed", 0))
+
+
+def evaluation_data(parts: Parts, test: Any, wd: Workdir | None) -> Any:
+    from ssl_jax.downstream.features import EvaluationData
+
+    train = parts.dataset("train", False) if test is not None else None
+    workdir = None if wd is None else str(wd.path)
+    return EvaluationData(train, test, config=parts.config, mesh=parts.mesh, workdir=workdir, log=say)
+
+
+def evaluate_during(parts: Parts, state: Any) -> dict[str, float]:
+    """The evaluators named in training.evaluators (all where none are named), while training goes on."""
+    params = state.params if state.ema is None else state.ema
+    chosen = parts.training.evaluators or tuple(parts.evaluators)
+    encoder, evaluation = encoder_of(parts, params), evaluation_data(parts, parts.dataset("test", False), None)
+    values: dict[str, float] = {}
+    for name in chosen:
+        values |= dict(values_of(name, parts.evaluators[name], encoder, evaluation))
+    return values
+
+
+def panel_batch(dataset: Any, count: int = PANEL_EXAMPLES) -> dict[str, Any]:
+    """`count` evenly spaced examples under the evaluation transform, as a task's batch."""
+    from ssl_jax.data.pipeline import eval_batches, subset
+
+    index = np.linspace(0, dataset.size - 1, min(count, dataset.size)).astype(int)
+    raw, _ = next(iter(eval_batches(subset(dataset, index), len(index))))
+    places = {name: raw.pop(name) for name in ("position", "index")}
+    return {**dataset.on_device(raw, None), **places}
+
+
+def write_panels(parts: Parts, wd: Workdir, params: Params) -> None:
+    from ssl_jax.randomness import stream
+    from ssl_jax.reports.panels import save_panels
+
+    with contextlib.suppress(FileNotFoundError):
+        dataset = parts.dataset("test", False) if _has_test(parts) else parts.dataset("train", False)
+        panels = parts.task.panels(params, panel_batch(dataset), stream(parts.config.get("seed", 0), "panels"))
+        save_panels(panels, wd.path / "panels")
+
+
+def _has_test(parts: Parts) -> bool:
+    try:
+        parts.dataset("test", False)
+    except UserError:
+        return False
+    return True
+
+
+def write_report(wd: Workdir, config: ConfigDict) -> None:
+    from ssl_jax.reports.report import write_report as write
+
+    page = write(wd.path)
+    show_results(wd, config)
+    say(f"report: {page}")
+
+
+def show_results(wd: Workdir, config: ConfigDict) -> None:
+    from rich.console import Console
+
+    from ssl_jax.reports.tables import results_table
+
+    results = wd.results()
+    if results:
+        expected = {name: tuple(ends) for name, ends in (config.get("expected") or {}).items()}
+        Console().print(results_table(results, expected))
+
+
+def report(workdirs: Sequence[str], *, to: str | None = None) -> int:
+    """One page of one run, or of several side by side."""
+    from ssl_jax.reports.report import write_report as write
+
+    say(f"report: {write(workdirs[0] if len(workdirs) == 1 else list(workdirs), to)}")
+    return 0
