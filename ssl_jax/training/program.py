@@ -1,0 +1,125 @@
+"""The compiled step of a task and the State it works on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ssl_jax.errors import UserError
+from ssl_jax.task import Params, Task
+from ssl_jax.training import compilation, sharding
+from ssl_jax.training import optimizer as optimizers
+from ssl_jax.training import state as states
+from ssl_jax.training.optimizer import OptimizerSettings
+from ssl_jax.training.rules import flatten
+from ssl_jax.training.settings import MeshSettings, TrainingSettings
+from ssl_jax.training.state import State
+from ssl_jax.training.step import TrainStep, several
+
+
+class Program:
+    """The compiled step of a task, and runs of it.
+
+    Runs share the compiled program: they may differ in seed, initial parameters, length, learning rate, weight decay and
+    data, as long as the batches have the same shapes and the same transforms. Raises UserError before any device memory
+    is taken when batch, devices, accumulation or rules do not fit.
+    """
+
+    def __init__(self, task: Task, stream: Any, *, training: TrainingSettings, optimizer: OptimizerSettings,
+                 mesh: Mesh | MeshSettings | None = None):  # fmt: skip
+        compilation.enable_cache()
+        self.task, self.stream, self.training, self.settings = task, stream, training, optimizer
+        self.layout = mesh if isinstance(mesh, MeshSettings) else MeshSettings()
+        self.mesh = mesh if isinstance(mesh, Mesh) else sharding.make_mesh(self.layout)
+        sharding.check_batch(self.mesh, stream.batch_size, training.accumulation, task.whole_batch)
+        self.rows = sharding.local_rows(self.mesh, stream.batch_size)
+        raw = stream.host_batch(0, self.rows)
+        shape = lambda x: jax.ShapeDtypeStruct((stream.batch_size, *x.shape[1:]), x.dtype)
+        self._raw = {name: shape(value) for name, value in raw.items()}
+        self._batch = jax.eval_shape(
+            stream.on_device, shapes(stream.resident), self._raw, jax.eval_shape(lambda: jax.random.key(0))
+        )
+        self._params = jax.eval_shape(lambda: states.init_params(task, 0, self._batch))
+        self.optimizer = optimizers.build(optimizer, self._params)
+        self._hyper = states.hyper(optimizer, batch_size=1, seed=0, total_steps=1, warmup_steps=0, cooldown_steps=0)
+        self._abstract = jax.eval_shape(self._create, self._hyper, None)
+        self.shardings = sharding.state_shardings(self._abstract, self.mesh, self.layout)
+        self._abstract = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self._abstract, self.shardings
+        )
+        self.step = TrainStep(
+            task, stream.on_device, self.optimizer, optimizer, training.accumulation, training.ema,
+            training.on_nonfinite == "skip", training.skip_outliers,
+        )  # fmt: skip
+        self.steps_per_call = self._steps_per_call()
+        self._compiled: dict[Any, Any] = {}
+        self._new = jax.jit(self._create, out_shardings=self.shardings)
+
+    # State --------------------------------------------------------------------------------------------------------------
+
+    def _create(self, hyper: dict, params: Params | None) -> State:
+        if params is None:
+            params = states.init_params(self.task, hyper["seed"], self._batch)
+        else:
+            params = jax.tree.map(jnp.copy, params)  # the caller keeps its own: the state's are donated
+        return states.from_params(params, self.optimizer, hyper, self.training.ema is not None)
+
+    def create(self, hyper: dict, params: Params | Callable[[Params], Params] | None = None) -> State:
+        """A State at step 0, laid out over the mesh; `params` are given parameters, or a function of the task's own."""
+        hyper = jax.tree.map(np.asarray, hyper)
+        if callable(params):
+            params = params(jax.device_get(self._new(hyper, None).params))
+        if params is not None:
+            wrong = differing(self._params, params)
+            if wrong:
+                raise UserError(f"initial parameters: {wrong}")
+            params = sharding.put_state(params, self.shardings.params)
+        return self._new(hyper, params)
+
+    def _steps_per_call(self) -> int:
+        """Many steps in one program pay where a step is shorter than its dispatch; on CPU a loop only costs."""
+        if self.training.steps_per_call != "auto":
+            return self.training.steps_per_call
+        if jax.default_backend() == "cpu":
+            return 1
+        seconds = self.task.flops() * self.stream.batch_size / (2e14 * self.mesh.size)
+        return int(np.clip(0.02 / max(seconds, 1e-9), 1, 20))
+
+    def compiled(self, count: int, resident: Any) -> Callable:
+        """The program of `count` steps, compiled once for each shape of the resident arrays."""
+        key = (count, str(jax.tree.map(lambda x: (x.shape, str(x.dtype)), resident)))
+        if key not in self._compiled:
+            lead = () if count == 1 else (count,)
+            spec = sharding.BATCH if count == 1 else jax.sharding.PartitionSpec(None, *sharding.BATCH)
+            rows = jax.sharding.NamedSharding(self.mesh, spec)
+            raw = {k: jax.ShapeDtypeStruct((*lead, *v.shape), v.dtype, sharding=rows) for k, v in self._raw.items()}
+            out = (self.shardings, sharding.replicated(self.mesh))
+            program = jax.jit(self.step if count == 1 else several(self.step, count), donate_argnums=0, out_shardings=out)
+            with self.mesh:
+                self._compiled[key] = program.lower(
+                    self._abstract, raw, shapes(resident, sharding.replicated(self.mesh))
+                ).compile()
+        return self._compiled[key]
+
+    def put(self, batch: dict, count: int) -> Any:
+        return sharding.put_batch(batch, self.mesh, self.stream.batch_size, None if count == 1 else count)
+
+
+def shapes(tree: Any, sharding: Any = None) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def differing(expected: Any, given: Any) -> str | None:
+    """The first parameter in which two trees differ in name or shape, in words."""
+    a, b = flatten(expected), flatten(given)
+    for path in sorted(set(a) | set(b)):
+        if path not in b:
+            return f"{path} is missing"
+        if path not in a:
+            return f"{path} has no place in the model"
+        if a[path].shape != np.shape(b[path]):
+            return f"{path} has the shape {list(np.shape(b[path]))}, expected {list(a[path].shape)}"
+    return None
