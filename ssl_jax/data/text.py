@@ -153,6 +153,11 @@ class Tokenizer:
         """A hash of everything that decides the ids; equal tokenizers have equal keys."""
         return hashlib.sha256(self._spec().encode()).hexdigest()[:16]
 
+    @staticmethod
+    def load(path: str | pathlib.Path) -> "Tokenizer":
+        """What `save` wrote, or any published tokenizer.json; `path` is the file or the folder that holds it."""
+        return load(path)
+
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes `folder`/tokenizer.json, which `load` reads."""
         folder = pathlib.Path(folder)

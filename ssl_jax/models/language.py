@@ -170,6 +170,23 @@ class Pooler(nn.Module):
         return jnp.tanh(nn.Dense(c.width, kernel_init=c.dense_init(), dtype=self.dtype, name="dense")(hidden[:, 0]))
 
 
+class NextSentence(nn.Module):
+    """BERT's pooler and the two logits over it: 0, B follows A; 1, B is random."""
+
+    config: LanguageConfig
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        self.pooler = Pooler(self.config, self.dtype)
+        self.classifier = nn.Dense(2, kernel_init=self.config.dense_init(), dtype=self.dtype)
+
+    def __call__(self, hidden: Float[Array, "batch time dim"]) -> Float[Array, "batch 2"]:
+        return self.classifier(self.pooler(hidden))
+
+    def pool(self, hidden: Float[Array, "batch time dim"]) -> Float[Array, "batch dim"]:
+        return self.pooler(hidden)
+
+
 def pooled(
     hidden: Float[Array, "batch time dim"], segments: Int[Array, "batch time"] | None = None
 ) -> dict[str, Float[Array, "batch dim"]]:

@@ -165,6 +165,8 @@ def language_features(model: Transformer, params: Params, batch: Batch) -> dict[
     """Pooled hidden states by name, of the batch's first `context` tokens."""
     cut = lambda name: batch[name][:, : model.context] if name in batch else None
     options = {name: cut(name) for name in ("segments", "positions", "token_types") if name in batch}
+    if "attention_mask" in batch:
+        options["segments"] = cut("attention_mask")
     if not model.config.token_types:
         options.pop("token_types", None)
     hidden, inner = model.apply({"params": params["transformer"]}, cut("tokens"), **options)

@@ -1,0 +1,175 @@
+"""Predict hidden tokens from those around them (Devlin et al. 2019)."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+from ml_collections import ConfigDict
+
+from ssl_jax import config as configs
+from ssl_jax.models.cross_entropy import cross_entropy, logits
+from ssl_jax.models.language import Head, NextSentence, Transformer
+from ssl_jax.pretext.masking_tokens import Masked, MaskSettings, mask_tokens
+from ssl_jax.pretext.next_token import init_language, language_features, language_inputs, with_context
+from ssl_jax.randomness import example_keys, stream, substream
+from ssl_jax.task import Batch, DataInfo, Metrics, Params, Text
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedTokenSettings:
+    """`task` of name "masked_token"."""
+
+    mask: MaskSettings = dataclasses.field(default_factory=MaskSettings)
+    next_sentence: bool = False  # with data.packing="pairs": is B the sentences that follow A?
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedToken:
+    """A transformer encoder; only hidden tokens reach the output layer. The batch holds "tokens" i32[batch, time]
+
+    with [CLS] and [SEP] in place, and, where sequences are padded, "segments" (0 = padding); of sentence pairs "token_types"
+    and "is_random" i32[batch].
+    """
+
+    name: ClassVar[str] = "masked_token"
+    data: ClassVar[str] = "tokens"
+    whole_batch: ClassVar[bool] = False
+
+    model: Transformer
+    head: Head
+    settings: MaskedTokenSettings
+    info: DataInfo
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, info: DataInfo) -> "MaskedToken":
+        from ssl_jax.errors import UserError
+
+        settings = configs.read(MaskedTokenSettings, config.get("task"), "task")
+        shape, dtype, vocabulary = language_inputs(config, info)
+        info.tokenizer.require("mask")
+        if settings.next_sentence and "is_random" not in info.shapes:
+            raise UserError('task.next_sentence=True needs data.packing="pairs"')
+        if settings.next_sentence and not (shape.pooler and shape.token_types >= 2):
+            raise UserError("task.next_sentence=True needs model.pooler=True and model.token_types=2")
+        if settings.mask.unit != "token":
+            _ = info.tokenizer.continues  # UserError where the vocabulary does not say where words begin
+        shape = with_context(shape, info.shapes["tokens"].shape[0])
+        return cls(Transformer(shape, vocabulary, dtype=dtype), Head(shape, vocabulary, dtype), settings, info)
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> Params:
+        params = init_language(self.model, self.head, key, batch["tokens"][:1])
+        if self.settings.next_sentence:
+            hidden = jnp.zeros((1, 1, self.model.config.width), self.model.dtype)
+            params["next_sentence"] = self._next_sentence.init(substream(key, "next_sentence"), hidden)["params"]
+        return params
+
+    @property
+    def _next_sentence(self) -> NextSentence:
+        return NextSentence(self.model.config, self.model.dtype)
+
+    def masked(self, batch: Batch, key: Key[Array, ""]) -> Masked:
+        """The batch's corruption under `key`; a static one depends on the example alone."""
+        tokens, tokenizer = batch["tokens"], self.info.tokenizer
+        special = jnp.zeros(tokenizer.size, bool).at[jnp.array(special_ids(tokenizer), jnp.int32)].set(True)
+        real = jnp.ones(tokens.shape, bool) if "segments" not in batch else batch["segments"] > 0
+        if self.settings.mask.static:
+            keys = jax.vmap(lambda i: jax.random.fold_in(stream(0, "static mask"), i))(batch["index"])
+        else:
+            keys = substream(example_keys(key, batch["position"]), "mask")
+        starts = None
+        if self.settings.mask.unit != "token":
+            starts = ~jnp.array(tokenizer.continues)[tokens]
+        return mask_tokens(
+            keys, tokens, real & ~special[tokens], jnp.sum(real, axis=1), settings=self.settings.mask,
+            mask_id=tokenizer.mask_id, vocabulary=tokenizer.size, starts=starts,
+        )  # fmt: skip
+
+    def encode(self, params: Params, batch: Batch, tokens: Int[Array, "batch time"], keys=None):
+        options = {name: batch[name] for name in ("segments", "token_types", "positions") if name in batch}
+        return self.model.apply({"params": params["transformer"]}, tokens, keys=keys, **options)[0]
+
+    def output(self, params: Params, hidden: Float[Array, "*batch dim"]):
+        """Features, weight and bias of the output layer (`models.language.Head`)."""
+        return self.head.apply({"params": params.get("head", {})}, hidden, params["transformer"]["token_embedding"])
+
+    def loss(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool) -> tuple[Float[Array, ""], Metrics]:
+        """Mean cross-entropy over the hidden tokens, plus that of next-sentence prediction where it is on."""
+        masked = self.masked(batch, key)
+        keys = substream(example_keys(key, batch["position"]), "dropout") if train else None
+        hidden = self.encode(params, batch, masked.tokens, keys)
+        picked = jnp.take_along_axis(hidden, masked.places[..., None], axis=1)
+        features, weight, bias = self.output(params, picked)
+        loss, metrics = cross_entropy(features, weight, masked.labels, bias, label_weights=masked.real)
+        if self.settings.next_sentence:
+            scores = self._next_sentence.apply({"params": params["next_sentence"]}, hidden)
+            log_p = jax.nn.log_softmax(scores.astype(jnp.float32))
+            extra = -jnp.mean(jnp.take_along_axis(log_p, batch["is_random"][:, None], axis=1))
+            accuracy = jnp.mean(jnp.argmax(scores, axis=-1) == batch["is_random"])
+            metrics |= {"next_sentence_loss": extra, "next_sentence_accuracy": accuracy}
+            loss = loss + extra
+        return loss, metrics
+
+    def features(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """ "cls", "mean" (over all that is not padding), "last", "tokens", "block00/mean" ..., and "pooled" with a pooler."""
+        out = language_features(self.model, params, batch)
+        if self.settings.next_sentence:
+            pooler = self._next_sentence.apply({"params": params["next_sentence"]}, out["tokens"], method="pool")
+            out["pooled"] = pooler.astype(jnp.float32)
+        return out
+
+    def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """ "logits" f32[batch, time, vocabulary] of the tokens as given (nothing is masked here)."""
+        if "attention_mask" in batch:
+            batch = {**batch, "segments": batch["attention_mask"]}
+        hidden = self.encode(params, batch, batch["tokens"])
+        out = {"logits": logits(*self.output(params, hidden))[..., : self.head.vocabulary]}
+        if self.settings.next_sentence:
+            out["next_sentence"] = self._next_sentence.apply({"params": params["next_sentence"]}, hidden)
+        return out
+
+    def panels(self, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, Text]:
+        """Sequences with their hidden tokens, and the model's best guess in place of each."""
+        masked = jax.jit(self.masked)(batch, key)
+        hidden = jax.jit(self.encode)(params, batch, masked.tokens)
+        guess = np.asarray(jnp.argmax(logits(*self.output(params, hidden))[..., : self.head.vocabulary], axis=-1))
+        tokenizer, lines = self.info.tokenizer, []
+        for row in range(min(4, guess.shape[0])):
+            truth, shown = np.asarray(batch["tokens"][row]), np.asarray(masked.tokens[row])
+            places = np.asarray(masked.places[row])[np.asarray(masked.real[row]) > 0]
+            filled = truth.copy()
+            filled[places] = guess[row, places]
+            for caption, ids in (("given", shown), ("filled", filled), ("text", truth)):
+                lines.append(f"{caption}: {tokenizer.decode(ids)}")
+        return {"filled_masks": Text(tuple(lines))}
+
+    def after_update(self, params: Params, step: Array) -> Params:
+        return params
+
+    def flops(self) -> float:
+        """3 x forward of one sequence of full length, the output layer on its hidden tokens only."""
+        c, time = self.model.config, self.info.shapes["tokens"].shape[0]
+        return 3 * (c.flops_forward(time) + c.flops_head(self.settings.mask.places(time), self.head.vocabulary))
+
+
+def special_ids(tokenizer) -> tuple[int, ...]:
+    """Tokens that are never hidden: [CLS], [SEP] and [PAD]."""
+    ids = (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
+    return tuple(i for i in ids if i is not None)
+
+
+def masked_token_baselines(counts: np.ndarray, test_counts: np.ndarray | None = None) -> dict[str, float]:
+    """What knows only how frequent each token is achieves on hidden tokens.
+
+    `counts`: occurrences of each token in the training corpus; `test_counts`: where it is scored (default: the same).
+    "unigram_entropy": cross-entropy in nats of the unigram distribution (add-one smoothed); "most_frequent_accuracy".
+    """
+    scored = counts if test_counts is None else test_counts
+    p = (counts + 1) / (counts.sum() + len(counts))
+    share = scored / scored.sum()
+    return {
+        "unigram_entropy": float(-(share * np.log(p)).sum()),
+        "most_frequent_accuracy": float(share[int(np.argmax(counts))]),
+    }
