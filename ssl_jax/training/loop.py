@@ -29,6 +29,7 @@ from ssl_jax.training.lock import locked
 from ssl_jax.training.logging import Logger, Speed
 from ssl_jax.training.optimizer import OptimizerSettings
 from ssl_jax.training.prefetch import Prefetch
+from ssl_jax.training.program import Program
 from ssl_jax.training.settings import CheckpointSettings, MeshSettings, TrainingSettings
 from ssl_jax.training.state import State
 from ssl_jax.training.step import nonfinite
