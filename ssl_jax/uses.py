@@ -1,0 +1,115 @@
+"""What a trained model is used for from the shell: reconstruct, generate, fill-mask, embed, retrieve."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ssl_jax import data, runs
+from ssl_jax.errors import UserError
+from ssl_jax.task import DataInfo, Params, Task
+from ssl_jax.workdir import Workdir
+
+
+def restore_task(workdir: str, needed: tuple[str, ...], command: str) -> tuple[Task, Params, DataInfo]:
+    """The run's task and parameters; UserError unless the task is one of `needed`."""
+    task, params, info = runs.restore(workdir)
+    if needed and task.name not in needed:
+        raise UserError(f"{command}: {workdir} holds a {task.name} run; this command needs {' or '.join(needed)}")
+    return task, params, info
+
+
+def dataset_of(workdir: str, kind: str, uri: str | None, info: DataInfo) -> Any:
+    """The run's test data, or the source `uri` read as the run's data are, normalised as the model was trained."""
+    if workdir.startswith("hf:"):
+        if uri is None:
+            raise UserError(f"{workdir} has no data of its own; name a source, such as folder:DIR")
+        config = ConfigDict(dict(data=dict(batch_size=1), task=dict()))
+    else:
+        config = Workdir.existing(workdir).config()
+    section = ConfigDict(config.data.to_dict())
+    if uri is not None:
+        section.train, section.test, section.holdout = uri, None, 0.0
+        if kind in ("images", "pairs"):
+            section.image_size = tuple(info.shapes["image"].shape[:2])
+            section.channels = info.shapes["image"].shape[2]
+            section.normalize = (tuple(info.mean), tuple(info.std))
+    split = "test" if uri is None else "train"
+    return data.build(kind, section, split=split, train=False, task_section=config.task, workdir=workdir)
+
+
+def reconstruct(workdir: str, *, images: str | None, count: int, seed: int, to: str | None) -> None:
+    """Original, masked and reconstructed images as a PNG sheet."""
+    from ssl_jax.randomness import stream
+    from ssl_jax.reports.panels import image_sheet, write
+
+    if count < 1:
+        raise UserError(f"--count={count}: must be at least 1")
+    task, params, info = restore_task(workdir, ("masked_image",), "reconstruct")
+    batch = runs.panel_batch(dataset_of(workdir, task.data, images, info), count)
+    panel = task.panels(params, batch, stream(seed, "reconstruct"))["reconstruction"]
+    path = pathlib.Path(to or f"{workdir}/reconstructions.png")
+    if not path.parent.is_dir():
+        raise UserError(f"--to={path}: there is no directory {path.parent}")
+    write(path, image_sheet(panel))
+    print(path)
+
+
+def generate(workdir: str, *, prompt: str, max_tokens: int, temperature: float, top_k: int | None, top_p: float | None,
+             num_samples: int, seed: int) -> None:  # fmt: skip
+    """Print continuations of `prompt`."""
+    from ssl_jax.pretext.generation import generate_text
+
+    task, params, info = restore_task(workdir, ("next_token",), "generate")
+    samples = generate_text(
+        task, params, info.tokenizer, prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+        num_samples=num_samples, seed=seed,
+    )  # fmt: skip
+    print("\n\n---\n\n".join(samples))
+
+
+def fill_mask(workdir: str, *, text: str, top: int) -> None:
+    """Print the likeliest words for each mask, with their probabilities."""
+    from ssl_jax.pretext.generation import fill_mask as fill
+
+    task, params, info = restore_task(workdir, ("masked_token",), "fill-mask")
+    for place in fill(task, params, info.tokenizer, text, top=top):
+        print("  ".join(f"{word} {probability:.3f}" for word, probability in place))
+
+
+def embed(workdir: str, *, data: str, features: tuple[str, ...], to: str) -> None:
+    """Write the named features (and labels) of a source to an npz file."""
+    from ssl_jax.downstream.features import Encoder
+
+    path = pathlib.Path(to)
+    if path.suffix != ".npz" or not path.absolute().parent.is_dir():
+        raise UserError(f"--to={to}: name a .npz file in a directory that exists")
+    task, params, info = restore_task(workdir, (), "embed")
+    arrays = Encoder(task, params).extract(dataset_of(workdir, task.data, data, info), features)
+    np.savez(path, **{name.replace("/", "."): value for name, value in arrays.items()})
+    print(f"{path}: " + ", ".join(f"{name} {list(value.shape)}" for name, value in arrays.items()))
+
+
+def retrieve(workdir: str, *, text: str | None, images: str | None, image: str | None, texts: str | None, top: int,
+             to: str | None) -> None:  # fmt: skip
+    """Images for a text, as a contact sheet; or captions for an image, ranked."""
+    from ssl_jax.downstream import retrieval
+    from ssl_jax.reports.panels import write
+
+    by_text, by_image = text is not None and images is not None, image is not None and texts is not None
+    if by_text == by_image:
+        raise UserError("retrieve: give --text=TEXT with --images=SOURCE, or --image=FILE with --texts=FILE")
+    task, params, info = restore_task(workdir, ("image_text",), "retrieve")
+    if by_text:
+        found = retrieval.images_for_text(task, params, dataset_of(workdir, "images", images, info), text, top=top)
+        path = pathlib.Path(to or f"{workdir}/retrieved.png")
+        write(path, found.png)
+        print("\n".join(found.lines))
+        print(path)
+        return
+    for file in (image, texts):
+        if not pathlib.Path(file).is_file():
+            raise UserError(f"{file}: there is no such file")
+    for line in retrieval.texts_for_image(task, params, info, image, texts, top=top):
+        print(line)
