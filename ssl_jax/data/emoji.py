@@ -35,7 +35,7 @@ def pictures() -> np.ndarray:
 class Emoji:
     """One example an emoji: {"image": u8[64, 64, 3], "label", "captions"}; the first caption is the name.
 
-    `variants(i)` are its skin tones, examples of their own picture and captions. The label is the CLDR group.
+    `draw` gives its skin tones too, each with its own picture and name. The label is the CLDR group.
     """
 
     def __init__(self, split: str):
@@ -64,14 +64,17 @@ class Emoji:
         captions = captions_of(holder["name"], self.records[index]["keywords"])
         return {"image": pictures()[holder["image"]], "label": self._labels[index], "captions": captions}
 
-    def variants(self, index: int) -> int:
-        """How many pictures the emoji has: itself, then its skin tones."""
-        return 1 + len(self.records[index]["tones"])
+    def draw(self, index: int, generator: np.random.Generator) -> dict[str, Any]:
+        """The emoji, or half of the times one of its skin tones, with the captions of that."""
+        tones = self.records[index]["tones"]
+        if not tones or generator.random() < 0.5:
+            return self[index]
+        return self._example(index, tones[generator.integers(len(tones))])
 
-    def variant(self, index: int, number: int) -> dict[str, Any]:
-        """Picture `number` of emoji `index` with its captions; 0 is the emoji itself."""
+    def captions(self, index: int) -> tuple[str, ...]:
         record = self.records[index]
-        return self._example(index, record["tones"][number - 1] if number else record)
+        names = [record["name"], *(tone["name"] for tone in record["tones"])]
+        return tuple(caption for name in names for caption in captions_of(name, record["keywords"]))
 
     def labels(self) -> np.ndarray:
         return self._labels

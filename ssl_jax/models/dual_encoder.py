@@ -131,7 +131,7 @@ class DualEncoder(nn.Module):
     def flops_forward(self, kept: int | None = None) -> float:
         """Matmul FLOPs of one pair, forward, with `kept` visible patches."""
         c = self.config
-        image = vit_for(c.image, (*self.image_size, self.channels)).flops_forward(kept)
+        image = ViT(c.image, self.image_size, self.channels, parent=None).flops_forward(kept)
         text = c.text.flops_forward(self.context_length, causal=c.text.causal)
         heads = 2 * c.dim * (c.image_projection * c.image.width + c.text_projection * c.text.width)
         return image + text + heads
@@ -178,7 +178,7 @@ def init_from(params: Mapping[str, Any], source: Mapping[str, Any], tower: str, 
     own, config = params[tower], model.config.image
     found = dict(found)
     if tower == "image" and config.positions == "learned" and "positions" in found:
-        vit, first = vit_for(config, (*model.image_size, model.channels)), int(config.class_token)
+        vit, first = ViT(config, model.image_size, model.channels, parent=None), int(config.class_token)
         side = round((found["positions"].shape[0] - first) ** 0.5)
         if found["positions"].shape != own["positions"].shape and side * side + first == found["positions"].shape[0]:
             found = resize_positions(found, config, (side, side), vit.grid)

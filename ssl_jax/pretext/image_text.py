@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import jax
@@ -11,13 +12,14 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from ssl_jax.config import read
+from ssl_jax.data.pairs import Encode
 from ssl_jax.errors import UserError
-from ssl_jax.models import dual_encoder
-from ssl_jax.models.dual_encoder import DualEncoder, build_dual_encoder
+from ssl_jax.models.dual_encoder import DualEncoder, build_dual_encoder, init_from
 from ssl_jax.models.vit import representations
 from ssl_jax.pretext.contrastive import fingerprints, in_chunks, infonce, sigmoid
 from ssl_jax.pretext.masking import MaskConfig
 from ssl_jax.randomness import example_keys, substream
+from ssl_jax.reports.contact_sheet import ranked
 from ssl_jax.task import Batch, DataInfo, Images, Metrics, Params, Text
 
 INITIAL = {"infonce": (math.log(1 / 0.07), None), "sigmoid": (math.log(10.0), -10.0)}  # log scale, bias
@@ -68,7 +70,7 @@ class ImageText:
         if config.model.get("name", "dual_encoder") != "dual_encoder":
             raise UserError(f"model.name={config.model.name!r}: the image_text task needs dual_encoder")
         tokens = info.shapes["tokens"].shape[0]
-        ids = {name: info.extra.get(name) for name in ("end_id", "pad_id")}
+        ids = {"end_id": info.tokenizer.separator_id, "pad_id": info.tokenizer.pad_id}
         dtype = jnp.dtype(config.training.get("dtype", "float32"))
         shape = tuple(info.shapes["image"].shape)
         model = build_dual_encoder(config.model, shape, info.tokenizer.size, tokens, **ids, dtype=dtype)
@@ -91,9 +93,13 @@ class ImageText:
         params = {**params, "logit_scale": jnp.float32(scale)}
         return params if bias is None else {**params, "logit_bias": jnp.float32(bias)}
 
-    def init_from(self, params: Params, source: Params, tower: str) -> Params:
-        """`params` with the tower "image" or "text" taken from another run's; UserError where it does not fit."""
-        return dual_encoder.init_from(params, source, tower, self.model)
+    def initialise(self, params: Params, *, load: Callable[[str], tuple]) -> Params:
+        """`params` with the towers that task.init_image and init_text name; `load(path)` gives (task, parameters, info)."""
+        for tower in ("image", "text"):
+            path = getattr(self.config, f"init_{tower}")
+            if path is not None:
+                params = init_from(params, load(path)[1], tower, self.model)
+        return params
 
     def encode(self, params: Params, images: Array, tokens: Array, keys: Key[Array, "b"] | None) -> tuple[Array, Array]:
         """Unit vectors of images and texts, f32[batch, dim]; with keys, dropout and patch dropping are on."""
@@ -150,19 +156,21 @@ class ImageText:
         return {"image_embedding": image, "text_embedding": text, "logits": logits, "loss": loss}
 
     def panels(self, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, Images | Text]:
-        """For each of a few captions, the five images of the batch that are nearest to it."""
+        """For each caption of the batch, its images in the order of their similarity."""
         out = jax.jit(self.forward)(params, batch)
-        best = np.argsort(-np.asarray(out["logits"]).T, axis=1, kind="stable")[:8, :5]
         images = np.asarray(batch["image"]) * np.float32(self.info.std or 1) + np.float32(self.info.mean or 0)
-        captions = [self.caption(row) for row in np.asarray(batch["tokens"])[:8]]
-        columns = tuple(f"match {i + 1}" for i in range(best.shape[1]))
-        lines = tuple(f"row {i + 1}: {text}" for i, text in enumerate(captions))
-        return {"retrieved": Images(np.clip(images, 0, 1)[best], columns), "captions": Text(lines)}
+        captions = [self.info.tokenizer.decode(self.words(row)) for row in np.asarray(batch["tokens"])]
+        panel = ranked(captions, images, np.asarray(out["logits"]).T, top=5, own=np.arange(len(images)))
+        return {"matches_in_batch": panel}
 
-    def caption(self, tokens: np.ndarray) -> str:
-        """The text of a row of tokens, without what stands for none."""
-        special = {*self.info.tokenizer.special_ids, self.info.extra.get("end_id"), self.info.extra.get("pad_id")}
-        return self.info.tokenizer.decode([int(t) for t in tokens if int(t) not in special])
+    def words(self, tokens: np.ndarray) -> list[int]:
+        """A row of tokens without those that stand for no text."""
+        special = {*self.info.tokenizer.special_ids, self.model.end_id, self.model.pad_id}
+        return [int(token) for token in tokens if int(token) not in special]
+
+    def tokenize(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """{"tokens": i32[texts, context]}: texts as the text tower reads them, cut where they are too long."""
+        return {"tokens": Encode(self.info.tokenizer, self.model.context_length).batch(texts)[0]}
 
     def after_update(self, params: Params, step: Array) -> Params:
         """The logit scale clamped to [0, ln max_scale] (Radford et al. 2021, section 2.5)."""
