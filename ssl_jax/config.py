@@ -105,7 +105,7 @@ def to_json(config: Any) -> str:
 # Reading ------------------------------------------------------------------------------------------------------------
 
 
-def read(cls: type, section: Mapping[str, Any] | None, path: str, **given: Any) -> Any:
+def read(cls: type, section: Any, path: str, **given: Any) -> Any:
     """`cls(**section, **given)`, with every key and type checked; a field that is itself a dataclass is read from its section.
 
     `given` are values that come from elsewhere (an image size, say) and may not be set in the config. "name" is skipped

@@ -1,0 +1,110 @@
+"""Configs: every key and type is checked against the code it configures, and a mistake is told in one line."""
+
+import dataclasses
+
+import pytest
+from ml_collections import ConfigDict
+
+from ssl_jax import config
+from ssl_jax.config import Duration
+from ssl_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    kind: str = "random"
+    ratio: float = 0.75
+
+    def __post_init__(self):
+        if not 0 < self.ratio < 1:
+            raise UserError(f"ratio={self.ratio}: must lie in (0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    mask: Mask = Mask()
+    depth: int = 4
+    window: int | None = None
+    rules: tuple = ()
+
+
+def test_sections_become_nested_settings():
+    found = config.read(Settings, ConfigDict(dict(mask=dict(ratio=0.5), rules=[["a", 1.0]], window=3)), "task")
+    assert found == Settings(Mask(ratio=0.5), 4, 3, (("a", 1.0),))
+
+
+@pytest.mark.parametrize(
+    "section, message",
+    [
+        (dict(mask_ratio=0.5), "unknown key task.mask_ratio; did you mean task.mask.ratio?"),
+        (dict(dept=3), "unknown key task.dept; did you mean task.depth?"),
+        (dict(zzz=3), "unknown key task.zzz; valid keys are depth, mask, rules, window"),
+        (dict(mask=dict(ratio=1.2)), "task.mask.ratio=1.2: must lie in (0, 1)"),
+        (dict(mask=dict(ratio=float("nan"))), "task.mask.ratio=nan: must be a finite number"),
+        (dict(mask=3), "task.mask=3: expected Mask, not int"),
+        (dict(depth="4"), "task.depth='4': expected int, not str"),
+        (dict(depth=True), "task.depth=True: expected int, not bool"),
+        (dict(depth=2**40), "task.depth=1099511627776: must lie within 32 bits"),
+        (3, "task=3: expected a section with keys, such as dict(...)"),
+    ],
+)
+def test_a_mistake_names_key_value_and_mend(section, message):
+    with pytest.raises(UserError) as error:
+        config.read(Settings, section, "task")
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    "text, steps",
+    [("10_000 steps", 10_000), ("1 step", 1), ("2 epochs", 20), ("1.5 epochs", 15), ("640 examples", 10), ("5 %", 50),
+     ("64e1 tokens", 5), ("2 minutes", 60)],
+)  # fmt: skip
+def test_durations_in_every_unit(text, steps):
+    found = Duration.parse(text, "x").steps(
+        path="x", batch_size=64, examples=640, tokens_per_example=2, total=1000, steps_per_minute=30
+    )
+    assert found == steps
+
+
+@pytest.mark.parametrize("text", [10, 10.0, "10", "ten steps", "-3 steps", "3 fortnights", None, "1e400 steps", "inf epochs"])
+def test_a_bare_number_or_unknown_unit_is_refused(text):
+    with pytest.raises(UserError, match="write a number and its unit|out of range"):
+        Duration.parse(text, "training.duration")
+
+
+CONFIG = """
+from ml_collections import ConfigDict
+def get_config(arg="a"):
+    if arg not in ("a", "b"):
+        raise ValueError("arg must be a or b")
+    return ConfigDict(dict(task=dict(name=arg), model=dict(width=8), data=dict(batch_size=4), training=dict(), optimizer=dict(lr=1.0)))
+"""
+
+
+def test_overrides_reach_nested_keys_and_keep_text_as_text(tmp_path):
+    file = tmp_path / "c.py"
+    file.write_text(CONFIG)
+    overrides = {"model.width": "16", "model.new.key": "0.5", "task.name": "5", "training.duration": "20 steps"}
+    found = config.load(f"{file}:b", overrides)
+    assert (found.model.width, found.model.new.key, found.task.name) == (16, 0.5, "5")
+    assert found.training.duration == "20 steps"
+
+
+@pytest.mark.parametrize(
+    "spec, overrides, message",
+    [
+        ("missing.py", {}, "there is no such file"),
+        ("c.py:z", {}, r"get_config\('z'\) failed: arg must be a or b"),
+        ("c.py", {"optimiser.lr": "1"}, "unknown key optimiser; did you mean optimizer"),
+        ("c.py", {"model.width.x": "1"}, "model.width is a value, not a section"),
+        ("empty.py", {}, "defines no get_config"),
+        ("broken.py", {}, "ZeroDivisionError"),
+    ],
+)
+def test_a_config_that_cannot_be_loaded_is_one_line(tmp_path, spec, overrides, message):
+    (tmp_path / "c.py").write_text(CONFIG)
+    (tmp_path / "empty.py").write_text("")
+    (tmp_path / "broken.py").write_text("1 / 0")
+    with pytest.raises(UserError, match=message) as error:
+        config.load(str(tmp_path / spec), overrides)
+    assert "\n" not in str(error.value)
