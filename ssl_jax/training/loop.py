@@ -257,7 +257,7 @@ class Run:
             bad = nonfinite(names, row)
             if bad and self.trainer.training.on_nonfinite != "skip":
                 self._diverged(step, *bad)
-            line = {names[j]: row[j] for j in shown}
+            line = {names[j]: float(row[j]) for j in shown}
             if self.extra.get("rewinds"):
                 line["rewinds"] = self.extra["rewinds"]
             if bad:  # skipped: its numbers would spoil the means

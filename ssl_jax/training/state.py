@@ -1,6 +1,6 @@
 """Everything a run is, in one pytree."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array
 
 from ssl_jax import randomness
-from ssl_jax.task import Batch, Params, Task
+from ssl_jax.task import Params, Task
 from ssl_jax.training.optimizer import OptimizerSettings
 
 
@@ -42,7 +42,7 @@ def hyper(
     cooldown_steps: int,
     lr: float | None = None,
     weight_decay: float | None = None,
-) -> dict[str, np.ndarray]:
+) -> dict[str, np.generic]:
     """The hyper-parameters of one run as arrays."""
     return {
         "lr": np.float32(settings.peak(batch_size) if lr is None else lr),
@@ -55,7 +55,7 @@ def hyper(
     }
 
 
-def init_params(task: Task, seed: int | Array, batch: Batch) -> Params:
+def init_params(task: Task, seed: int | Array, batch: Mapping[str, Any]) -> Params:
     """The task's initial parameters from the stream "init", in f32; `batch` gives shapes only."""
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dict(batch))
     return task.init(randomness.stream(seed, "init"), zeros)

@@ -52,6 +52,15 @@ class ToyTask:
         error = jnp.sum(batch["weight"] * (y - batch["y"]) ** 2) / weight
         return error, {"weight": weight, "error": jnp.sqrt(error)}
 
+    def forward(self, params, batch):
+        return {"embedding": batch["x"] @ params["encoder"]["patch_embedding"]["kernel"]}
+
+    def features(self, params, batch):
+        return {"mean": self.forward(params, batch)["embedding"]}
+
+    def panels(self, params, batch, key):
+        return {}
+
     def after_update(self, params, step):
         return params
 
@@ -60,7 +69,7 @@ class ToyTask:
 
 
 class ToySource:
-    name, classes = "toy:", ()
+    name, classes, arrays = "toy:", (), None
 
     def __init__(self, size):
         self.size = size
@@ -68,8 +77,14 @@ class ToySource:
     def __len__(self):
         return self.size
 
-    def describe(self, i):
-        return f"toy:{i}"
+    def __getitem__(self, index):
+        return {}
+
+    def labels(self):
+        return None
+
+    def describe(self, index):
+        return f"toy:{index}"
 
 
 def toy_dataset(size: int = 96, features: int = 6, seed: int = 0) -> Dataset:
