@@ -8,9 +8,19 @@ EVALUATORS = {
     "knn": "ssl_jax.downstream.knn:KNN",
     "few_shot": "ssl_jax.downstream.few_shot:FewShot",
     "label_efficiency": "ssl_jax.downstream.label_efficiency:LabelEfficiency",
-    "finetune": "ssl_jax.downstream.classification:FineTune",
+    "finetune": "ssl_jax.downstream.finetune:FineTune",
+    "text_classification": "ssl_jax.downstream.text_classification:TextClassificationMetrics",
+    "question_answering": "ssl_jax.downstream.question_answering:QuestionAnsweringMetrics",
+    "translation": "ssl_jax.downstream.translation:TranslationMetrics",
+    "next_token": "ssl_jax.downstream.language_modelling:NextTokenLoss",
+    "masked_token": "ssl_jax.downstream.language_modelling:MaskedTokenLoss",
+    "perplexity": "ssl_jax.downstream.language_modelling:Perplexity",
+    "lambada": "ssl_jax.downstream.language_modelling:Lambada",
 }
 
 TASKS = {
     "classification": "ssl_jax.downstream.classification:Classification",
+    "text_classification": "ssl_jax.downstream.text_classification:TextClassification",
+    "question_answering": "ssl_jax.downstream.question_answering:QuestionAnswering",
+    "translation": "ssl_jax.downstream.translation:Translation",
 }

@@ -13,16 +13,17 @@ class InputEncoder(Encoder):
     """A fixed function of the input as an encoder: every name that an evaluator asks for is that function."""
 
     def __init__(self, function, mesh=None):
-        super().__init__(None, {}, mesh)
-        self._function = function
+        super().__init__(function, {}, mesh)
 
     def extract(self, dataset, names=(), batch_size=1024):
         found = super().extract(dataset, ("input",), batch_size)
         label = {"label": found["label"]} if "label" in found else {}
         return dict.fromkeys(names, found["input"]) | {"input": found["input"]} | label
 
-    def _features(self, params, batch):
-        return {"input": self._function(batch)}
+    @property
+    def _features(self):
+        function = self.task
+        return lambda params, batch: {"input": function(batch)}
 
 
 def raw_pixels(batch):
@@ -44,7 +45,7 @@ def baselines(encoder: Encoder) -> dict[str, Encoder]:
         "images": ("raw_pixels", raw_pixels),
         "pairs": ("raw_pixels", raw_pixels),
         "tokens": ("bag_of_tokens", bag_of_tokens),
-        "text": ("bag_of_tokens", bag_of_tokens),
+        "labelled_text": ("bag_of_tokens", bag_of_tokens),
     }
     found: dict[str, Encoder] = {"random_encoder": RandomEncoder(encoder)}
     if encoder.task.data in inputs:

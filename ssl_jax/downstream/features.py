@@ -35,6 +35,9 @@ class EvaluationData:
         return tuple(self.train.info.classes)
 
 
+_PROGRAMS: dict[Any, tuple[Any, dict]] = {}  # of each task (kept, so that its id stays its own) and mesh: by names
+
+
 class Encoder:
     """A task with parameters, read for its representations.
 
@@ -49,7 +52,7 @@ class Encoder:
         self.task, self.params, self.mesh, self.seed = task, params, mesh, seed
         self.cache, self.checkpoint = pathlib.Path(cache) if cache and checkpoint else None, checkpoint
         self._memory: dict[int, dict[str, np.ndarray]] = {}
-        self._jitted: dict[Any, Callable] = {}
+        self._programs = _PROGRAMS.setdefault((id(task), mesh), (task, {}))[1]
 
     @functools.cached_property
     def baselines(self) -> dict[str, Any]:
@@ -91,8 +94,10 @@ class Encoder:
     def _parameters(self, batch: Mapping[str, Any]):
         return self.params
 
-    def _features(self, params, batch) -> dict[str, jax.Array]:
-        return self.task.features(params, batch)
+    @property
+    def _features(self) -> Callable:
+        """params, batch -> representations; holds no parameters, since compiled programs outlive this encoder."""
+        return self.task.features
 
     def _compute(self, dataset, names: tuple[str, ...], batch_size: int) -> dict[str, np.ndarray | None]:
         from ssl_jax.data.pipeline import eval_batches
@@ -141,21 +146,22 @@ class Encoder:
 
     def _compiled(self, dataset, params, raw, names) -> Callable:
         """The jitted raw batch -> features; what no name needs is not computed. Checks the names."""
-        available = jax.eval_shape(lambda p, b: self._features(p, prepare(dataset, b)), params, raw)
+        batch, function = jax.eval_shape(lambda b: prepare(dataset, b), raw), self._features
+        available = jax.eval_shape(function, params, batch)
         for name in names:
             for part in name.split("+"):
                 if part not in available:
                     raise UserError(f"representation {part!r}: the encoder has none of that name{nearest(part, available)}")
 
-        def features(params, raw):
-            found = self._features(params, prepare(dataset, raw))
+        def features(params, batch):
+            found = function(params, batch)
             return {name: _joined([found[part] for part in name.split("+")]) for name in names}
 
-        key = (_function(dataset.on_device), names)
-        if key not in self._jitted:
+        if names not in self._programs:
             replicated = None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
-            self._jitted[key] = jax.jit(features, out_shardings=replicated)
-        return self._jitted[key]
+            self._programs[names] = jax.jit(features, out_shardings=replicated)
+        prepared, program = jax.jit(lambda b: prepare(dataset, b)), self._programs[names]  # data sets differ in the first only
+        return lambda params, raw: program(params, prepared(raw))
 
     # On disk ----------------------------------------------------------------------------------------------------------
 
@@ -197,11 +203,6 @@ def _axes(mesh: Mesh) -> tuple[str, ...]:
     return tuple(name for name in ("data", "fsdp") if name in mesh.shape)
 
 
-def _function(f: Callable) -> Any:
-    """Two bound methods of one object are the same function."""
-    return (id(f.__self__), f.__func__) if hasattr(f, "__self__") else id(f)
-
-
 def _joined(parts: list[jax.Array]) -> jax.Array:
     if len(parts) == 1:
         return parts[0].astype(jnp.float32)
@@ -213,7 +214,6 @@ class RandomEncoder(Encoder):
 
     def __init__(self, encoder: Encoder):
         super().__init__(encoder.task, None, encoder.mesh, seed=encoder.seed + 1)
-        self._jitted = encoder._jitted  # the same program: parameters are its argument
 
     def _parameters(self, batch):
         if self.params is None:

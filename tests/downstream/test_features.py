@@ -1,9 +1,6 @@
 """Features: each example once, the same in every way of asking."""
 
 import json
-import os
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +8,9 @@ import pytest
 from downstream_toys import ToyTask, blobs, dataset, toy_params
 
 from ssl_jax.downstream.features import Encoder
+from ssl_jax.downstream.few_shot import FewShot
+from ssl_jax.downstream.knn import KNN
+from ssl_jax.downstream.linear_probe import LinearProbe
 from ssl_jax.errors import UserError
 
 
@@ -97,43 +97,39 @@ def test_a_split_without_labels_has_none(data):
     assert "label" not in encoder(data).extract(plain, ["mean"])
 
 
+EVALUATORS = {
+    "knn": KNN(k=(5, 20), baselines=False),
+    "few_shot": FewShot(shots=(1, 5), baselines=False),
+    "lbfgs": LinearProbe(),
+    "grid": LinearProbe(protocol="grid", learning_rates=(0.01, 0.1), epochs=3, batch_size=16, baselines=False),
+}
+
+
+def evaluate(mesh=None):
+    data = blobs(train=90, test=101, noise=120.0)
+    e = Encoder(ToyTask(), toy_params(data), mesh)
+    return {f"{name}/{key}": value for name, evaluator in EVALUATORS.items() for key, value in evaluator(e, data)}
+
+
 CHILD = """
 import json, sys
-sys.path.insert(0, sys.argv[1])
+sys.path.insert(0, "tests/downstream")
 import jax, numpy as np
-from downstream_toys import ToyTask, blobs, toy_params
-from ssl_jax.downstream.features import Encoder
-from ssl_jax.downstream.knn import KNN
-from ssl_jax.downstream.few_shot import FewShot
-from ssl_jax.downstream.linear_probe import LinearProbe
+from test_features import evaluate
 mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(-1, 1, 1), ("data", "fsdp", "tensor"))
-data = blobs(train=90, test=101, noise=120.0)
-encoder = Encoder(ToyTask(), toy_params(data), mesh)
-found = {"devices": jax.device_count()}
-for name, evaluator in dict(
-    knn=KNN(k=(5, 20)), few_shot=FewShot(shots=(1, 5)), lbfgs=LinearProbe(),
-    grid=LinearProbe(protocol="grid", learning_rates=(0.01, 0.1), epochs=3, batch_size=16),
-).items():
-    found |= {f"{name}/{key}": value for key, value in evaluator(encoder, data)}
-print(json.dumps(found))
+print(json.dumps([jax.device_count(), evaluate(mesh)]))
 """
 
 
-def test_evaluators_say_the_same_on_1_4_and_8_devices():
+@pytest.mark.parametrize("devices", [8, pytest.param(4, marks=pytest.mark.slow)])
+def test_evaluators_say_the_same_on_one_device_and_on_several(child, devices):
     """101 test examples divide by none of them: a padded example that counted would show."""
+    count, several = json.loads(child(CHILD, devices=devices).splitlines()[-1])
+    one = evaluate()
+    assert count == devices and several.keys() == one.keys()
+    for name, value in one.items():
+        assert several[name] == pytest.approx(value, abs=1e-6), name
 
-    def run(devices):
-        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
-        command = [sys.executable, "-c", CHILD, os.path.dirname(__file__)]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-        return json.loads(result.stdout)
 
-    one = run(1)
-    assert one.pop("devices") == 1
-    for devices in (4, 8):
-        several = run(devices)
-        assert several.pop("devices") == devices
-        assert several.keys() == one.keys()
-        for name, value in one.items():
-            assert several[name] == pytest.approx(value, abs=1e-6), name
+def test_an_evaluator_says_the_same_again_to_the_last_digit():
+    assert evaluate() == evaluate()

@@ -48,7 +48,7 @@ def test_examples_of_weight_zero_do_not_count():
     np.testing.assert_allclose(head.weight * x.std(0)[:, None], reference.coef_.T, atol=2e-3)
 
 
-@pytest.mark.parametrize(("count", "tests"), [(2000, 10000), pytest.param(60000, 10000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("count", "tests"), [(1000, 10000), pytest.param(60000, 10000, marks=pytest.mark.slow)])
 def test_raw_pixels_agree_with_scikit_learn_on_fashion_mnist(count, tests):
     """Accuracy within 0.3 points at the same strength."""
     from ssl_jax.data.sources import fashion_mnist
@@ -58,7 +58,7 @@ def test_raw_pixels_agree_with_scikit_learn_on_fashion_mnist(count, tests):
         for s in (fashion_mnist("train"), fashion_mnist("test"))
     )
     x, y, xt, yt = x[:count], y[:count], xt[:tests], yt[:tests]
-    l2 = 1e-2
+    l2 = 1e-2 if count == 60000 else 1e-1
     ours = LogisticRegression(x, y, 10)
     accuracy = metrics.accuracy(ours.linear(ours.fit(l2))(xt), yt)
     std = np.where(x.std(0) > 0, x.std(0), 1)
@@ -134,7 +134,7 @@ def test_descent_is_the_published_formula(settings):
 
 
 def test_lars_ratio_is_one_where_a_norm_vanishes():
-    w, g = np.ones((2, 2), np.float32), np.full((2, 2), 3.0, np.float32)
+    w, g = jnp.ones((2, 2)), jnp.full((2, 2), 3.0)
     assert float(lars_ratio(w, g)) == pytest.approx(0.001 * 2 / 6)
     assert float(lars_ratio(w, 0 * g)) == 1.0 and float(lars_ratio(0 * w, g)) == 1.0
 

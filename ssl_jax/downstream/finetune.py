@@ -1,0 +1,191 @@
+"""Fine-tuning as an evaluator: a recipe, the one loop, and the accuracy on the test split."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from ml_collections import ConfigDict
+
+from ssl_jax import data as kinds
+from ssl_jax.config import Duration, read
+from ssl_jax.data.pipeline import Dataset, Stream, subset
+from ssl_jax.downstream import metrics
+from ssl_jax.downstream.baselines import majority
+from ssl_jax.downstream.classification import Classification, freeze, partial
+from ssl_jax.downstream.features import Encoder, EvaluationData
+from ssl_jax.errors import UserError
+from ssl_jax.task import Params
+from ssl_jax.training.loop import Trainer
+from ssl_jax.training.optimizer import OptimizerSettings
+from ssl_jax.training.settings import TrainingSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How the "classification" task is trained: sections that override the run's own.
+
+    `optimizer` stands alone; `model`, `data` and `task` are laid over the run's `model`, `data` and nothing.
+    """
+
+    model: Mapping = dataclasses.field(default_factory=dict)  # such as drop_path
+    task: Mapping = dataclasses.field(default_factory=dict)  # ClassificationSettings: pooling, mix ...
+    data: Mapping = dataclasses.field(default_factory=dict)  # such as augment, image_size
+    training: Mapping = dataclasses.field(default_factory=lambda: dict(duration="50 epochs"))
+    optimizer: Mapping = dataclasses.field(
+        default_factory=lambda: dict(name="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.75, warmup="10 %")
+    )
+    batch_size: int = 64
+    blocks: float | None = None  # fine-tune the last so many blocks only; 0.5: the last one's MLP
+    learning_rates: tuple = ()  # peaks to choose among on a held-out fifth of the training examples; (): the optimizer's own
+
+    def __post_init__(self):
+        read(TrainingSettings, self.training, "training")
+        read(OptimizerSettings, self.optimizer, "optimizer")
+        if self.batch_size < 1:
+            raise UserError(f"batch_size={self.batch_size}: must be at least 1")
+        if any(not isinstance(lr, int | float) or lr <= 0 for lr in self.learning_rates):
+            raise UserError(f"learning_rates={self.learning_rates!r}: must be positive numbers")
+
+
+class FineTuner:
+    """A recipe compiled once for a data set; runs of it may differ in seed, start, learning rate, length and examples."""
+
+    def __init__(self, recipe: Recipe, data: EvaluationData):
+        if data.config is None:
+            raise UserError("fine-tuning needs the run's config; evaluate from a work directory")
+        self.recipe, self.mesh, config = recipe, data.mesh, data.config.to_dict()
+        section = {**config["data"], **recipe.data, "batch_size": recipe.batch_size}
+        self.train = kinds.build("images", section, split="train", train=True, workdir=data.workdir)
+        self.plain, self.test = data.train, data.test
+        if set(recipe.data) - {"augment"}:
+            build = lambda split: kinds.build("images", section, split=split, train=False, workdir=data.workdir)
+            self.plain, self.test = build("train"), build("test")
+        training = read(TrainingSettings, {"dtype": config["training"].get("dtype", "float32"), **recipe.training}, "training")
+        model = {k: v for k, v in config["model"].items() if k != "mask_token"} | dict(recipe.model)
+        sections = ConfigDict(dict(task=dict(recipe.task), model=model, training=dict(dtype=training.dtype)))
+        self.task = Classification.from_config(sections, self.train.info)
+        optimizer = dict(recipe.optimizer)
+        if recipe.blocks is not None:
+            optimizer = freeze(optimizer, partial(self.task.encoder.config.depth, recipe.blocks))
+        stream = Stream(self.train, batch_size=recipe.batch_size, seed=0)
+        self.trainer = Trainer(
+            self.task, stream, training=training, optimizer=read(OptimizerSettings, optimizer, "optimizer"), mesh=data.mesh
+        )
+
+    def steps(self, examples: int, duration: str | None = None) -> int:
+        """The length of a run on so many examples."""
+        path, text = "training.duration", duration or self.recipe.training["duration"]
+        steps = Duration.parse(text, path).steps(path=path, batch_size=self.recipe.batch_size, examples=examples)
+        return max(steps, 1)
+
+    def fit(
+        self,
+        indices: Int[np.ndarray, "examples"],
+        *,
+        seed: int,
+        steps: int,
+        source: Encoder | None = None,
+        lr: float | None = None,
+    ) -> Params:
+        """Train on the examples at `indices`, from the encoder of `source` or from scratch; the moving average if there is one."""
+        init = None
+        if source is not None:
+            grid = getattr(getattr(source.task, "encoder", None), "grid", None)
+            init = lambda params: self.task.init_from(params, source.params, grid=grid)
+        state = self.trainer.run(
+            seed=seed, total_steps=steps, stream=self._stream(indices, seed), init_params=init, lr=lr, quiet=True
+        )
+        return state.params if state.ema is None else state.ema
+
+    def fit_tuned(self, indices: Int[np.ndarray, "examples"], **options: Any) -> tuple[Params, float | None]:
+        """`fit` with the best of the recipe's learning rates, chosen by runs on four fifths of `indices`; (params, rate)."""
+        rates = self.recipe.learning_rates
+        if len(rates) < 2:
+            lr = rates[0] if rates else None
+            return self.fit(indices, lr=lr, **options), lr
+        labels = self.train.labels()[indices]
+        kept, held = metrics.held_out(labels, 0.2, options["seed"])
+        scores = []
+        for lr in rates:
+            params = self.fit(indices[kept], lr=lr, **options)
+            scores.append(metrics.accuracy(self.logits(params, subset(self.plain, indices[held])), labels[held]))
+        best = rates[int(np.argmax(scores))]
+        return self.fit(indices, lr=best, **options), best
+
+    def logits(self, params: Params, dataset: Dataset | None = None) -> Float[np.ndarray, "examples classes"]:
+        """Of a data set; default, of the test split."""
+        encoder = Encoder(self.task, params, self.mesh)
+        return encoder.extract(self.test if dataset is None else dataset, ("logits",))["logits"]
+
+    def _stream(self, indices: Int[np.ndarray, "examples"], seed: int) -> Stream:
+        if len(indices) == self.train.size:
+            return Stream(self.train, batch_size=self.recipe.batch_size, seed=seed)
+        if not self.trainer.stream.resident:
+            return Stream(subset(self.train, indices), batch_size=self.recipe.batch_size, seed=seed)
+        return PartStream(self.train, indices, batch_size=self.recipe.batch_size, seed=seed)
+
+
+class PartStream(Stream):
+    """A stream over some examples of a data set that lies on the device whole: the compiled program stays the same."""
+
+    def __init__(self, dataset: Dataset, part: Int[np.ndarray, "examples"], **options: Any):
+        super().__init__(dataclasses.replace(dataset, size=len(part)), **options)
+        self.part = np.asarray(part, np.int64)
+
+    def _indices(self, step: int, position: np.ndarray) -> np.ndarray:
+        return self.part[super()._indices(step, position)]
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTune(Recipe):
+    """Fine-tunes the encoder on all labels, and trains the same model from scratch where `scratch` holds a recipe.
+
+    Yields "accuracy", "top5", "ece", "per_class/<name>" (of the first seed), "scratch/accuracy", "majority/accuracy"; with
+    several seeds "accuracy" is their mean and "stderr" stands beside.
+    """
+
+    scratch: Recipe | None = None
+    seeds: int = 1
+    seed: int = 0
+
+    requires_labels = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.seeds < 1:
+            raise UserError(f"seeds={self.seeds}: must be at least 1")
+
+    def __call__(self, encoder: Encoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
+        labels, truth = data.train.labels(), data.test.labels()
+        metrics.check_labels(labels, truth, data.classes)
+        everything = np.arange(data.train.size)
+
+        def runs(recipe, source):
+            tuner = FineTuner(recipe, data)
+            steps = tuner.steps(len(everything))
+            for i in range(self.seeds):
+                params, _ = tuner.fit_tuned(everything, seed=self.seed + i, steps=steps, source=source)
+                yield tuner.logits(params)
+
+        logits = list(runs(self, encoder))
+        found = metrics.classification(logits[0], truth, data.classes)
+        yield from summary("", [metrics.accuracy(values, truth) for values in logits])
+        yield from ((name, value) for name, value in found.items() if name != "accuracy")
+        if self.scratch is not None:
+            yield from summary("scratch/", [metrics.accuracy(values, truth) for values in runs(self.scratch, None)])
+        yield "majority/accuracy", majority(labels, truth)
+
+
+def summary(prefix: str, values: list[float], name: str = "accuracy") -> Iterator[tuple[str, float]]:
+    """The mean under `name`, and the standard error of the mean where there are several values."""
+    yield f"{prefix}{name}", float(np.mean(values))
+    if len(values) > 1:
+        yield f"{prefix}stderr", float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def same_or_longer(scratch: int, finetune: int, what: str) -> None:
+    """UserError where the baseline would get fewer steps than the method it is compared with."""
+    if scratch < finetune:
+        raise UserError(f"scratch.training.duration: {scratch} steps {what}, but fine-tuning takes {finetune}; give it as many")

@@ -1,0 +1,251 @@
+"""The classification task: what it starts from, what is trained, what its loss is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from ssl_jax import config as configs
+from ssl_jax.data.augment import Mix
+from ssl_jax.downstream.classification import Classification, ClassificationSettings, freeze, partial
+from ssl_jax.errors import UserError
+from ssl_jax.pretext.masked_image import MaskedImage
+from ssl_jax.task import DataInfo
+from ssl_jax.training import optimizer, rules
+
+MODEL = dict(name="vit", patch_size=4, width=16, depth=3, heads=2)
+
+
+def info(size=8, classes=("a", "b", "c")):
+    image = jax.ShapeDtypeStruct((size, size, 1), jnp.float32)
+    return DataInfo({"image": image, "label": jax.ShapeDtypeStruct((), jnp.int32)}, classes, (0.5,), (0.5,))
+
+
+def config(model=None, **task):
+    section = dict(name="classification", **task)
+    return ConfigDict(dict(task=section, model=MODEL | (model or {}), training=dict(dtype="float32")))
+
+
+def task(size=8, model=None, **settings):
+    return Classification.from_config(config(model, **settings), info(size))
+
+
+def batch(size=8, count=6, seed=0):
+    random = np.random.default_rng(seed)
+    return {
+        "image": jnp.asarray(random.standard_normal((count, size, size, 1)), jnp.float32),
+        "label": jnp.arange(count, dtype=jnp.int32) % 3,
+        "position": jnp.arange(count, dtype=jnp.int32),
+    }
+
+
+def pretrained(size=8, **model):
+    settings = dict(task=dict(name="masked_image", decoder=dict(width=8, depth=1, heads=2)), model=MODEL | model, training={})
+    pretext = MaskedImage.from_config(ConfigDict(settings), info(size))
+    return pretext, pretext.init(jax.random.key(7), batch(size))
+
+
+# Where it starts ----------------------------------------------------------------------------------------------------
+
+
+def test_the_encoder_is_taken_over_and_every_other_name_reported():
+    t, (_, source), said = task(), pretrained(), []
+    params = t.init_from(t.init(jax.random.key(0), batch()), source, say=said.append)
+    for name in ("patch_embedding", "stack", "class_token"):
+        for ours, theirs in zip(
+            jax.tree.leaves(params["encoder"][name]), jax.tree.leaves(source["encoder"][name]), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+    assert len(said) == 1
+    for name in ("encoder/pooled_norm/scale", "encoder/pooled_norm/bias", "head", "encoder/final_norm/scale", "decoder"):
+        assert name in said[0], said
+
+
+def test_mean_pooling_has_its_own_norm_and_no_final_one_and_cls_the_other_way_round():
+    mean, cls = (task(pooling=p).init(jax.random.key(0), batch())["encoder"] for p in ("mean", "cls"))
+    assert "pooled_norm" in mean and "final_norm" not in mean
+    assert "final_norm" in cls and "pooled_norm" not in cls
+
+
+def test_the_representation_survives_the_move():
+    """With cls pooling what the head reads is the pretext encoder's own "cls"."""
+    pretext, source = pretrained()
+    t = task(pooling="cls")
+    params = t.init_from(t.init(jax.random.key(0), batch()), source)
+    np.testing.assert_allclose(t.features(params, batch())["pooled"], pretext.features(source, batch())["cls"], atol=1e-6)
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_learned_positions_are_interpolated_to_another_image_size(class_token):
+    _, source = pretrained(8, positions="learned", class_token=class_token)
+    t = task(16, model=dict(positions="learned", class_token=class_token))
+    params = t.init_from(t.init(jax.random.key(0), batch(16)), source)
+    table, old = params["encoder"]["positions"], source["encoder"]["positions"]
+    assert table.shape == (16 + class_token, 16)
+    expected = jax.image.resize(old[class_token:].reshape(2, 2, 16), (4, 4, 16), "bicubic", antialias=False)
+    np.testing.assert_allclose(table[class_token:], expected.reshape(16, 16), atol=1e-6)
+    if class_token:
+        np.testing.assert_array_equal(table[0], old[0])
+
+
+@pytest.mark.parametrize("other", [dict(width=32), dict(depth=2), dict(patch_size=2)])
+def test_another_model_is_refused_by_name(other):
+    _, source = pretrained(**other)
+    t = task()
+    with pytest.raises(UserError, match="task.init: encoder/.*give `model` the settings"):
+        t.init_from(t.init(jax.random.key(0), batch()), source)
+
+
+def test_parameters_without_an_encoder_are_refused():
+    t = task()
+    with pytest.raises(UserError, match="task.init: holds transformer, but no encoder"):
+        t.init_from(t.init(jax.random.key(0), batch()), {"transformer": {}})
+
+
+def test_initialise_reads_what_the_config_names():
+    pretext, source = pretrained()
+    t = task(init="runs/mae", checkpoint=5)
+    fresh = t.init(jax.random.key(0), batch())
+    asked = []
+    load = lambda path, checkpoint: asked.append((path, checkpoint)) or (pretext, source, None)
+    params = t.initialise(fresh, load=load, say=lambda text: None)
+    assert asked == [("runs/mae", 5)]
+    np.testing.assert_array_equal(params["encoder"]["class_token"], source["encoder"]["class_token"])
+    assert task().initialise(fresh, load=load) is fresh
+
+
+def test_the_head_starts_small():
+    head = task().init(jax.random.key(0), batch())["head"]["kernel"]
+    assert 1e-5 < float(jnp.std(head)) < 4e-5
+    assert 0.05 < float(jnp.std(task(head_std=0.1).init(jax.random.key(0), batch())["head"]["kernel"])) < 0.2
+
+
+# The loss -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_cross_entropy_of_integer_and_of_soft_labels():
+    t, b = task(head_std=0.5), batch()
+    params = t.init(jax.random.key(0), b)
+    logits = np.asarray(t.forward(params, b)["logits"], np.float64)
+    logp = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    soft = np.random.default_rng(0).dirichlet(np.ones(3), 6).astype(np.float32)
+    loss, metrics = t.loss(params, b, jax.random.key(1), train=True)
+    assert float(loss) == pytest.approx(-logp[np.arange(6), b["label"]].mean(), abs=1e-5)
+    assert float(metrics["accuracy"]) == pytest.approx((logits.argmax(1) == b["label"]).mean())
+    loss, _ = t.loss(params, b | {"label": jnp.asarray(soft)}, jax.random.key(1), train=True)
+    assert float(loss) == pytest.approx(-(soft * logp).sum(1).mean(), abs=1e-5)
+
+
+def test_label_smoothing_is_the_published_formula_and_acts_in_training_only():
+    smooth, plain, b = task(head_std=0.5, mix=dict(mixup=0, cutmix=0, smoothing=0.1)), task(head_std=0.5), batch()
+    params = plain.init(jax.random.key(0), b)
+    key = jax.random.key(1)
+    logits = plain.forward(params, b)["logits"]
+    uniform = -float(jnp.mean(jax.nn.log_softmax(logits)))
+    expected = 0.9 * float(plain.loss(params, b, key, train=True)[0]) + 0.1 * uniform
+    assert float(smooth.loss(params, b, key, train=True)[0]) == pytest.approx(expected, abs=1e-5)
+    assert float(smooth.loss(params, b, key, train=False)[0]) == float(plain.loss(params, b, key, train=False)[0])
+
+
+def test_mixing_changes_the_training_loss_only():
+    mixed, plain, b = task(head_std=0.5, mix=dict()), task(head_std=0.5), batch()
+    params, key = plain.init(jax.random.key(0), b), jax.random.key(1)
+    assert float(mixed.loss(params, b, key, train=True)[0]) != float(plain.loss(params, b, key, train=True)[0])
+    assert float(mixed.loss(params, b, key, train=False)[0]) == float(plain.loss(params, b, key, train=False)[0])
+
+
+def test_drop_path_acts_in_training_only_and_by_position():
+    """An example's noise follows its position in the global batch, not its place in a microbatch."""
+    t, b = task(head_std=0.5, model=dict(drop_path=0.5)), batch()
+    params, key = t.init(jax.random.key(0), b), jax.random.key(1)
+    assert float(t.loss(params, b, key, train=True)[0]) != float(t.loss(params, b, key, train=False)[0])
+    half = lambda rows: float(t.loss(params, {n: v[rows] for n, v in b.items()}, key, train=True)[0])
+    whole = float(t.loss(params, b, key, train=True)[0])
+    assert (half(slice(0, 3)) + half(slice(3, 6))) / 2 == pytest.approx(whole, abs=1e-5)
+
+
+def test_batch_norm_before_the_head_is_affine_free():
+    t, b = task(head_norm="batch", head_std=0.9), batch()
+    params = t.init(jax.random.key(0), b)
+    x = np.asarray(t.features(params, b)["pooled"], np.float64)
+    x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-6)
+    expected = x @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])
+    np.testing.assert_allclose(t.forward(params, b)["logits"], expected, atol=1e-3)
+
+
+# What is trained ----------------------------------------------------------------------------------------------------
+
+
+def trained(blocks, pooling="mean"):
+    params = task(pooling=pooling).init(jax.random.key(0), batch())
+    settings = configs.read(optimizer.OptimizerSettings, freeze(dict(name="adamw", lr=1e-3), partial(3, blocks)), "optimizer")
+    return {path for path, frozen in rules.flatten(optimizer.multipliers(settings, params).frozen).items() if not frozen}
+
+
+def test_partial_fine_tuning_trains_the_last_blocks_the_norm_and_the_head():
+    head = {"head/kernel", "head/bias", "encoder/pooled_norm/scale", "encoder/pooled_norm/bias"}
+    assert trained(0) == head
+    assert trained(0, "cls") == {name.replace("pooled_norm", "final_norm") for name in head}
+    parts = lambda names: {name.split("/")[2] for name in names if name.startswith("encoder/stack")}
+    assert parts(trained(1)) == {"block02"} and parts(trained(2)) == {"block01", "block02"}
+    assert head < trained(2)
+    half = {name for name in trained(0.5) if name.startswith("encoder/stack")}
+    assert half == {f"encoder/stack/block02/{n}" for n in (
+        "mlp_norm/scale", "mlp_norm/bias", "mlp/up/kernel", "mlp/up/bias", "mlp/down/kernel", "mlp/down/bias"
+    )}  # fmt: skip
+    assert trained(3) == set(rules.flatten(task().init(jax.random.key(0), batch())))
+
+
+def test_layer_decay_of_a_vit_b_is_the_references():
+    """decay ** (num_layers - id): id 0 the embeddings, i + 1 block i, depth + 1 the fc_norm and the head (MAE, lr_decay.py)."""
+    section = ConfigDict(dict(task=dict(), model=dict(size="B"), training={}))
+    t = Classification.from_config(section, info(224))
+    params = jax.eval_shape(lambda: t.init(jax.random.key(0), {"image": jnp.zeros((1, 224, 224, 1))}))
+    settings = optimizer.OptimizerSettings(lr=1.0, layer_decay=0.65)
+    found = rules.flatten(optimizer.multipliers(settings, params).lr)
+    for path, value in found.items():
+        if path.startswith(("encoder/patch_embedding", "encoder/class_token")):
+            expected = 0.65**13
+        elif "block" in path:
+            expected = 0.65 ** (12 - int(path.split("block")[1][:2]))
+        else:
+            assert path.startswith(("encoder/pooled_norm", "head/"))
+            expected = 1.0
+        assert value == pytest.approx(expected), path
+    assert sum("block" in path for path in found) == 12 * 16
+
+
+# A user's mistakes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: task(pooling="max"), "task.pooling='max': must be one of mean, cls"),
+        (lambda: task(pooling="cls", model=dict(class_token=False)), "needs model.class_token=True"),
+        (lambda: Classification.from_config(config(), info(classes=())), "has no labels"),
+        (lambda: task(size=9), "model.patch_size=4 does not divide the image, 9 x 9"),
+        (lambda: task(mix=dict(mixup=-1)), "task.mix.mixup=-1"),
+        (lambda: task(poolin="cls"), "unknown key task.poolin; did you mean task.pooling"),
+        (lambda: partial(4, 5), "blocks=5: must be 0, 0.5 or"),
+    ],
+)
+def test_bad_settings(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_settings_read_the_mixture():
+    assert configs.read(ClassificationSettings, dict(mix=dict(mixup=0.2)), "task").mix == Mix(mixup=0.2)
+
+
+def test_panels_say_the_class():
+    t, b = task(), batch()
+    lines = t.panels(t.init(jax.random.key(0), b), b, jax.random.key(0))["predictions"].lines
+    assert len(lines) == 6 and "it is" in lines[0]
+
+
+def test_flops_are_three_forward_passes():
+    t = task()
+    assert t.flops() == 3 * (t.encoder.flops_forward() + 2 * 16 * 3)

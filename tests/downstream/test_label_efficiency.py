@@ -1,0 +1,171 @@
+"""Fine-tuning as an evaluator, and label efficiency, on a small data set of arrays."""
+
+import jax
+import numpy as np
+import pytest
+from downstream_toys import blobs
+from ml_collections import ConfigDict
+
+from ssl_jax import data as kinds
+from ssl_jax.config import read
+from ssl_jax.downstream.features import Encoder, EvaluationData
+from ssl_jax.downstream.finetune import FineTune, FineTuner, PartStream, Recipe
+from ssl_jax.downstream.label_efficiency import LabelEfficiency
+from ssl_jax.downstream.linear_probe import LinearProbe
+from ssl_jax.errors import UserError
+from ssl_jax.pretext.masked_image import MaskedImage
+
+ADAM = dict(name="adamw", lr=3e-3, weight_decay=0.05)
+SHORT = Recipe(training=dict(duration="6 steps"), optimizer=ADAM | dict(layer_decay=0.75), batch_size=16)
+SCRATCH = Recipe(training=dict(duration="6 steps"), optimizer=ADAM, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """(encoder, evaluation data) of a masked autoencoder as it was initialised."""
+    toys, folder = blobs(train=240, test=60, noise=90.0), tmp_path_factory.mktemp("data")
+    for name, split in (("train", toys.train), ("test", toys.test)):
+        np.savez(folder / f"{name}.npz", image=split.arrays["image"], label=split.label_array)
+    config = ConfigDict(
+        dict(
+            task=dict(name="masked_image", decoder=dict(width=8, depth=1, heads=2)),
+            model=dict(name="vit", patch_size=4, width=16, depth=2, heads=2),
+            data=dict(train=f"npz:{folder}/train.npz", test=f"npz:{folder}/test.npz", batch_size=16),
+            training=dict(duration="1 epochs"),
+        )
+    )
+    train, test = (kinds.build("images", config.data, split=split, train=False) for split in ("train", "test"))
+    task = MaskedImage.from_config(config, train.info)
+    params = jax.jit(task.init)(jax.random.key(0), {"image": np.zeros((1, 8, 8, 1), np.float32)})
+    return Encoder(task, params), EvaluationData(train, test, config=config)
+
+
+def test_a_part_stream_reads_its_part_and_nothing_else(given):
+    _, data = given
+    part = np.array([3, 50, 51, 52, 200])
+    stream = PartStream(data.train, part, batch_size=5, seed=1)
+    assert stream.steps_per_epoch == 1
+    for step in range(4):
+        assert sorted(stream.indices(step)) == list(part)
+    assert {tuple(stream.indices(step)) for step in range(4)} != {tuple(stream.indices(0))}
+
+
+def test_runs_share_one_program_and_are_reproducible(given):
+    encoder, data = given
+    tuner = FineTuner(SHORT, data)
+    part = np.arange(40)
+    first = tuner.fit(part, seed=3, steps=4, source=encoder)
+    tuner.fit(np.arange(100), seed=4, steps=3)
+    again = tuner.fit(part, seed=3, steps=4, source=encoder)
+    assert len(tuner.trainer._compiled) == 1
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_fine_tuning_starts_from_the_encoder_and_leaves_it_as_it_was(given):
+    encoder, data = given
+    before = jax.tree.map(np.array, encoder.params)
+    tuner = FineTuner(Recipe(training=dict(duration="1 steps"), optimizer=dict(name="sgd", lr=1e-9), batch_size=16), data)
+    params = tuner.fit(np.arange(40), seed=9, steps=1, source=encoder)
+    for a, b in zip(jax.tree.leaves(params["encoder"]["stack"]), jax.tree.leaves(before["encoder"]["stack"]), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, encoder.params))
+
+
+def test_partial_fine_tuning_moves_only_the_last_block(given):
+    encoder, data = given
+    tuner = FineTuner(Recipe(training=dict(duration="3 steps"), optimizer=ADAM, batch_size=16, blocks=1), data)
+    params = tuner.fit(np.arange(40), seed=0, steps=3, source=encoder)["encoder"]["stack"]
+    moved = lambda block: any(
+        np.any(np.asarray(a) != np.asarray(b))
+        for a, b in zip(jax.tree.leaves(params[block]), jax.tree.leaves(encoder.params["encoder"]["stack"][block]), strict=True)
+    )
+    assert moved("block01") and not moved("block00")
+
+
+def test_label_efficiency_compares_three_ways_at_every_fraction(given):
+    encoder, data = given
+    lines = []
+    settings = LabelEfficiency(fractions=(0.1, 0.5), seeds=2, finetune=SHORT, scratch=SCRATCH)
+    found = dict(settings(encoder, EvaluationData(data.train, data.test, data.config, log=lines.append)))
+    for percent in ("10%", "50%"):
+        for method in ("finetune", "scratch", "linear_probe"):
+            assert 0 <= found[f"{percent}/{method}/mean"] <= 1
+            assert found[f"{percent}/{method}/stderr"] >= 0
+    assert found["majority/accuracy"] == pytest.approx(1 / 3)
+    assert lines[0].startswith("24 labels, finetune: ") and "(6 steps)" in lines[0]
+
+
+def test_the_figure_of_the_report_reads_its_names(given):
+    from ssl_jax.reports.figures import label_efficiency
+
+    encoder, data = given
+    settings = LabelEfficiency(fractions=(0.1,), seeds=2, finetune=SHORT, scratch=None)
+    found = {f"label_efficiency/{name}": value for name, value in settings(encoder, data)}
+    assert set(label_efficiency(found)) == {"finetune", "linear_probe"}
+
+
+def test_from_scratch_tries_its_learning_rates_on_held_out_training_examples(given):
+    """A rate of zero learns nothing and must lose; the test split is not asked."""
+    _, data = given
+    recipe = Recipe(training=dict(duration="60 steps"), optimizer=ADAM, batch_size=16, learning_rates=(1e-12, 3e-3))
+    tuner = FineTuner(recipe, data)
+    asked = []
+    tuner.logits = lambda params, dataset=None, own=tuner.logits: asked.append(dataset) or own(params, dataset)
+    _, rate = tuner.fit_tuned(np.arange(120), seed=0, steps=60)
+    assert rate == 3e-3 and len(asked) == 2
+    assert all(dataset.source.name.startswith(data.train.source.name) and dataset.size == 24 for dataset in asked)
+
+
+def test_the_finetune_evaluator_reports_its_baselines(given):
+    encoder, data = given
+    settings = read(
+        FineTune,
+        dict(
+            training=dict(duration="2 epochs"), optimizer=ADAM, batch_size=16, scratch=dict(training=dict(duration="2 epochs"))
+        ),
+        "downstream.finetune",
+    )
+    found = dict(settings(encoder, data))
+    assert {"accuracy", "ece", "per_class/0", "scratch/accuracy", "majority/accuracy"} <= found.keys()
+
+
+def test_fine_tuning_at_another_image_size(given):
+    encoder, data = given
+    tuner = FineTuner(Recipe(data=dict(image_size=12), training=dict(duration="1 steps"), batch_size=16), data)
+    params = tuner.fit(np.arange(40), seed=0, steps=1, source=encoder)
+    assert tuner.task.encoder.grid == (3, 3) and tuner.logits(params).shape == (60, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(fractions=(0.0,)), r"downstream.label_efficiency.fractions=\(0.0,\): must be numbers in"),
+        (dict(seeds=0), "seeds=0: must be at least 1"),
+        (dict(durations=("5 epochs",)), "durations=.*give one for each of the 3 fractions"),
+        (dict(finetune=dict(optimizer=dict(name="adamm", lr=1.0))), "optimizer.name='adamm': unknown optimizer; did you mean"),
+        (dict(finetune=dict(training=dict(duration="5"))), "training.duration='5': write a number and its unit"),
+        (dict(finetune=dict(learning_rates=(-1.0,))), "learning_rates=.*must be positive"),
+    ],
+)
+def test_bad_settings_are_told_before_anything_runs(settings, message):
+    with pytest.raises(UserError, match=message):
+        read(LabelEfficiency, settings, "downstream.label_efficiency")
+
+
+def test_a_baseline_with_fewer_steps_is_refused(given):
+    encoder, data = given
+    short = Recipe(training=dict(duration="5 steps"), optimizer=ADAM, batch_size=16)
+    with pytest.raises(UserError, match="5 steps on 10% of the labels, but fine-tuning takes 6"):
+        dict(LabelEfficiency(fractions=(0.1,), seeds=1, finetune=SHORT, scratch=short)(encoder, data))
+
+
+def test_the_probe_of_a_fraction_reads_the_cached_features(given):
+    encoder, data = given
+    encoder.extract(data.train, ["mean"]), encoder.extract(data.test, ["mean"])
+    encoder._compute, compute = None, encoder._compute  # a further pass would fail
+    settings = LabelEfficiency(fractions=(1.0,), seeds=1, finetune=SHORT, scratch=None, linear_probe=LinearProbe(held_out=0.2))
+    try:
+        assert settings._probe(encoder, data, np.arange(240), 3) > 0.4
+    finally:
+        encoder._compute = compute
