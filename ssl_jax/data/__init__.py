@@ -7,6 +7,9 @@ KINDS = {
     "images": "ssl_jax.data.images:build",
     "tokens": "ssl_jax.data.corpus:build",
     "pairs": "ssl_jax.data.pairs:build",
+    "labelled_text": "ssl_jax.data.text_tasks:labelled_text",
+    "parallel_text": "ssl_jax.data.text_tasks:parallel_text",
+    "squad": "ssl_jax.data.squad:squad",
 }
 
 
