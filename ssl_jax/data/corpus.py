@@ -77,11 +77,11 @@ class TokensSettings:
 
 
 def build(
-    section: Mapping[str, Any],
+    section: Any,
     *,
     split: str = "train",
     train: bool = True,
-    task_section: Mapping[str, Any] | None = None,
+    task_section: Any = None,
     workdir: str | None = None,
 ) -> Dataset:
     """The token data set of the config's section `data`.

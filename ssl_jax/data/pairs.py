@@ -132,11 +132,11 @@ class PairsSettings:
 
 
 def build(
-    section: Mapping[str, Any],
+    section: Any,
     *,
     split: str = "train",
     train: bool = True,
-    task_section: Mapping[str, Any] | None = None,
+    task_section: Any = None,
     workdir: str | None = None,
 ) -> Dataset:
     """The pairs of the config's section `data`; train=False: no augmentation, and the first of several captions.

@@ -80,7 +80,7 @@ class LabelledText(TextSettings):
         return read_table(self.uri(split), columns.named(), header=self.header)
 
 
-def labelled_text(section: Mapping[str, Any], *, split: str, train: bool, task_section=None, workdir=None) -> Dataset:
+def labelled_text(section: Any, *, split: str, train: bool, task_section=None, workdir=None) -> Dataset:
     """The Dataset of labelled sentences: {"tokens": i32[T], "segments": i32[T], "token_types": i32[T], "label": i32[]}.
 
     "segments" is 1 on text and 0 on padding, "token_types" 1 on the second sentence of a pair. `info.extra["truncated"]` counts
@@ -90,7 +90,9 @@ def labelled_text(section: Mapping[str, Any], *, split: str, train: bool, task_s
     table = settings.table(split)
     classes = _classes(settings)
     labels = _labels(table, classes, settings.train)
-    tokenizer = tokenizer_of(settings.tokenizer, workdir, lambda: _texts(settings.table("train"), ("text", "pair")))
+    tokenizer = tokenizer_of(
+        settings.tokenizer, task_section, workdir, lambda: _texts(settings.table("train"), ("text", "pair"))
+    )
     texts = table.columns["text"]
     tokens, token_types, length, truncated = encode_sentences(tokenizer, texts, table.columns.get("pair"), settings.max_length)
     arrays = {"tokens": tokens, "length": length, "label": labels}
@@ -213,7 +215,7 @@ class ParallelText(TextSettings):
         return read_table(self.uri(split), vars(self.columns), header=self.header)
 
 
-def parallel_text(section: Mapping[str, Any], *, split: str, train: bool, task_section=None, workdir=None) -> Dataset:
+def parallel_text(section: Any, *, split: str, train: bool, task_section=None, workdir=None) -> Dataset:
     """The Dataset of parallel text: {"source": i32[S], "source_segments": i32[S], "target": i32[T + 1], "target_segments"}.
 
     The source ends with the end token, the target begins with the beginning token and ends with the end token; segments
@@ -221,7 +223,9 @@ def parallel_text(section: Mapping[str, Any], *, split: str, train: bool, task_s
     """
     settings = read(ParallelText, section, "data")
     table = settings.table(split)
-    tokenizer = tokenizer_of(settings.tokenizer, workdir, lambda: _texts(settings.table("train"), ("source", "target")))
+    tokenizer = tokenizer_of(
+        settings.tokenizer, task_section, workdir, lambda: _texts(settings.table("train"), ("source", "target"))
+    )
     first, last = sentence_ends(tokenizer)
     arrays, truncated = {}, 0
     for side, limit in (("source", settings.max_source_length), ("target", settings.max_target_length)):
@@ -285,14 +289,21 @@ def _texts(table: Table, columns: Sequence[str]):
     return (text for name in columns if name in table.columns for text in table.columns[name])
 
 
-def tokenizer_of(settings: TokenizerSettings, workdir: str | None, texts: Callable[[], Iterable[str]]) -> Tokenizer:
-    """The tokenizer of a run: read from its file, or trained once on the training split and kept in the work directory."""
+def tokenizer_of(
+    settings: TokenizerSettings, task_section: Any, workdir: str | None, texts: Callable[[], Iterable[str]]
+) -> Tokenizer:
+    """The tokenizer of a run: read from its file; or that of the run it starts from (`task.init`); or trained once on the
+    training split and kept in the work directory."""
     if not settings.trained:
         return text.from_settings(settings)
-    folder = None if workdir is None else pathlib.Path(workdir)
-    if folder is not None and (folder / "tokenizer.json").is_file():
-        return text.load(folder)
+    init = (task_section or {}).get("init")
+    folders = [] if init is None else [pathlib.Path(str(init).removeprefix("hf:")).expanduser()]
+    folders += [] if workdir is None else [pathlib.Path(workdir)]
+    for folder in folders:
+        for file in (folder / "tokenizer" / "tokenizer.json", folder / "tokenizer.json"):
+            if file.is_file():
+                return text.load(file)
     tokenizer = text.train(settings, texts())
-    if folder is not None:
-        tokenizer.save(folder)
+    if workdir is not None:
+        tokenizer.save(pathlib.Path(workdir) / "tokenizer")
     return tokenizer

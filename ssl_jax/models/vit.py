@@ -73,7 +73,7 @@ class ViTConfig(TransformerConfig):
         return int(self.class_token) + self.registers
 
     @classmethod
-    def read(cls, section: Mapping[str, Any] | None, path: str = "model") -> "ViTConfig":
+    def read(cls, section: Any, path: str = "model") -> "ViTConfig":
         """The config of a section that may hold `size`; keys that are set win over the size's."""
         section = dict(section or {})
         size = section.pop("size", None)
@@ -113,7 +113,7 @@ class ViT(nn.Module):
         visible: Int[Array, "batch kept"] | None = None,
         mask: Bool[Array, "batch patches"] | None = None,
         keys: Keys = None,
-    ) -> tuple[Float[Array, "batch tokens width"], dict[str, Float[Array, "..."]]]:
+    ) -> tuple[Float[Array, "batch tokens dim"], dict[str, Float[Array, "..."]]]:
         """visible: the patches to encode, distinct in each row, the others dropped. mask: the patches to replace by the
         learned mask token. Positions are those of the whole image in both cases."""
         c, batch = self.config, images.shape[0]
@@ -198,7 +198,7 @@ class AttentionPooling(nn.Module):
         return (y + MLP(c, self.dtype, name="mlp")(norm_of(c, self.dtype, "norm")(y)))[:, 0]
 
 
-def build_vit(section: Mapping[str, Any], image_shape: tuple[int, ...], dtype: Any = jnp.float32, path: str = "model") -> ViT:
+def build_vit(section: Any, image_shape: tuple[int, ...], dtype: Any = jnp.float32, path: str = "model") -> ViT:
     """The ViT of a config section for images of shape (height, width, channels); UserError where they do not fit."""
     return vit_for(ViTConfig.read(section, path), image_shape, dtype, path)
 
