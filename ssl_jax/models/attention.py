@@ -48,7 +48,10 @@ def attend(
     dropout: float = 0.0,
     keys: Key[Array, "batch"] | None = None,
 ) -> Float[Array, "batch heads q width"]:
-    """softmax(q k^T / sqrt(width)) v, the softmax in f32 (Vaswani et al. 2017, equation 1); grouped queries share a key head."""
+    """softmax(q k^T / sqrt(width)) v, the softmax in f32 (Vaswani et al. 2017, equation 1).
+
+    Grouped queries share a key head.
+    """
     batch, heads, time, width = q.shape
     kv_heads = k.shape[1]
     grouped = (q * (width**-0.5)).reshape(batch, kv_heads, heads // kv_heads, time, width)

@@ -1,0 +1,168 @@
+"""Which kernel computes attention: plain XLA, cuDNN's flash attention on a GPU, splash attention on a TPU."""
+
+import functools
+import logging
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from ssl_jax.errors import UserError
+from ssl_jax.models.attention import allowed, attend
+
+KERNELS = ("auto", "xla", "cudnn", "splash")
+SHORTEST = 128  # keys; with fewer the scores are small, and XLA's fused softmax does as well as a flash kernel
+SPLASH_BLOCK = 128  # its sequences are padded to a multiple
+
+_log = logging.getLogger("ssl_jax")
+
+
+def attention(
+    q: Float[Array, "batch heads q width"],
+    k: Float[Array, "batch kv_heads kv width"],
+    v: Float[Array, "batch kv_heads kv width"],
+    *,
+    q_positions: Int[Array, "#batch q"],
+    kv_positions: Int[Array, "#batch kv"],
+    kernel: str = "auto",
+    causal: bool = False,
+    window: int | Array | None = None,
+    q_segments: Int[Array, "#batch q"] | None = None,
+    kv_segments: Int[Array, "#batch kv"] | None = None,
+    prefix: Int[Array, "#batch"] | None = None,
+    cached: bool = False,
+    dropout: float = 0.0,
+    keys: Key[Array, "batch"] | None = None,
+) -> Float[Array, "batch heads q width"]:
+    """`attend` under the restrictions of `allowed`, by the kernel that suits device, dtype and sequence.
+
+    A fused kernel takes "causal" and "window" by the places of queries and keys, not by their positions: within a segment
+    positions must then rise one by one, as they do in packed documents. `cached` keys always go through XLA.
+    Raises UserError when a kernel is asked for by name that cannot do it.
+    """
+    rules = dict(causal=causal, window=window, q_segments=q_segments, kv_segments=kv_segments)
+    dropped = bool(dropout) and keys is not None
+    if not cached:
+        chosen, why = choose(
+            kernel, jax.default_backend(), q.dtype, q.shape[2], k.shape[2], q.shape[3], jax.device_count(),
+            dropped, prefix is not None, window is not None and not isinstance(window, int), q_segments is not None,
+        )  # fmt: skip
+        _tell(chosen, why)
+        if chosen == "cudnn":
+            mask = None
+            if q_segments is not None or prefix is not None:
+                mask = allowed(q_positions, kv_positions, **rules, prefix=prefix)
+            return cudnn(q, k, v, causal=causal, window=window, mask=mask)
+        if chosen == "splash":
+            return splash(q, k, v, **rules)
+    mask = allowed(q_positions, kv_positions, **rules, prefix=prefix)
+    return attend(q, k, v, mask=mask, dropout=dropout, keys=keys)
+
+
+def choose(
+    kernel: str, platform: str, dtype: Any, queries: int, keys: int, width: int, devices: int = 1,
+    dropout: bool = False, prefix: bool = False, traced_window: bool = False, segments: bool = False,
+) -> tuple[str, str]:  # fmt: skip
+    """(the kernel to use, why): `kernel` itself where it is named, the fastest that applies for "auto"."""
+    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+    hindrances = {
+        "cudnn": [
+            (platform != "gpu", f"runs on a GPU, not on {platform}"),
+            (not half, f"computes in bfloat16 or float16, not in {jnp.dtype(dtype).name}"),
+            (width % 8 or width > 128, f"needs a head width of 8, 16 ... 128, not {width}"),
+            (dropout, "has no attention dropout here"),
+            (traced_window, "needs blocks with one window (scan=False)"),
+            ((segments or prefix) and (queries % 2 or keys % 2), f"needs an even length with segments, not {queries}, {keys}"),
+        ],
+        "splash": [
+            (platform != "tpu", f"runs on a TPU, not on {platform}"),
+            (dropout, "has no attention dropout"),
+            (prefix, "has no prefix mask"),
+            (traced_window, "needs blocks with one window (scan=False)"),
+            (devices > 1, "is not split over several devices"),
+        ],
+    }
+    reasons = {name: next((text for hinders, text in found if hinders), None) for name, found in hindrances.items()}
+    if kernel in reasons:
+        if reasons[kernel] is not None:
+            raise UserError(f'attention="{kernel}": {reasons[kernel]}; use "auto" or "xla"')
+        return kernel, "asked for"
+    if kernel == "xla":
+        return kernel, "asked for"
+    fused = {"gpu": "cudnn", "tpu": "splash"}.get(platform)
+    if fused is None:
+        return "xla", f"on {platform}"
+    if keys < SHORTEST:
+        return "xla", f"{keys} keys are few"
+    if reasons[fused] is not None:
+        return "xla", f"{fused} {reasons[fused]}"
+    return fused, f"{queries} queries, {keys} keys of width {width}"
+
+
+@functools.cache
+def _tell(chosen: str, why: str) -> None:
+    """Each choice is told once a process."""
+    _log.info("attention kernel: %s (%s)", chosen, why)
+
+
+def cudnn(
+    q: Float[Array, "batch heads q width"],
+    k: Float[Array, "batch kv_heads kv width"],
+    v: Float[Array, "batch kv_heads kv width"],
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    mask: Array | None = None,
+    implementation: str = "cudnn",
+) -> Float[Array, "batch heads q width"]:
+    """cuDNN's fused attention; `mask` bool[batch, q, kv], where given, holds all restrictions and replaces the others.
+
+    implementation="xla" computes the same without a GPU.
+    """
+    turn = lambda x: x.swapaxes(1, 2)
+    options = dict(is_causal=causal, local_window_size=None if window is None else (window, 0 if causal else window))
+    if mask is not None:
+        full = jnp.broadcast_to(mask[:, None], (q.shape[0], 1, *mask.shape[1:]))
+        options = dict(mask=full)
+    return turn(jax.nn.dot_product_attention(turn(q), turn(k), turn(v), implementation=implementation, **options))
+
+
+def splash(
+    q: Float[Array, "batch heads q width"],
+    k: Float[Array, "batch kv_heads kv width"],
+    v: Float[Array, "batch kv_heads kv width"],
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    q_segments: Int[Array, "#batch q"] | None = None,
+    kv_segments: Int[Array, "#batch kv"] | None = None,
+    interpret: bool = False,
+) -> Float[Array, "batch heads q width"]:
+    """Pallas' splash attention, sequences padded to its blocks. interpret=True runs it without a TPU, slowly."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    batch, heads, queries, width = q.shape
+    keys = k.shape[2]
+    padded = tuple(-(-n // SPLASH_BLOCK) * SPLASH_BLOCK for n in (queries, keys))
+    extend = lambda x, n: jnp.pad(x, ((0, 0), (0, 0), (0, n - x.shape[2]), (0, 0)))
+    if window is not None:
+        mask = masks.LocalMask(padded, (window, 0 if causal else window), 0)
+    else:
+        mask = masks.CausalMask(padded) if causal else masks.FullMask(padded)
+    segments = None
+    if q_segments is not None or padded != (queries, keys):  # padding is a segment that nothing else belongs to
+        own = lambda s, n: jnp.zeros((1, n), jnp.int32) if s is None else s
+        pad = lambda s, n: jnp.pad(s, ((0, 0), (0, n - s.shape[1])), constant_values=-1)
+        sides = [pad(own(s, n), m) for s, n, m in zip((q_segments, kv_segments), (queries, keys), padded, strict=True)]
+        segments = kernels.SegmentIds(*(jnp.broadcast_to(s, (batch, s.shape[1])) for s in sides))
+    make = kernels.make_splash_mha if k.shape[1] > 1 or heads == 1 else kernels.make_splash_mqa
+    with jax.ensure_compile_time_eval():
+        kernel = make(masks.MultiHeadMask([mask] * heads), head_shards=1, q_seq_shards=1, interpret=interpret)
+    k, v = extend(k, padded[1]), extend(v, padded[1])
+    if make is kernels.make_splash_mqa:
+        k, v = k[:, 0], v[:, 0]
+    q = extend((q * width**-0.5).astype(q.dtype), padded[0])
+    y = jax.vmap(kernel)(q, k, v, segments) if segments is not None else jax.vmap(kernel)(q, k, v)
+    return y[:, :, :queries].astype(v.dtype)
