@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from ssl_jax.errors import UserError
-from ssl_jax.models.attention import allowed, attend
+from ssl_jax.models.dense import Dense
+from ssl_jax.models.kernels import KERNELS, attention
 from ssl_jax.randomness import substream
 
 Keys = Key[Array, "batch"] | None
@@ -51,6 +52,7 @@ class TransformerConfig:
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     init: str = "xavier_uniform"  # a key of INITIALISERS
     init_std: float = 0.02  # of "normal", "trunc_normal", "gpt2"
+    attention: str = "auto"  # the kernel: "auto", "xla", "cudnn" (GPU) or "splash" (TPU)
     remat: str = "none"  # "none", "full" or "dots" (keep matmul results)
     scan: bool = False  # one compiled block for the whole depth; parameters keep their layout
 
@@ -69,7 +71,7 @@ class TransformerConfig:
             raise UserError(f"head width {self.width_of_head} is odd: rotary positions need an even one")
         for name, choices in (
             ("norm", ("layer", "rms")), ("norm_position", ("pre", "post")), ("activation", tuple(ACTIVATIONS)),
-            ("init", tuple(INITIALISERS)), ("remat", ("none", "full", "dots")),
+            ("init", tuple(INITIALISERS)), ("remat", ("none", "full", "dots")), ("attention", KERNELS),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise UserError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(choices)}")
@@ -222,7 +224,7 @@ class Attention(nn.Module):
 
         def project(name, value, heads):
             init = c.dense_init(fused=3 if context is None else 1)
-            y = nn.Dense(heads * width, use_bias=c.qkv_bias, kernel_init=init, dtype=self.dtype, name=name)(value)
+            y = Dense(heads * width, use_bias=c.qkv_bias, kernel_init=init, dtype=self.dtype, name=name)(value)
             return y.reshape(*y.shape[:-1], heads, width).swapaxes(1, 2)
 
         q, k, v = project("query", x, c.heads), project("key", source, kv_heads), project("value", source, kv_heads)
@@ -240,14 +242,14 @@ class Attention(nn.Module):
             v = jax.lax.dynamic_update_slice(cache["value"], v.astype(cache["value"].dtype), (0, 0, start, 0))
             cache = {"key": k, "value": v, "length": start + x.shape[1]}
             kv_positions = jnp.arange(k.shape[2])[None]
-        mask = allowed(
-            positions, kv_positions, causal=self.causal and context is None, window=window,
-            q_segments=segments, kv_segments=kv_segments, prefix=prefix,
+        y = attention(
+            q, k, v, q_positions=positions, kv_positions=kv_positions, kernel=c.attention,
+            causal=self.causal and context is None, window=window, q_segments=segments, kv_segments=kv_segments,
+            prefix=prefix, cached=cache is not None, dropout=c.attention_dropout, keys=keys,
         )  # fmt: skip
-        y = attend(q, k, v, mask=mask, dropout=c.attention_dropout, keys=keys)
         y = y.swapaxes(1, 2).reshape(*x.shape[:2], c.heads * width)
         init = c.dense_init(residual=True)
-        return nn.Dense(c.width, use_bias=c.bias, kernel_init=init, dtype=self.dtype, name="out")(y), cache
+        return Dense(c.width, use_bias=c.bias, kernel_init=init, dtype=self.dtype, name="out")(y), cache
 
 
 class MLP(nn.Module):
@@ -260,7 +262,7 @@ class MLP(nn.Module):
 
         def dense(name, width, residual=False):
             init = c.dense_init(residual=residual)
-            return nn.Dense(width, use_bias=c.bias, kernel_init=init, dtype=self.dtype, name=name)
+            return Dense(width, use_bias=c.bias, kernel_init=init, dtype=self.dtype, name=name)
 
         up = dense("up", c.width_of_mlp)(x)
         y = activation(dense("gate", c.width_of_mlp)(x)) * up if c.gated else activation(up)

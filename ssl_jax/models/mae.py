@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ssl_jax.errors import UserError
+from ssl_jax.models.dense import Dense
 from ssl_jax.models.layers import Keys, Stack, TransformerConfig, norm_of
 from ssl_jax.models.patches import Grid, inverse_of, pick, sincos2d
 
@@ -50,10 +51,10 @@ class Decoder(nn.Module):
         keys: Keys = None,
     ) -> Float[Array, "batch patches outputs"]:
         c, patches = self.config, self.grid[0] * self.grid[1]
-        prediction = nn.Dense(self.outputs, kernel_init=c.dense_init(), dtype=self.dtype, name="prediction")
+        prediction = Dense(self.outputs, kernel_init=c.dense_init(), dtype=self.dtype, name="prediction")
         if c.depth == 0:
             return prediction(tokens[:, self.prefix :]).astype(jnp.float32)
-        x = nn.Dense(c.width, kernel_init=c.dense_init(), dtype=self.dtype, name="embedding")(tokens)
+        x = Dense(c.width, kernel_init=c.dense_init(), dtype=self.dtype, name="embedding")(tokens)
         first, x = x[:, : self.prefix], x[:, self.prefix :]
         if visible is not None:
             token = self.param("mask_token", nn.initializers.normal(0.02), (c.width,)).astype(x.dtype)

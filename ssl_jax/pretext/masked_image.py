@@ -46,7 +46,7 @@ class MaskedImageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MaskedImage:
-    """Parameters: "encoder" (a ViT), "decoder", and for the PCA target the fixed "pca"."""
+    """Parameters: "encoder" (a ViT), "decoder", and for the PCA target "constants", which are never trained."""
 
     config: MaskedImageConfig
     encoder: ViT
@@ -84,7 +84,9 @@ class MaskedImage:
         decoder = self.decoder.init(substream(key, "decoder"), tokens, visible=self._visible(mask))["params"]
         params = {"encoder": encoder, "decoder": decoder}
         if self.config.target == "pca":
-            params["pca"] = principal_components(patchify(batch["image"], self.encoder.config.patch), self.config.components)
+            params["constants"] = principal_components(
+                patchify(batch["image"], self.encoder.config.patch), self.config.components
+            )
         return params
 
     def _visible(self, mask: Mask):
@@ -107,7 +109,7 @@ class MaskedImage:
             mean, deviation = moments(patches)
             return (patches - mean) / deviation
         if self.config.target == "pca":
-            fixed = jax.lax.stop_gradient(params["pca"])
+            fixed = jax.lax.stop_gradient(params["constants"])
             return (patches - fixed["mean"]) @ fixed["basis"]
         return patches
 
@@ -156,7 +158,7 @@ class MaskedImage:
             mean, deviation = moments(original)
             predicted = predicted * deviation + mean
         elif self.config.target == "pca":
-            predicted = predicted @ params["pca"]["basis"].T + params["pca"]["mean"]
+            predicted = predicted @ params["constants"]["basis"].T + params["constants"]["mean"]
         hidden = mask.hidden[..., None]
         scale, shift = np.float32(self.info.std or 1.0), np.float32(self.info.mean or 0.0)
         show = lambda patches: jnp.clip(unpatchify(patches, patch, grid) * scale + shift, 0, 1)
