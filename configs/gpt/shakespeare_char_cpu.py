@@ -1,0 +1,31 @@
+r"""nanoGPT's character model at the size of two CPU cores.
+
+nanoGPT (github.com/karpathy/nanoGPT), README, "I only have a macbook", config/train_shakespeare_char.py with those
+overrides: 4 layers, 4 heads, width 128, no dropout, 12 windows of 64 characters a step, 2,000 steps.
+
+    ssl-jax run --config=configs/gpt/shakespeare_char_cpu.py --config.data.train=text:tinyshakespeare.txt --workdir=runs/char
+
+Text: tinyshakespeare (1,115,394 characters); the last tenth is the test split. Published: 1.88, an estimate from 20 batches.
+Without --config.data.train it reads the bundled Shakespeare, a larger text with other numbers.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.data = dict(train="bundled:shakespeare/all", block=64, batch_size=12, holdout=0.1, tokenizer=dict(name="characters"))
+    config.task = dict(name="next_token")
+    config.model = dict(
+        name="transformer", width=128, depth=4, heads=4, bias=False, qkv_bias=False, norm_bias=False, activation="gelu"
+    )
+    config.training = dict(duration="2000 steps", dtype="float32", log_every=100)
+    config.optimizer = dict(
+        name="adamw", lr=1e-3, min_lr=1e-4, b1=0.9, b2=0.99, weight_decay=0.1, clip=1.0, schedule="warmup_cosine",
+        warmup="100 steps", warmup_offset=1,
+    )  # fmt: skip
+    # weight decay on every matrix, the embeddings included
+    config.optimizer.rules = dict(weight_decay=((r".*(scale|bias)$", 0.0), (".*", 1.0)))
+    config.downstream = dict(next_token=dict())
+    return config
