@@ -188,7 +188,8 @@ class Logger:
             self._wandb = _wandb(workdir, wandb) if wandb else None
 
     def state(self) -> dict[str, Any]:
-        return {"sums": self.sums, "line": self.line}
+        """A copy: it is written to disk while the run goes on."""
+        return {"sums": {name: list(pair) for name, pair in self.sums.items()}, "line": self.line and dict(self.line)}
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """The metrics of one step; at every `every`-th the means since the last line become a line."""

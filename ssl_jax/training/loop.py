@@ -275,9 +275,9 @@ class Run:
         index = [int(i) for i in self.stream.indices(batch)]
         shown = ", ".join(map(str, index[:8])) + (f" ... ({len(index)} in all)" if len(index) > 8 else "")
         kept = "none" if good is None else f"step {good}"
+        where = f"nor is the gradient of {group}" if group else "all gradients are finite"
         line = (
-            f"step {step}: {metric} is not finite, first in the gradient of {group}; last good checkpoint: {kept}; "
-            f"the batch holds the examples {shown}"
+            f"step {step}: {metric} is not finite, {where}; last good checkpoint: {kept}; the batch holds the examples {shown}"
         )
         if self.workdir is not None and jax.process_index() == 0:
             report = {"step": step, "metric": metric, "group": group, "checkpoint": good, "batch": batch, "indices": index}

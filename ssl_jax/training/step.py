@@ -153,10 +153,10 @@ def several(step: Callable, count: int) -> Callable:
 
 
 def nonfinite(names: list[str], values: np.ndarray) -> tuple[str, str] | None:
-    """(first metric, first parameter group) that is not finite, or None."""
+    """(first metric, first parameter group) that is not finite, or None; the group is "" where all gradients are finite."""
     if np.isfinite(values).all():
         return None
     bad = [name for name, value in zip(names, values, strict=True) if not np.isfinite(value)]
     metrics = [n for n in bad if not n.startswith("norm/")]
     groups = [n.removeprefix("norm/") for n in bad if n.startswith("norm/")]
-    return (metrics or ["loss"])[0], (groups or ["none"])[0]
+    return (metrics or ["loss"])[0], (groups or [""])[0]

@@ -16,8 +16,9 @@ class ToyTask:
     data = "toy"
     whole_batch = False
 
-    def __init__(self, width: int = 16, dropout: float = 0.1, features: int = 6, poison: int | None = None):
+    def __init__(self, width: int = 16, dropout: float = 0.1, features: int = 6, poison: int | None = None, unroll: int = 0):
         self.width, self.dropout, self.features_in, self.poison = width, dropout, features, poison
+        self.unroll = unroll  # so many matrix products, each of another shape: a long compilation
 
     def init(self, key, batch):
         a, b = jax.random.split(key)
@@ -47,7 +48,10 @@ class ToyTask:
         x = x + h @ mlp["down"]["kernel"] + mlp["down"]["bias"]
         y = (x @ params["head"]["kernel"] + params["head"]["bias"])[:, 0]
         if self.poison is not None:
-            y = jnp.where(batch["index"] == self.poison, jnp.nan, y)
+            y = y * jnp.where(batch["index"] == self.poison, jnp.nan, 1)
+        for i in range(self.unroll):
+            table = jnp.sin(jnp.arange((self.width + i) * self.width, dtype=jnp.float32)).reshape(self.width, -1)
+            y = y + 1e-6 * jnp.sum(jnp.tanh(jnp.tanh(x @ table) @ table.T), axis=1)
         weight = jnp.sum(batch["weight"])
         error = jnp.sum(batch["weight"] * (y - batch["y"]) ** 2) / weight
         return error, {"weight": weight, "error": jnp.sqrt(error)}

@@ -1,0 +1,94 @@
+"""Runs as child processes, and what they leave behind."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+
+from ssl_jax.training.checkpoint import complete_steps
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+class Child:
+    """A process whose output lines are read as they come."""
+
+    def __init__(self, command: list[str], *, devices: int = 1, **environment: str):
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        variables = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), **environment}
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.lines: list[str] = []
+        self._condition = threading.Condition()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            with self._condition:
+                self.lines.append(line.rstrip("\n"))
+                self._condition.notify_all()
+
+    def wait_for(self, text: str, count: int = 1, timeout: float = 120) -> None:
+        """Until `text` has come `count` times."""
+        with self._condition:
+            seen = lambda: sum(text in line for line in self.lines) >= count
+            assert self._condition.wait_for(seen, timeout), f"no {count} x {text!r} in:\n" + "\n".join(self.lines)
+
+    def end(self, timeout: float = 300) -> int:
+        """The exit status."""
+        try:
+            status = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError("the run hangs:\n" + "\n".join(self.lines[-30:])) from None
+        time.sleep(0.05)
+        return status
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.lines)
+
+
+def toy(workdir: pathlib.Path, devices: int = 1, environment: dict | None = None, **options) -> Child:
+    words = [f"{name}={value}" for name, value in options.items()]
+    command = [sys.executable, "-m", "tests.reliability.run_toy", str(workdir), *words]
+    return Child(command, devices=devices, **(environment or {}))
+
+
+def finish(child: Child) -> Child:
+    assert child.end() == 0, child.output
+    return child
+
+
+def arrays(workdir: pathlib.Path, step: int | None = None) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint, by name, read without the code under test's target structure."""
+    import orbax.checkpoint as ocp
+
+    folder = workdir / "checkpoints"
+    step = complete_steps(folder)[-1] if step is None else step
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        path = (folder / f"{step:08d}" / "state").absolute()
+        metadata = checkpointer.metadata(path)
+        metadata = getattr(metadata, "item_metadata", metadata)
+        names = dict(getattr(metadata, "tree", metadata))
+        as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+        return checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+
+
+def assert_same_run(a: pathlib.Path, b: pathlib.Path) -> None:
+    """Parameters, optimizer state, moving average and metrics, bit for bit."""
+    assert complete_steps(a / "checkpoints")[-1] == complete_steps(b / "checkpoints")[-1]
+    left, right = arrays(a), arrays(b)
+    assert list(left) == list(right) and len(left) > 5
+    for name in left:
+        assert np.asarray(left[name]).tobytes() == np.asarray(right[name]).tobytes(), f"{name} differs"
+    lines = (a / "metrics.jsonl").read_text()
+    assert lines == (b / "metrics.jsonl").read_text(), "metrics.jsonl differs"
+    steps = [json.loads(line)["step"] for line in lines.splitlines()]
+    assert steps == sorted(set(steps)), "a step is missing its turn or is there twice"
