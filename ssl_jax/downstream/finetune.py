@@ -89,7 +89,7 @@ class FineTuner:
         source: Encoder | None = None,
         lr: float | None = None,
     ) -> Params:
-        """Train on the examples at `indices`, from the encoder of `source` or from scratch; the moving average if there is one."""
+        """Train on the examples at `indices`, from `source` or from scratch; returns the moving average if one is kept."""
         init = None
         if source is not None:
             grid = getattr(getattr(source.task, "encoder", None), "grid", None)
