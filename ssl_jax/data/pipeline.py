@@ -214,14 +214,20 @@ class Stream:
         """host_batch(start), host_batch(start + 1), ... for ever, read ahead by threads or by `workers` processes."""
         if self.placement == "device" or self.dataset.arrays is not None:  # an index or a copy: cheaper than handing over
             return (self.host_batch(step, rows) for step in _count(start))
-        batches = grain.MapDataset.source(_Steps(self, start, rows)).repeat()
+        batches = grain.MapDataset.source(_Steps(self, start, rows))
         if self.workers == 0:
-            return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)))
+            return self._received(batches.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)))
         if not flags.FLAGS.is_parsed():  # grain's worker pool reads absl flags, which only absl's own main parses
             flags.FLAGS.mark_as_parsed()
         alone = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
         options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=2)
-        return iter(batches.to_iter_dataset(alone).mp_prefetch(options))
+        return self._received(batches.to_iter_dataset(alone).mp_prefetch(options))
+
+    def _received(self, batches: grain.IterDataset) -> Iterator[HostBatch]:
+        """The batches that readers made; what they skipped is counted in this process."""
+        for batch, bad in batches:
+            self.dataset.bad.update(bad.tolist())
+            yield batch
 
     def on_device(self, resident: Arrays, host_batch: Arrays, key: Key[Array, ""] | None) -> dict:
         """The task's batch (jittable): gathered where resident, augmented with a key for each position; None: no augmentation.
@@ -251,8 +257,9 @@ class _Steps:
     def __len__(self) -> int:
         return 2**40
 
-    def __getitem__(self, step: int) -> HostBatch:
-        return self.stream.host_batch(self.start + int(step), self.rows)
+    def __getitem__(self, step: int) -> tuple[HostBatch, np.ndarray]:
+        batch = self.stream.host_batch(self.start + int(step), self.rows)
+        return batch, np.array(sorted(self.stream.dataset.bad.copy()), np.int64)
 
 
 def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[tuple[HostBatch, np.ndarray]]:
@@ -267,8 +274,7 @@ def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[tuple[HostBatch,
         mask = index < dataset.size
         index = np.where(mask, index, 0)
         values = dataset.rows(index)
-        if dataset.bad:
-            mask &= ~np.isin(index, list(dataset.bad))
+        mask &= np.array([i not in dataset.bad for i in index.tolist()])
         places = {"position": np.arange(batch_size, dtype=np.int32), "index": index.astype(np.int32)}
         return places | values, mask
 
