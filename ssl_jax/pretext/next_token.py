@@ -1,7 +1,7 @@
 """Predict the next token (Radford et al. 2018, 2019)."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -129,7 +129,7 @@ class NextToken:
 # Shared with the other tasks over tokens ------------------------------------------------------------------------------
 
 
-def language_inputs(config: ConfigDict, info: DataInfo) -> tuple[LanguageConfig, jnp.dtype, int]:
+def language_inputs(config: ConfigDict, info: DataInfo) -> tuple[LanguageConfig, Any, int]:
     """The model's settings, the compute dtype and the vocabulary's size, checked."""
     model = config.get("model") or {}
     if model.get("name", "transformer") not in ("transformer", "language"):
