@@ -1,9 +1,11 @@
 """Self-supervised learning in JAX, from unlabelled data to a measured representation."""
 
+import os
+
 __version__ = "0.1.0"
 
 
-def load(path: str):
+def load(path: "str | os.PathLike[str]"):
     """A trained model for use in a notebook: `ssl_jax.load("runs/mae").features({"image": images})`; see api.load."""
     from ssl_jax.api import load as _load
 

@@ -1,5 +1,6 @@
 """What a notebook uses: `model = ssl_jax.load("runs/mae")`, NumPy in, NumPy out."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,7 +83,7 @@ def _pad(value: np.ndarray, size: int) -> np.ndarray:
     return value if len(value) == size else np.concatenate([value, np.repeat(value[:1], size - len(value), axis=0)])
 
 
-def load(path: str, checkpoint: int | None = None) -> Pretrained:
+def load(path: str | os.PathLike[str], checkpoint: int | None = None) -> Pretrained:
     """A trained model from a work directory (its newest checkpoint, EMA weights where kept) or from `hf:DIR`.
 
     Raises UserError when there is no such directory, no checkpoint in it, or its files do not make a model.

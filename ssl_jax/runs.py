@@ -148,11 +148,12 @@ def _run(config: ConfigDict, workdir: str, *, evaluate: bool) -> int:
 
     enable_cache()
     parts = prepare(config, workdir)
-    test = parts.dataset("test", False) if evaluate and parts.evaluators else None
+    test = checked_test_data(parts) if evaluate and parts.evaluators else None
+    trainer = None if "trained" in wd.status() else trainer_of(parts)
     with locked(wd.path), preemption.active(parts.checkpoint.grace):
         wd.start(config, parts.info)
         started = time.monotonic()
-        steps, params = train(parts, wd)
+        steps, params = train(parts, wd, trainer)
         timings = wd.read("timings.json", {})
         if "trained" not in wd.status():
             timings["training"] = timings.get("training", 0.0) + time.monotonic() - started
@@ -180,23 +181,20 @@ def _fingerprint(section: Any) -> str:
     return configs.to_json(section)
 
 
-def train(parts: Parts, wd: Workdir) -> tuple[int, Params]:
-    """Train, or continue, to the end; (steps, parameters to evaluate: the moving average where one is kept)."""
-    from ssl_jax.training.checkpoint import load_params
-    from ssl_jax.training.loop import train as train_loop
+def train(parts: Parts, wd: Workdir, trainer: Any) -> tuple[int, Params]:
+    """Train, or continue, to the end; (steps, parameters to evaluate: the moving average where one is kept).
 
-    if "trained" in wd.status():
+    Without a trainer the run is trained already, and its last checkpoint is read.
+    """
+    if trainer is None:
+        from ssl_jax.training.checkpoint import load_params
+
         return load_params(wd.path / "checkpoints", wd.status()["trained"])
     init = None
     if hasattr(parts.task, "initialise"):  # a supervised task, or a tower, that starts from other parameters
         init = functools.partial(parts.task.initialise, load=restore)
-    state = train_loop(
-        parts.task,
-        parts.stream,
-        training=parts.training,
-        optimizer=parts.optimizer,
+    state = trainer.run(
         seed=parts.config.get("seed", 0),
-        mesh=parts.mesh_settings,
         init_params=init,
         workdir=wd.path,
         checkpoint=parts.checkpoint,
@@ -204,6 +202,13 @@ def train(parts: Parts, wd: Workdir) -> tuple[int, Params]:
         name=parts.task.name,
     )
     return int(state.step), state.params if state.ema is None else state.ema
+
+
+def trainer_of(parts: Parts) -> Any:
+    """The loop of this run. It checks what only shapes can tell (rules, devices), and allocates nothing."""
+    from ssl_jax.training.loop import Trainer
+
+    return Trainer(parts.task, parts.stream, training=parts.training, optimizer=parts.optimizer, mesh=parts.mesh_settings)
 
 
 def restore(path: str, checkpoint: int | None = None) -> tuple[Task, Params, DataInfo]:
@@ -239,7 +244,7 @@ def evaluate(workdir: str, *, config: ConfigDict | None = None, checkpoint: int 
     parts = prepare(own, workdir)
     if not parts.evaluators:
         raise UserError(f"--workdir={workdir}: its config names no evaluators; give a config whose `downstream` does")
-    test = parts.dataset("test", False)
+    test = checked_test_data(parts)
     with locked(wd.path):
         step, params = load_params(wd.path / "checkpoints", checkpoint)
         newest = checkpoint is None or step == wd.status().get("trained")
@@ -249,6 +254,19 @@ def evaluate(workdir: str, *, config: ConfigDict | None = None, checkpoint: int 
             write_panels(parts, wd, params)
             write_report(wd, own)
     return 0
+
+
+def checked_test_data(parts: Parts) -> Any:
+    """The test data, after every evaluator has looked at labels and sizes: what cannot work is told before training."""
+    test = parts.dataset("test", False)
+    evaluation = evaluation_data(parts, test, None)
+    for name, evaluator in parts.evaluators.items():
+        if hasattr(evaluator, "check") and not _left_out(evaluator, evaluation):
+            try:
+                evaluator.check(evaluation)
+            except UserError as error:
+                raise UserError(f"downstream.{name}: {error}") from None
+    return test
 
 
 def evaluate_all(
@@ -275,7 +293,7 @@ def evaluate_all(
             wd.write("status.json", {**wd.status(), "evaluated": done})
         if values:
             first, value = next(iter(values.items()))
-            say(f"{first} {value:.4g}  ({timings[key]:.1f} s)")
+            say(f"{first} {value:.4g}  ({timings[key]:.1f} s)" + (f"; {evaluator.note}" if hasattr(evaluator, "note") else ""))
     if not parts.evaluators and name == "results.json":
         wd.write(name, results)
         wd.write("status.json", {**wd.status(), "evaluated": {}})
@@ -283,12 +301,16 @@ def evaluate_all(
 
 def values_of(name: str, evaluator: Any, encoder: Any, evaluation: Any) -> Iterator[tuple[str, float]]:
     """An evaluator's values under its name; nothing, with a line, where it needs labels that the data have not."""
-    if getattr(evaluator, "requires_labels", False) and evaluation.test is not None:
-        if evaluation.test.labels() is None or evaluation.train.labels() is None:
-            say(f"{name}: left out, {evaluation.train.source.name} has no labels")
-            return
+    if _left_out(evaluator, evaluation):
+        say(f"{name}: left out, {evaluation.train.source.name} has no labels")
+        return
     for key, value in evaluator(encoder, evaluation):
         yield f"{name}/{key}", float(value)
+
+
+def _left_out(evaluator: Any, evaluation: Any) -> bool:
+    needs = getattr(evaluator, "requires_labels", False)
+    return needs and (evaluation.test.labels() is None or evaluation.train.labels() is None)
 
 
 def encoder_of(parts: Parts, params: Params) -> Any:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 Grid = tuple[int, int]
 
@@ -16,7 +16,7 @@ def patchify(images: Float[Array, "batch height width channels"], patch: Grid) -
     return x.reshape(b, (h // p) * (w // q), p * q * c)
 
 
-def unpatchify(patches: Float[Array, "batch patches pixels"], patch: Grid, grid: Grid) -> Float[Array, "batch h w channels"]:
+def unpatchify(patches: Shaped[Array, "batch patches pixels"], patch: Grid, grid: Grid) -> Shaped[Array, "batch h w channels"]:
     """The inverse of `patchify` for a grid of (rows, columns) patches."""
     b, (p, q), (rows, columns) = patches.shape[0], patch, grid
     x = patches.reshape(b, rows, columns, p, q, -1).swapaxes(2, 3)
