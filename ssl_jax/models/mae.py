@@ -20,12 +20,15 @@ class DecoderConfig(TransformerConfig):
     width: int = 512
     depth: int = 8
     heads: int = 16
+    positions: str = "sincos2d"  # or "learned"
 
     least_depth: ClassVar[int] = 0
 
     def __post_init__(self):
         super().__post_init__()
-        if self.width % 4:
+        if self.positions not in ("sincos2d", "learned"):
+            raise UserError(f"positions={self.positions!r}: must be one of sincos2d, learned")
+        if self.positions == "sincos2d" and self.width % 4:
             raise UserError(f"width={self.width}: sine-cosine positions need a multiple of 4")
 
 
@@ -60,8 +63,12 @@ class Decoder(nn.Module):
             token = self.param("mask_token", nn.initializers.normal(0.02), (c.width,)).astype(x.dtype)
             places = inverse_of(visible, patches)
             x = pick(x, places, visible) + jnp.where(places[..., None] < 0, token, 0)
-        x = x + jnp.asarray(sincos2d(c.width, self.grid), x.dtype)
-        x, _ = Stack(c, dtype=self.dtype, name="stack")(jnp.concatenate([first, x], axis=1), keys=keys)
+        if c.positions == "sincos2d":
+            x = x + jnp.asarray(sincos2d(c.width, self.grid), x.dtype)
+        x = jnp.concatenate([first, x], axis=1)
+        if c.positions == "learned":  # one for each token before the patches, too
+            x = x + self.param("positions", nn.initializers.normal(0.02), x.shape[1:]).astype(x.dtype)
+        x, _ = Stack(c, dtype=self.dtype, name="stack")(x, keys=keys)
         x = norm_of(c, self.dtype, "final_norm")(x)
         return prediction(x[:, self.prefix :]).astype(jnp.float32)
 
