@@ -162,15 +162,16 @@ def random_box(
     `ratio` (torchvision's RandomResizedCrop), or with whole=False an empty box.
     """
     height, width = size
-    area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
-    area = height * width * jax.random.uniform(area_key, (attempts,), minval=scale[0], maxval=scale[1])
-    aspect = jnp.exp(jax.random.uniform(ratio_key, (attempts,), minval=math.log(ratio[0]), maxval=math.log(ratio[1])))
+    draws = jax.random.uniform(key, (2 * attempts + 2,))  # one call: a kernel of its own for each draw compiles slowly
+    shares, aspects, (down, right) = draws[:attempts], draws[attempts:-2], draws[-2:]
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * shares)
+    aspect = jnp.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * aspects)
     w = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
     h = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = jnp.argmax(fits)
-    top = jnp.floor(jax.random.uniform(top_key) * (height - h[first] + 1)).astype(jnp.int32)
-    left = jnp.floor(jax.random.uniform(left_key) * (width - w[first] + 1)).astype(jnp.int32)
+    top = jnp.floor(down * (height - h[first] + 1)).astype(jnp.int32)
+    left = jnp.floor(right * (width - w[first] + 1)).astype(jnp.int32)
     box = jnp.stack([top, left, h[first], w[first]])
     fallback = jnp.array(centred_box(size, ratio) if whole else (0, 0, 0, 0), jnp.int32)
     return jnp.where(fits.any(), box, fallback)

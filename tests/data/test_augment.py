@@ -23,6 +23,9 @@ def boxes_of(keys, size, scale, ratio):
     return jax.vmap(lambda key: augment.random_box(key, size, scale, ratio))(keys)
 
 
+resize = jax.jit(augment.resize, static_argnames=("size", "clip"))
+
+
 def pixels(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
@@ -65,7 +68,7 @@ def test_a_resized_crop_is_the_crop_resized(size, box):
     image = pixels(15, 18, 3)
     top, left, h, w = box
     expected = resized_image(image[top : top + h, left : left + w].astype(np.float64), size)
-    actual = augment.resize(jnp.asarray(image), box, size, clip=False)
+    actual = resize(image, box, size=size, clip=False)
     np.testing.assert_allclose(actual, expected, atol=2e-3)  # f32 arithmetic on values up to 255
 
 
@@ -75,7 +78,7 @@ def test_a_resized_crop_is_that_of_pil(size, box):
     image = 90 + pixels(40, 50, 3) // 4  # PIL clips to [0, 255] between its passes too; here nothing overshoots
     top, left, h, w = box
     expected = np.asarray(Image.fromarray(image[top : top + h, left : left + w]).resize(size[::-1], Image.Resampling.BICUBIC))
-    difference = np.abs(np.asarray(augment.resize(jnp.asarray(image), box, size)) - expected)
+    difference = np.abs(np.asarray(resize(image, box, size=size)) - expected)
     assert difference.max() < 1.6 and difference.mean() < 0.4  # PIL rounds to whole levels after each of two passes
 
 
@@ -86,7 +89,7 @@ def test_a_resized_crop_is_that_of_torch(size):
     image = pixels(40, 50, 3)
     batch = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
     expected = torch.nn.functional.interpolate(batch, size=size, mode="bicubic", antialias=True, align_corners=False)
-    actual = augment.resize(jnp.asarray(image), (0, 0, 40, 50), size, clip=False)
+    actual = resize(image, (0, 0, 40, 50), size=size, clip=False)
     np.testing.assert_allclose(actual, expected[0].permute(1, 2, 0), atol=2e-3)
 
 
