@@ -204,11 +204,11 @@ class TarShards:
         return len(self.index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        shard, offset, size = self.index[index, :3]
+        shard, offset, size = self.index[index, :3].tolist()
         return {"image": self._read(index, shard, offset, size), "captions": self.captions(index)}
 
     def captions(self, index: int) -> tuple[str, ...]:
-        shard, _, _, offset, size, json_offset, json_size = self.index[index]
+        shard, _, _, offset, size, json_offset, json_size = self.index[index].tolist()
         text = self._read(index, shard, offset, size).decode("utf-8", "replace").strip() if size else ""
         if not text and json_size:
             try:
@@ -219,12 +219,11 @@ class TarShards:
 
     def _read(self, index: int, shard: int, offset: int, size: int) -> bytes:
         """pread, which threads may share; a process opens its own files."""
-        key = int(shard)
-        if key not in self._files:
-            self._files[key] = os.open(self.shards[key], os.O_RDONLY)
-        data = os.pread(self._files[key], int(size), int(offset))
+        if shard not in self._files:
+            self._files[shard] = os.open(self.shards[shard], os.O_RDONLY)
+        data = os.pread(self._files[shard], size, offset)
         if len(data) < size:
-            raise BadExample(f"{self.describe(index)} is truncated ({len(data):,} of {int(size):,} bytes); {HINT}")
+            raise BadExample(f"{self.describe(index)} is truncated ({len(data):,} of {size:,} bytes); {HINT}")
         return data
 
     def __getstate__(self) -> dict[str, Any]:

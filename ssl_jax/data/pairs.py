@@ -12,7 +12,7 @@ import numpy as np
 
 from ssl_jax.config import read
 from ssl_jax.data import host
-from ssl_jax.data.augment import Crop, Jitter, RandAugment
+from ssl_jax.data.augment import Augment
 from ssl_jax.data.images import NORMALIZE, STATISTICS_EXAMPLES, pixel_statistics
 from ssl_jax.data.pair_files import HINT, open_csv, open_jsonl, open_tar, open_tsv  # noqa: F401 (the schemes point here)
 from ssl_jax.data.pipeline import BadExample, Dataset
@@ -63,17 +63,17 @@ class Affine:
 
 
 @dataclasses.dataclass(frozen=True)
-class PairAugment:
+class PairAugment(Augment):
     """What a training image goes through, in this order: crop, flip, randaugment, jitter, affine.
 
     A caption may name a side or a colour ("left arrow", "red heart"): flips and strong jitter then make it false.
     """
 
-    crop: Crop | None = None
-    flip: bool = False
-    randaugment: RandAugment | None = None
-    jitter: Jitter | None = None
     affine: Affine | None = None
+
+    def __post_init__(self):
+        if self.erase is not None:
+            raise UserError("erase: is not for pairs; a caption may name what is erased")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +148,8 @@ def build(
     settings = read(PairsSettings, section, "data")
     source, training = settings.source(split), settings.source("train")
     size = _size(settings, source)
-    tokenizer = tokenizer_of(settings.tokenizer, workdir, lambda: _all_captions(training))
+    init = {"init": (task_section or {}).get("init_text")}  # a text tower reads what the run it starts from read
+    tokenizer = tokenizer_of(settings.tokenizer, init, workdir, lambda: _all_captions(training))
     encode = Encode(tokenizer, settings.context_length)
     examples = Examples(source, size, encode, settings.augment if train else PairAugment(), settings.eval_crop)
     mean, std = _normalization(settings, training, size)
@@ -231,14 +232,22 @@ class Examples:
         return result | {"label": np.int32(example["label"])} if "label" in example else result
 
     def _image(self, example: Mapping[str, Any], generator: np.random.Generator | None):
-        stored = example.get("image")
-        if stored is None:
-            raise host.Unreadable("has no image")
-        image = host.decode(stored, 3) if isinstance(stored, bytes) else host.from_array(np.asarray(stored), 3)
         if generator is None:
-            return host.centre_crop(image, self.size, self.eval_crop)
-        image = host.augment(image, generator, self.augment, self.size, self.eval_crop)
+            return evaluation_image(example, self.size, self.eval_crop)
+        image = host.augment(_decoded(example), generator, self.augment, self.size, self.eval_crop)
         return image if self.augment.affine is None else self.augment.affine(image, generator)
+
+
+def evaluation_image(example: Mapping[str, Any], size: tuple[int, int], share: float) -> np.ndarray:
+    """An example's image as evaluation sees it, u8[*size, 3]; host.Unreadable where there is none."""
+    return np.asarray(host.centre_crop(_decoded(example), size, share), np.uint8)
+
+
+def _decoded(example: Mapping[str, Any]):
+    stored = example.get("image")
+    if stored is None:
+        raise host.Unreadable("has no image")
+    return host.decode(stored, 3) if isinstance(stored, bytes) else host.from_array(np.asarray(stored), 3)
 
 
 def captions_of(example: Mapping[str, Any]) -> tuple[str, ...]:
@@ -303,11 +312,10 @@ def _normalization(settings: PairsSettings, training: Source, size: tuple[int, i
 @functools.lru_cache(maxsize=8)
 def _statistics(source: Source, size: tuple[int, int], share: float) -> tuple[tuple, tuple]:
     """Over 2,048 evenly spaced training images."""
-    examples = Examples(source, size, None, PairAugment(), share)
     images = []
     for index in np.unique(np.linspace(0, len(source) - 1, min(len(source), STATISTICS_EXAMPLES)).astype(int)):
         try:
-            images.append(np.asarray(examples._image(source[int(index)], None), np.uint8))
+            images.append(evaluation_image(source[int(index)], size, share))
         except (host.Unreadable, BadExample):
             continue
     if not images:

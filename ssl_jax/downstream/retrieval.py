@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ssl_jax.data import host
-from ssl_jax.data.pairs import Encode, Examples, PairAugment, captions_of
+from ssl_jax.data.pairs import Encode, captions_of, evaluation_image
 from ssl_jax.data.pipeline import BadExample
 from ssl_jax.data.sources import load_source
 from ssl_jax.downstream.cross_modal import embed_texts, hit_chance, in_batches
@@ -200,14 +200,13 @@ def _nearest_images(embed, query, text, info, uri, top, to, batch_size) -> list[
     """The `top` images of a source, of which only the best are kept in memory."""
     source = load_source(uri)
     size = tuple(info.shapes["image"].shape[:2])
-    read = Examples(source, size, None, PairAugment(), 1.0)
     best: list[tuple[float, int, np.ndarray]] = []
     unreadable = 0
     for start in range(0, len(source), batch_size):
         index, pixels = [], []
         for i in range(start, min(start + batch_size, len(source))):
             try:
-                pixels.append(np.asarray(read._image(source[i], None), np.uint8))
+                pixels.append(evaluation_image(source[i], size, 1.0))
                 index.append(i)
             except (host.Unreadable, BadExample):
                 unreadable += 1

@@ -60,7 +60,7 @@ class DualEncoderConfig:
                 raise UserError(f"dim={self.dim}: must be {name}.width={width}, as {name}_projection=False")
 
     @classmethod
-    def read(cls, section: Mapping[str, Any] | None, path: str = "model") -> "DualEncoderConfig":
+    def read(cls, section: Any, path: str = "model") -> "DualEncoderConfig":
         """The config of a section; `image.size="B"` is filled in as a ViT's is."""
         section = dict(section or {})
         image = ViTConfig.read(section.pop("image", None), f"{path}.image")
@@ -138,7 +138,7 @@ class DualEncoder(nn.Module):
 
 
 def build_dual_encoder(
-    section: Mapping[str, Any], image_shape: tuple[int, ...], vocabulary: int, context_length: int,
+    section: Any, image_shape: tuple[int, ...], vocabulary: int, context_length: int,
     end_id: int | None = None, pad_id: int | None = None, dtype: Any = jnp.float32, path: str = "model",
 ) -> DualEncoder:  # fmt: skip
     """The dual encoder of a config section; UserError where it does not fit the images or the tokenizer."""

@@ -26,7 +26,9 @@ def infonce(
     """
 
     def rows(x, y, place, mark):
-        logits = _logits(x, text, scale) if same is None else jnp.where(_twins(mark, place, same), LOWEST, _logits(x, text, scale))
+        logits = (
+            _logits(x, text, scale) if same is None else jnp.where(_twins(mark, place, same), LOWEST, _logits(x, text, scale))
+        )
         return jax.nn.logsumexp(logits, axis=1), jax.nn.logsumexp(logits, axis=0), scale * jnp.sum(x * y, axis=1)
 
     over_texts, over_images, matched = _in_chunks(rows, (image, text, jnp.arange(len(image)), same), chunks)
@@ -62,7 +64,9 @@ def _logits(x, text, scale):
     return scale * jnp.matmul(x, text.T, precision="highest")
 
 
-def _twins(mark: UInt32[Array, "rows 2"], place: Int[Array, "rows"], same: UInt32[Array, "batch 2"]) -> Bool[Array, "rows batch"]:
+def _twins(
+    mark: UInt32[Array, "rows 2"], place: Int[Array, "rows"], same: UInt32[Array, "batch 2"]
+) -> Bool[Array, "rows batch"]:
     """Pairs of an image with another example's text that reads like its own."""
     equal = jnp.all(mark[:, None] == same[None], axis=-1)
     return equal & (place[:, None] != jnp.arange(len(same)))
