@@ -124,7 +124,7 @@ def _texts(uri: str):
         yield question.context
 
 
-def _on_device(raw: Mapping[str, jax.Array], keys) -> dict[str, jax.Array]:
+def _on_device(raw: Mapping[str, Any], keys) -> dict[str, Any]:
     tokens = raw["tokens"].astype(jnp.int32)
     place = jnp.arange(tokens.shape[1])[None]
     context = (place >= raw["context"][:, None]) & (place < raw["length"][:, None] - 1)  # the last token is a separator

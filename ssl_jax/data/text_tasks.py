@@ -178,7 +178,7 @@ def _kept(ids: list[int], special: set[int], max_length: int) -> list[int]:
     return sorted(fixed + [place for run in runs for place in run])[:max_length]
 
 
-def _sentences(raw: Mapping[str, jax.Array], keys) -> dict[str, jax.Array]:
+def _sentences(raw: Mapping[str, Any], keys) -> dict[str, Any]:
     """Raw arrays -> the task's batch; there is nothing to augment."""
     tokens = raw["tokens"].astype(jnp.int32)
     segments = (jnp.arange(tokens.shape[1])[None] < raw["length"][:, None]).astype(jnp.int32)
@@ -257,7 +257,7 @@ def sentence_ends(tokenizer: Tokenizer) -> tuple[int, int]:
     return first, last
 
 
-def _parallel(raw: Mapping[str, jax.Array], keys) -> dict[str, jax.Array]:
+def _parallel(raw: Mapping[str, Any], keys) -> dict[str, Any]:
     batch = {name: value for name, value in raw.items() if not name.endswith("_length")}
     for side in ("source", "target"):
         tokens = raw[side].astype(jnp.int32)
@@ -296,9 +296,10 @@ def tokenizer_of(
     training split and kept in the work directory."""
     if not settings.trained:
         return text.from_settings(settings)
-    init = (task_section or {}).get("init")
-    folders = [] if init is None else [pathlib.Path(str(init).removeprefix("hf:")).expanduser()]
-    folders += [] if workdir is None else [pathlib.Path(workdir)]
+    section = task_section or {}
+    init = section.get("init") or section.get("decoder_init")
+    folders = [] if workdir is None else [pathlib.Path(workdir)]
+    folders += [] if init is None else [pathlib.Path(str(init).removeprefix("hf:")).expanduser()]
     for folder in folders:
         for file in (folder / "tokenizer" / "tokenizer.json", folder / "tokenizer.json"):
             if file.is_file():

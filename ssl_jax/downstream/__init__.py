@@ -11,7 +11,7 @@ EVALUATORS = {
     "finetune": "ssl_jax.downstream.finetune:FineTune",
     "text_classification": "ssl_jax.downstream.text_classification:TextClassificationMetrics",
     "question_answering": "ssl_jax.downstream.question_answering:QuestionAnsweringMetrics",
-    "translation": "ssl_jax.downstream.translation:TranslationMetrics",
+    "translation": "ssl_jax.downstream.bleu:TranslationMetrics",
     "next_token": "ssl_jax.downstream.language_modelling:NextTokenLoss",
     "masked_token": "ssl_jax.downstream.language_modelling:MaskedTokenLoss",
     "perplexity": "ssl_jax.downstream.language_modelling:Perplexity",

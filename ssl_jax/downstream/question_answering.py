@@ -40,6 +40,8 @@ class QuestionAnsweringSettings:
 
     causal: bool = False  # True to start from a next-token model
     dropout: float = 0.0  # before the head
+    init: str | None = None  # a work directory or hf:DIR whose transformer to start from
+    checkpoint: int | None = None  # of that work directory; default: the newest
 
     def __post_init__(self):
         if not 0 <= self.dropout < 1:

@@ -42,6 +42,8 @@ class TextClassificationSettings:
     causal: bool = False  # True to start from a next-token model
     dropout: float = 0.1  # before the head
     label_smoothing: float = 0.0
+    init: str | None = None  # a work directory or hf:DIR whose transformer to start from
+    checkpoint: int | None = None  # of that work directory; default: the newest
 
     def __post_init__(self):
         if self.pooling not in POOLINGS:

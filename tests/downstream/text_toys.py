@@ -40,7 +40,7 @@ def data(tmp_path, **changes):
 
 
 def batch_of(dataset, rows=8):
-    batch = dataset.on_device(dataset.rows(np.arange(rows)), None)
+    batch = jax.tree.map(jnp.asarray, dataset.on_device(dataset.rows(np.arange(rows)), None))
     return batch | {"position": jnp.arange(rows, dtype=jnp.int32), "index": jnp.arange(rows, dtype=jnp.int32)}
 
 

@@ -1,0 +1,194 @@
+"""An encoder and a decoder that reads it by cross-attention (Vaswani et al. 2017); each may come from another run."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from ssl_jax.models.cross_entropy import logits
+from ssl_jax.models.language import Head, LanguageConfig, Transformer
+from ssl_jax.models.layers import Keys
+from ssl_jax.randomness import substream
+
+CROSS = r"stack/block\d+/cross(_norm|_scale)?(/.*)?"  # parameters that a decoder has and a language model has not
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderDecoderConfig:
+    """`model` of name "encoder_decoder"."""
+
+    encoder: LanguageConfig = dataclasses.field(default_factory=LanguageConfig)
+    decoder: LanguageConfig | None = None  # default: the encoder's
+    shared_embedding: bool = True  # one table of tokens for both sides and the output layer
+
+    @property
+    def decoder_or_same(self) -> LanguageConfig:
+        return self.decoder or self.encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderDecoder:
+    """Parameters: "encoder", "decoder" and, where the output layer has its own, "head".
+
+    With `shared_embedding` the decoder's "token_embedding" is the encoder's.
+    """
+
+    encoder: Transformer
+    decoder: Transformer
+    head: Head
+    shared_embedding: bool
+
+    @classmethod
+    def of(cls, config: EncoderDecoderConfig, vocabulary: int, source: int, target: int, dtype: Any) -> "EncoderDecoder":
+        """For sources of `source` and targets of `target` tokens, where the configs leave the context open."""
+        decoder = config.decoder_or_same
+        return cls(
+            Transformer(config.encoder, vocabulary, dtype=dtype, context_length=source),
+            Transformer(decoder, vocabulary, causal=True, dtype=dtype, context_length=target, cross=True),
+            Head(decoder, vocabulary, dtype),
+            config.shared_embedding,
+        )
+
+    def init(self, key: Key[Array, ""]) -> dict[str, Any]:
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        encoder = self.encoder.init(substream(key, "encoder"), tokens)["params"]
+        context = jnp.zeros((1, 1, self.encoder.config.width), self.encoder.dtype)
+        decoder = dict(self.decoder.init(substream(key, "decoder"), tokens, context=context)["params"])
+        hidden = jnp.zeros((1, 1, self.decoder.config.width), self.decoder.dtype)
+        head = self.head.init(substream(key, "head"), hidden, decoder["token_embedding"]).get("params", {})
+        if self.shared_embedding:
+            del decoder["token_embedding"]
+        return {"encoder": encoder, "decoder": decoder} | ({"head": head} if head else {})
+
+    def decoder_params(self, params: Any) -> dict[str, Any]:
+        shared = {"token_embedding": params["encoder"]["token_embedding"]} if self.shared_embedding else {}
+        return {**params["decoder"], **shared}
+
+    def _encode(self, params: Any, batch: Any, keys: Keys = None) -> tuple[Float[Array, "batch source dim"], dict]:
+        keys = None if keys is None else substream(keys, "encoder")
+        return self.encoder.apply(
+            {"params": params["encoder"]}, batch["source"], segments=batch["source_segments"], keys=keys
+        )  # fmt: skip
+
+    def hidden(self, params: Any, batch: Any, keys: Keys = None) -> Float[Array, "batch target width"]:
+        """Where target[t + 1] is predicted, from the source and target[: t + 1]."""
+        context, _ = self._encode(params, batch, keys)
+        keys = None if keys is None else substream(keys, "decoder")
+        return self.decoder.apply(
+            {"params": self.decoder_params(params)}, batch["target"][:, :-1], context=context,
+            context_segments=batch["source_segments"], keys=keys,
+        )[0]  # fmt: skip
+
+    def source_states(self, params: Any, batch: Any) -> tuple[Array, dict]:
+        """The encoder's last states and intermediates."""
+        return self._encode(params, batch)
+
+    def begin(self, params: Any, batch: Any, length: int, beams: int) -> tuple[list, Callable, int]:
+        """What `downstream.decoding` needs to write `length` tokens: (cache, step, place of the first token)."""
+        context, _ = self._encode(params, batch)
+        rows = len(context)
+        context, segments = (jnp.repeat(x, beams, axis=0) for x in (context, batch["source_segments"]))
+        decoder = self.decoder_params(params)
+
+        def step(tokens, index, caches):
+            hidden, inner = self.decoder.apply(
+                {"params": decoder}, tokens[:, None], context=context, context_segments=segments, caches=caches,
+                positions=jnp.full((1, 1), index, jnp.int32),
+            )  # fmt: skip
+            return self.logits(params, hidden[:, 0]), inner["caches"]
+
+        return self.decoder.empty_caches(rows, length), step, 0
+
+    def output(self, params: Any, hidden: Float[Array, "*batch width"]):
+        """Features, weight and bias of the output layer (`models.language.Head`)."""
+        return self.head.apply({"params": params.get("head", {})}, hidden, self.decoder_params(params)["token_embedding"])
+
+    def logits(self, params: Any, hidden: Float[Array, "*batch width"]) -> Float[Array, "*batch vocabulary"]:
+        return logits(*self.output(params, hidden))[..., : self.head.vocabulary]
+
+    def flops_forward(self, source: int, target: int) -> float:
+        """Matmul FLOPs of one pair, forward; the decoder's attention to itself counts half."""
+        d = self.decoder.config
+        cross = d.flops_forward(target, kv_tokens=source, cross=True) - d.flops_forward(target, kv_tokens=source)
+        own = d.flops_forward(target, causal=True) + d.flops_head(target, self.head.vocabulary)
+        return self.encoder.config.flops_forward(source) + own + cross
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefixDecoder:
+    """One causal transformer that reads the source as a prefix in both directions and goes on with the target (Raffel et
+    al. 2020, section 3.2.1). Parameters: "transformer" and, where the output layer has its own, "head".
+
+    The source stands right-aligned in front of the target, so that no padding lies between them.
+    """
+
+    transformer: Transformer
+    head: Head
+
+    @classmethod
+    def of(cls, config: LanguageConfig, vocabulary: int, source: int, target: int, dtype: Any) -> "PrefixDecoder":
+        model = Transformer(config, vocabulary, causal=True, dtype=dtype, context_length=source + target)
+        return cls(model, Head(config, vocabulary, dtype))
+
+    def init(self, key: Key[Array, ""]) -> dict[str, Any]:
+        params = self.transformer.init(substream(key, "transformer"), jnp.zeros((1, 1), jnp.int32))["params"]
+        hidden = jnp.zeros((1, 1, self.transformer.config.width), self.transformer.dtype)
+        head = self.head.init(substream(key, "head"), hidden, params["token_embedding"]).get("params", {})
+        return {"transformer": params} | ({"head": head} if head else {})
+
+    def _source(self, batch: Any) -> tuple[Array, Array, Array]:
+        """Tokens and segments moved to the right, and the length of the prefix, one a row."""
+        tokens, segments = batch["source"], batch["source_segments"]
+        count = tokens.shape[1]
+        move = jax.vmap(lambda row, shift: jnp.roll(row, shift))
+        shift = count - jnp.sum(segments > 0, axis=1)
+        return move(tokens, shift), move(segments, shift), jnp.full(len(tokens), count, jnp.int32)
+
+    def hidden(self, params: Any, batch: Any, keys: Keys = None) -> Float[Array, "batch target width"]:
+        """Where target[t + 1] is predicted, from the source and target[: t + 1]."""
+        tokens, segments, prefix = self._source(batch)
+        together = jnp.concatenate([tokens, batch["target"][:, :-1]], axis=1)
+        segments = jnp.concatenate([segments, batch["target_segments"][:, :-1]], axis=1)
+        hidden, _ = self.transformer.apply(
+            {"params": params["transformer"]}, together, segments=segments, prefix=prefix, keys=keys
+        )
+        return hidden[:, tokens.shape[1] :]
+
+    def source_states(self, params: Any, batch: Any) -> tuple[Array, dict]:
+        """The states of the source as a prefix, in its own places."""
+        tokens, segments, prefix = batch["source"], batch["source_segments"], jnp.full(len(batch["source"]), 2**30, jnp.int32)
+        return self.transformer.apply({"params": params["transformer"]}, tokens, segments=segments, prefix=prefix)
+
+    def begin(self, params: Any, batch: Any, length: int, beams: int) -> tuple[list, Callable, int]:
+        """What `downstream.decoding` needs to write `length` tokens: (cache, step, place of the first token)."""
+        tokens, segments, prefix = self._source(batch)
+        rows, count = tokens.shape
+        empty = jnp.zeros((rows, count + length), jnp.int32)  # caches that remember where the padding is
+        caches = [cache | {"segments": empty} for cache in self.transformer.empty_caches(rows, count + length)]
+        model = {"params": params["transformer"]}
+        _, inner = self.transformer.apply(model, tokens, segments=segments, prefix=prefix, caches=caches)
+        prefix = jnp.repeat(prefix, beams, axis=0)
+
+        def step(tokens, index, caches):
+            hidden, inner = self.transformer.apply(
+                model, tokens[:, None], segments=jnp.ones((len(tokens), 1), jnp.int32), prefix=prefix, caches=caches,
+                positions=jnp.full((1, 1), index, jnp.int32),
+            )  # fmt: skip
+            return self.logits(params, hidden[:, 0]), inner["caches"]
+
+        return inner["caches"], step, count
+
+    def output(self, params: Any, hidden: Float[Array, "*batch width"]):
+        return self.head.apply({"params": params.get("head", {})}, hidden, params["transformer"]["token_embedding"])
+
+    def logits(self, params: Any, hidden: Float[Array, "*batch width"]) -> Float[Array, "*batch vocabulary"]:
+        return logits(*self.output(params, hidden))[..., : self.head.vocabulary]
+
+    def flops_forward(self, source: int, target: int) -> float:
+        """Matmul FLOPs of one pair, forward; the target's attention to itself counts half."""
+        c = self.transformer.config
+        unseen = c.flops_forward(target) - c.flops_forward(target, causal=True)
+        return c.flops_forward(source + target) - unseen + c.flops_head(target, self.head.vocabulary)
