@@ -57,7 +57,7 @@ def _tfds(uri: str):
 
         return tensorflow_datasets
     except ImportError as error:
-        raise UserError(f"{uri}: needs the package {error.name}; run pip install 'ssl_jax[tfds]'") from None
+        raise UserError(f"{uri}: needs the package {error.name}; run pip install tensorflow-datasets array_record") from None
 
 
 class Prepared:
