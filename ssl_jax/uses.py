@@ -1,5 +1,6 @@
 """What a trained model is used for from the shell: reconstruct, generate, fill-mask, embed, retrieve."""
 
+import math
 import pathlib
 from typing import Any
 
@@ -94,22 +95,11 @@ def embed(workdir: str, *, data: str, features: tuple[str, ...], to: str) -> Non
 def retrieve(workdir: str, *, text: str | None, images: str | None, image: str | None, texts: str | None, top: int,
              to: str | None) -> None:  # fmt: skip
     """Images for a text, as a contact sheet; or captions for an image, ranked."""
-    from ssl_jax.downstream import retrieval
-    from ssl_jax.reports.panels import write
+    from ssl_jax.downstream.retrieval import retrieve as rank
 
-    by_text, by_image = text is not None and images is not None, image is not None and texts is not None
-    if by_text == by_image:
-        raise UserError("retrieve: give --text=TEXT with --images=SOURCE, or --image=FILE with --texts=FILE")
     task, params, info = restore_task(workdir, ("image_text",), "retrieve")
-    if by_text:
-        found = retrieval.images_for_text(task, params, dataset_of(workdir, "images", images, info), text, top=top)
-        path = pathlib.Path(to or f"{workdir}/retrieved.png")
-        write(path, found.png)
-        print("\n".join(found.lines))
+    path = to or f"{workdir}/retrieved.png"
+    for name, score in rank(task, params, info, text=text, images=images, image=image, texts=texts, top=top, to=path):
+        print(name if math.isnan(score) else f"{score:6.3f}  {name}")
+    if text is not None:
         print(path)
-        return
-    for file in (image, texts):
-        if not pathlib.Path(file).is_file():
-            raise UserError(f"{file}: there is no such file")
-    for line in retrieval.texts_for_image(task, params, info, image, texts, top=top):
-        print(line)

@@ -16,6 +16,8 @@ EVALUATORS = {
     "masked_token": "ssl_jax.downstream.language_modelling:MaskedTokenLoss",
     "perplexity": "ssl_jax.downstream.language_modelling:Perplexity",
     "lambada": "ssl_jax.downstream.language_modelling:Lambada",
+    "zero_shot": "ssl_jax.downstream.zero_shot:ZeroShot",
+    "retrieval": "ssl_jax.downstream.retrieval:Retrieval",
 }
 
 TASKS = {

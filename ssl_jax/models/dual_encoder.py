@@ -100,7 +100,7 @@ class DualEncoder(nn.Module):
         *,
         visible: Int[Array, "batch kept"] | None = None,
         keys: Keys = None,
-    ) -> tuple[Float[Array, "batch dim"], Float[Array, "batch tokens width"], dict]:
+    ) -> tuple[Float[Array, "batch dim"], Float[Array, "batch tokens tower"], dict]:
         """Unit vectors f32, the tower's tokens and its intermediates. `visible`: the patches that are not dropped."""
         tokens, intermediates = self.image(images, visible=visible, keys=keys)
         pooled = intermediates["pooled"]

@@ -5,4 +5,5 @@ TASKS: dict[str, str] = {
     "masked_image": "ssl_jax.pretext.masked_image:MaskedImage",
     "next_token": "ssl_jax.pretext.next_token:NextToken",
     "masked_token": "ssl_jax.pretext.masked_token:MaskedToken",
+    "image_text": "ssl_jax.pretext.image_text:ImageText",
 }
