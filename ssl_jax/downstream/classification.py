@@ -178,7 +178,7 @@ class Classification:
 def partial(depth: int, blocks: float) -> tuple[tuple[str, bool], ...]:
     """Freeze rules that fine-tune the last `blocks` of `depth` blocks (He et al. 2022, figure 9); 0.5: the last one's MLP.
 
-    The norm after the last block and the head are always trained; 0 is a linear probe.
+    The head is always trained, and the norm before it with any block; 0 is a linear probe.
     """
     if blocks not in (0, 0.5, *range(1, depth + 1)):
         raise UserError(f"blocks={blocks}: must be 0, 0.5 or a whole number up to the depth, {depth}")
@@ -187,6 +187,8 @@ def partial(depth: int, blocks: float) -> tuple[tuple[str, bool], ...]:
         trained = [f"block{depth - 1:02d}/mlp(_norm|_scale)?(/.*)?"]
     if blocks == depth:
         return ((".*", False),)
+    if blocks == 0:
+        return (r"encoder/.*", True), (r".*", False)
     rules = [(rf"encoder/stack/{name}", False) for name in trained]
     return (*rules, (r"encoder/(final_norm|pooled_norm)/.*", False), (r"encoder/.*", True), (r".*", False))
 

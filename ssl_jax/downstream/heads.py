@@ -108,7 +108,7 @@ def _lbfgs(start, z, labels, weights, scale, l2, iterations, tolerance):
 
 @dataclasses.dataclass(frozen=True)
 class Descent:
-    """How heads are trained by stochastic descent. A learning rate is its base value times batch_size / 256."""
+    """How heads are trained by stochastic descent. A learning rate is its base value times batch / 256."""
 
     optimizer: str = "sgd"  # "sgd" or "lars"
     learning_rates: tuple = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)  # base values
@@ -161,7 +161,7 @@ def descend(
     if settings.norm == "batch":
         mean, std = np.zeros_like(mean), np.ones_like(std)
     heads, (mean2, var) = _descend(
-        jnp.asarray(x), jnp.asarray(labels), weight, order, schedule, rates * settings.batch_size / 256, decays, mean, std,
+        jnp.asarray(x), jnp.asarray(labels), weight, order, schedule, rates * batch / 256, decays, mean, std,
         optimizer=settings.optimizer, norm=settings.norm,
     )  # fmt: skip
     if settings.norm == "batch":

@@ -1,7 +1,7 @@
 """Linear probe: a linear classifier on frozen features, by one of three published protocols."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from ssl_jax.downstream import metrics
 from ssl_jax.downstream.baselines import flat, majority
 from ssl_jax.downstream.features import Encoder, EvaluationData
-from ssl_jax.downstream.heads import Descent, Linear, LogisticRegression, descend
+from ssl_jax.downstream.heads import Descent, Linear, LogisticRegression, descend, moments
 from ssl_jax.errors import UserError
 
 PROTOCOLS = ("lbfgs", "grid", "mae")
@@ -24,8 +24,9 @@ class LinearProbe:
     "grid" (DINOv2): heads for all learning rates x weight decays x representations at once over one stream of features,
     the best chosen on the held-out part; it is reported as trained, on the rest.
     "mae" (He et al. 2022, table 10): LARS, base lr 0.1 per 256 examples, batch 16,384, 90 epochs, 10 of warm-up, batch norm
-    without affine (eps 1e-6) before the head, on the features of the evaluation transform; the running moments serve the
-    test split. With random crops it is the "classification" task with `frozen=True` (configs/mae/vit_imagenet.py).
+    without affine (eps 1e-6) before the head. With `augment` every batch is augmented and goes through the frozen encoder
+    (its class token), by the loop that trains everything; the test split is then normalised by the moments of the training
+    split's features. Without, on the features of the evaluation transform; the running moments serve the test split.
 
     Yields "accuracy", "top5", "ece", "per_class/<name>" and what was chosen; of each baseline "<baseline>/accuracy".
     """
@@ -38,6 +39,7 @@ class LinearProbe:
     epochs: float | None = None
     warmup_epochs: float | None = None
     batch_size: int | None = None
+    augment: Mapping | None = None  # of "mae": as data.augment, such as dict(crop=dict(scale=(0.08, 1.0)), flip=True)
     held_out: float = 0.1  # share of the training split that chooses
     baselines: bool = True
     seed: int = 0
@@ -53,7 +55,10 @@ class LinearProbe:
             raise UserError(f"held_out={self.held_out}: must lie in (0, 1)")
         if not self.l2 or any(not isinstance(v, int | float) or v <= 0 for v in self.l2):
             raise UserError(f"l2={self.l2!r}: must be one or more positive numbers")
-        self.descent  # noqa: B018  its own checks
+        if self.augment is not None and (self.protocol != "mae" or self.representations != ("cls",)):
+            raise UserError('augment: only with protocol="mae" and representation="cls"; other probes read cached features')
+        if self.protocol == "mae" and len(self.descent.heads) > 1:
+            raise UserError('learning_rates: protocol="mae" has one; use "grid" to choose among several')
 
     @property
     def representations(self) -> tuple[str, ...]:
@@ -68,7 +73,7 @@ class LinearProbe:
         return Descent(**((mae if self.protocol == "mae" else {}) | own))
 
     def __call__(self, encoder: Encoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
-        chosen, logits, labels = self._probe(encoder, data)
+        chosen, logits, labels = (self._probe if self.augment is None else self._augmented)(encoder, data)
         yield from metrics.classification(logits, labels, data.classes).items()
         yield from chosen.items()
         if self.baselines:
@@ -95,6 +100,29 @@ class LinearProbe:
         _, chosen, name, head = best
         return chosen, head(flat(test[name])), test["label"]
 
+    def _augmented(self, encoder, data) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+        """As `_probe`, the head trained by the loop on augmented images."""
+        from ssl_jax.downstream.finetune import FineTuner, Recipe
+
+        train, test = (encoder.extract(split, ("cls",)) for split in (data.train, data.test))
+        metrics.check_labels(train.get("label"), test.get("label"), data.classes)
+        settings = self.descent
+        (lr, decay), batch_size = settings.heads[0], min(settings.batch_size, data.train.size)
+        warmup = f"{settings.warmup_epochs} epochs"
+        recipe = Recipe(
+            task=dict(pooling="cls", head_norm="batch", head_std=settings.init_std),
+            data=dict(augment=dict(self.augment)),
+            training=dict(duration=f"{settings.epochs} epochs"),
+            optimizer=dict(name="lars", base_lr=lr, weight_decay=decay, warmup=warmup),
+            batch_size=batch_size,
+            blocks=0,
+        )
+        tuner, every = FineTuner(recipe, data), np.arange(data.train.size)
+        head = tuner.fit(every, seed=self.seed, steps=tuner.steps(len(every)), source=encoder)["head"]
+        mean, std = moments(train["cls"])
+        x = (test["cls"] - mean) / np.sqrt(np.square(std) + 1e-6)
+        return {}, x @ np.asarray(head["kernel"]) + np.asarray(head["bias"]), test["label"]
+
 
 def probe(
     x: Float[np.ndarray, "examples dim"], labels: Int[np.ndarray, "examples"], classes: int, settings: LinearProbe
@@ -103,7 +131,7 @@ def probe(
     kept, held = metrics.held_out(labels, settings.held_out, settings.seed)
     if settings.protocol == "lbfgs":
         return _logistic(x, labels, classes, settings.l2, held)
-    if settings.protocol == "mae" and len(settings.descent.heads) == 1:  # nothing to choose: all of the split is trained on
+    if settings.protocol == "mae":  # nothing to choose: all of the split is trained on
         head = descend(x, labels, classes, settings.descent, settings.seed)[0]
         return metrics.accuracy(head(x[held]), labels[held]), {}, head
     heads = descend(x[kept], labels[kept], classes, settings.descent, settings.seed)

@@ -51,7 +51,7 @@ def pretrained(size=8, **model):
 
 def test_the_encoder_is_taken_over_and_every_other_name_reported():
     t, (_, source), said = task(), pretrained(), []
-    params = t.init_from(t.init(jax.random.key(0), batch()), source, say=said.append)
+    params = t.init_from(fresh(t), source, say=said.append)
     for name in ("patch_embedding", "stack", "class_token"):
         for ours, theirs in zip(
             jax.tree.leaves(params["encoder"][name]), jax.tree.leaves(source["encoder"][name]), strict=True
@@ -63,7 +63,7 @@ def test_the_encoder_is_taken_over_and_every_other_name_reported():
 
 
 def test_mean_pooling_has_its_own_norm_and_no_final_one_and_cls_the_other_way_round():
-    mean, cls = (task(pooling=p).init(jax.random.key(0), batch())["encoder"] for p in ("mean", "cls"))
+    mean, cls = (fresh(task(pooling=p))["encoder"] for p in ("mean", "cls"))
     assert "pooled_norm" in mean and "final_norm" not in mean
     assert "final_norm" in cls and "pooled_norm" not in cls
 
@@ -72,7 +72,7 @@ def test_the_representation_survives_the_move():
     """With cls pooling what the head reads is the pretext encoder's own "cls"."""
     pretext, source = pretrained()
     t = task(pooling="cls")
-    params = t.init_from(t.init(jax.random.key(0), batch()), source)
+    params = t.init_from(fresh(t), source)
     np.testing.assert_allclose(t.features(params, batch())["pooled"], pretext.features(source, batch())["cls"], atol=1e-6)
 
 
@@ -80,7 +80,7 @@ def test_the_representation_survives_the_move():
 def test_learned_positions_are_interpolated_to_another_image_size(class_token):
     _, source = pretrained(8, positions="learned", class_token=class_token)
     t = task(16, model=dict(positions="learned", class_token=class_token))
-    params = t.init_from(t.init(jax.random.key(0), batch(16)), source)
+    params = t.init_from(fresh(t, 16), source)
     table, old = params["encoder"]["positions"], source["encoder"]["positions"]
     assert table.shape == (16 + class_token, 16)
     expected = jax.image.resize(old[class_token:].reshape(2, 2, 16), (4, 4, 16), "bicubic", antialias=False)
@@ -94,31 +94,35 @@ def test_another_model_is_refused_by_name(other):
     _, source = pretrained(**other)
     t = task()
     with pytest.raises(UserError, match="task.init: encoder/.*give `model` the settings"):
-        t.init_from(t.init(jax.random.key(0), batch()), source)
+        t.init_from(fresh(t), source)
 
 
 def test_parameters_without_an_encoder_are_refused():
     t = task()
     with pytest.raises(UserError, match="task.init: holds transformer, but no encoder"):
-        t.init_from(t.init(jax.random.key(0), batch()), {"transformer": {}})
+        t.init_from(fresh(t), {"transformer": {}})
 
 
 def test_initialise_reads_what_the_config_names():
     pretext, source = pretrained()
     t = task(init="runs/mae", checkpoint=5)
-    fresh = t.init(jax.random.key(0), batch())
+    start = fresh(t)
     asked = []
     load = lambda path, checkpoint: asked.append((path, checkpoint)) or (pretext, source, None)
-    params = t.initialise(fresh, load=load, say=lambda text: None)
+    params = t.initialise(start, load=load, say=lambda text: None)
     assert asked == [("runs/mae", 5)]
     np.testing.assert_array_equal(params["encoder"]["class_token"], source["encoder"]["class_token"])
-    assert task().initialise(fresh, load=load) is fresh
+    assert task().initialise(start, load=load) is start
+
+
+def fresh(t, size=8):
+    return jax.jit(t.init)(jax.random.key(0), batch(size))
 
 
 def test_the_head_starts_small():
-    head = task().init(jax.random.key(0), batch())["head"]["kernel"]
+    head = fresh(task())["head"]["kernel"]
     assert 1e-5 < float(jnp.std(head)) < 4e-5
-    assert 0.05 < float(jnp.std(task(head_std=0.1).init(jax.random.key(0), batch())["head"]["kernel"])) < 0.2
+    assert 0.05 < float(jnp.std(fresh(task(head_std=0.1))["head"]["kernel"])) < 0.2
 
 
 # The loss -----------------------------------------------------------------------------------------------------------
@@ -126,7 +130,7 @@ def test_the_head_starts_small():
 
 def test_the_loss_is_cross_entropy_of_integer_and_of_soft_labels():
     t, b = task(head_std=0.5), batch()
-    params = t.init(jax.random.key(0), b)
+    params = fresh(t)
     logits = np.asarray(t.forward(params, b)["logits"], np.float64)
     logp = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     soft = np.random.default_rng(0).dirichlet(np.ones(3), 6).astype(np.float32)
@@ -139,7 +143,7 @@ def test_the_loss_is_cross_entropy_of_integer_and_of_soft_labels():
 
 def test_label_smoothing_is_the_published_formula_and_acts_in_training_only():
     smooth, plain, b = task(head_std=0.5, mix=dict(mixup=0, cutmix=0, smoothing=0.1)), task(head_std=0.5), batch()
-    params = plain.init(jax.random.key(0), b)
+    params = fresh(plain)
     key = jax.random.key(1)
     logits = plain.forward(params, b)["logits"]
     uniform = -float(jnp.mean(jax.nn.log_softmax(logits)))
@@ -150,7 +154,7 @@ def test_label_smoothing_is_the_published_formula_and_acts_in_training_only():
 
 def test_mixing_changes_the_training_loss_only():
     mixed, plain, b = task(head_std=0.5, mix=dict()), task(head_std=0.5), batch()
-    params, key = plain.init(jax.random.key(0), b), jax.random.key(1)
+    params, key = fresh(plain), jax.random.key(1)
     assert float(mixed.loss(params, b, key, train=True)[0]) != float(plain.loss(params, b, key, train=True)[0])
     assert float(mixed.loss(params, b, key, train=False)[0]) == float(plain.loss(params, b, key, train=False)[0])
 
@@ -158,7 +162,7 @@ def test_mixing_changes_the_training_loss_only():
 def test_drop_path_acts_in_training_only_and_by_position():
     """An example's noise follows its position in the global batch, not its place in a microbatch."""
     t, b = task(head_std=0.5, model=dict(drop_path=0.5)), batch()
-    params, key = t.init(jax.random.key(0), b), jax.random.key(1)
+    params, key = fresh(t), jax.random.key(1)
     assert float(t.loss(params, b, key, train=True)[0]) != float(t.loss(params, b, key, train=False)[0])
     half = lambda rows: float(t.loss(params, {n: v[rows] for n, v in b.items()}, key, train=True)[0])
     whole = float(t.loss(params, b, key, train=True)[0])
@@ -167,7 +171,7 @@ def test_drop_path_acts_in_training_only_and_by_position():
 
 def test_batch_norm_before_the_head_is_affine_free():
     t, b = task(head_norm="batch", head_std=0.9), batch()
-    params = t.init(jax.random.key(0), b)
+    params = fresh(t)
     x = np.asarray(t.features(params, b)["pooled"], np.float64)
     x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-6)
     expected = x @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])
@@ -178,23 +182,23 @@ def test_batch_norm_before_the_head_is_affine_free():
 
 
 def trained(blocks, pooling="mean"):
-    params = task(pooling=pooling).init(jax.random.key(0), batch())
+    params = fresh(task(pooling=pooling))
     settings = configs.read(optimizer.OptimizerSettings, freeze(dict(name="adamw", lr=1e-3), partial(3, blocks)), "optimizer")
     return {path for path, frozen in rules.flatten(optimizer.multipliers(settings, params).frozen).items() if not frozen}
 
 
 def test_partial_fine_tuning_trains_the_last_blocks_the_norm_and_the_head():
     head = {"head/kernel", "head/bias", "encoder/pooled_norm/scale", "encoder/pooled_norm/bias"}
-    assert trained(0) == head
-    assert trained(0, "cls") == {name.replace("pooled_norm", "final_norm") for name in head}
+    assert trained(0) == {"head/kernel", "head/bias"}
     parts = lambda names: {name.split("/")[2] for name in names if name.startswith("encoder/stack")}
     assert parts(trained(1)) == {"block02"} and parts(trained(2)) == {"block01", "block02"}
-    assert head < trained(2)
+    assert head < trained(0.5) and head < trained(2)
+    assert {name.replace("pooled_norm", "final_norm") for name in head} < trained(1, "cls")
     half = {name for name in trained(0.5) if name.startswith("encoder/stack")}
     assert half == {f"encoder/stack/block02/{n}" for n in (
         "mlp_norm/scale", "mlp_norm/bias", "mlp/up/kernel", "mlp/up/bias", "mlp/down/kernel", "mlp/down/bias"
     )}  # fmt: skip
-    assert trained(3) == set(rules.flatten(task().init(jax.random.key(0), batch())))
+    assert trained(3) == set(rules.flatten(fresh(task())))
 
 
 def test_layer_decay_of_a_vit_b_is_the_references():
@@ -242,7 +246,7 @@ def test_settings_read_the_mixture():
 
 def test_panels_say_the_class():
     t, b = task(), batch()
-    lines = t.panels(t.init(jax.random.key(0), b), b, jax.random.key(0))["predictions"].lines
+    lines = t.panels(fresh(t), b, jax.random.key(0))["predictions"].lines
     assert len(lines) == 6 and "it is" in lines[0]
 
 

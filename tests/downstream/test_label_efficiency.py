@@ -1,5 +1,7 @@
 """Fine-tuning as an evaluator, and label efficiency, on a small data set of arrays."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from ssl_jax.downstream.label_efficiency import LabelEfficiency
 from ssl_jax.downstream.linear_probe import LinearProbe
 from ssl_jax.errors import UserError
 from ssl_jax.pretext.masked_image import MaskedImage
+from ssl_jax.reports.figures import label_efficiency
 
 ADAM = dict(name="adamw", lr=3e-3, weight_decay=0.05)
 SHORT = Recipe(training=dict(duration="6 steps"), optimizer=ADAM | dict(layer_decay=0.75), batch_size=16)
@@ -50,10 +53,13 @@ def test_a_part_stream_reads_its_part_and_nothing_else(given):
     assert {tuple(stream.indices(step)) for step in range(4)} != {tuple(stream.indices(0))}
 
 
-def test_runs_share_one_program_and_are_reproducible(given):
-    encoder, data = given
-    tuner = FineTuner(SHORT, data)
-    part = np.arange(40)
+@pytest.fixture(scope="module")
+def tuner(given):
+    return FineTuner(SHORT, given[1])
+
+
+def test_runs_share_one_program_and_are_reproducible(given, tuner):
+    encoder, part = given[0], np.arange(40)
     first = tuner.fit(part, seed=3, steps=4, source=encoder)
     tuner.fit(np.arange(100), seed=4, steps=3)
     again = tuner.fit(part, seed=3, steps=4, source=encoder)
@@ -62,11 +68,10 @@ def test_runs_share_one_program_and_are_reproducible(given):
         np.testing.assert_array_equal(a, b)
 
 
-def test_fine_tuning_starts_from_the_encoder_and_leaves_it_as_it_was(given):
-    encoder, data = given
+def test_fine_tuning_starts_from_the_encoder_and_leaves_it_as_it_was(given, tuner):
+    encoder = given[0]
     before = jax.tree.map(np.array, encoder.params)
-    tuner = FineTuner(Recipe(training=dict(duration="1 steps"), optimizer=dict(name="sgd", lr=1e-9), batch_size=16), data)
-    params = tuner.fit(np.arange(40), seed=9, steps=1, source=encoder)
+    params = tuner.fit(np.arange(40), seed=9, steps=1, source=encoder, lr=1e-9)
     for a, b in zip(jax.tree.leaves(params["encoder"]["stack"]), jax.tree.leaves(before["encoder"]["stack"]), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, encoder.params))
@@ -93,30 +98,34 @@ def test_label_efficiency_compares_three_ways_at_every_fraction(given):
             assert 0 <= found[f"{percent}/{method}/mean"] <= 1
             assert found[f"{percent}/{method}/stderr"] >= 0
     assert found["majority/accuracy"] == pytest.approx(1 / 3)
+    curves = label_efficiency({f"label_efficiency/{name}": value for name, value in found.items()})
+    assert {name: [share for share, _, _ in points] for name, points in curves.items()} == {
+        name: [10.0, 50.0] for name in ("finetune", "scratch", "linear_probe")
+    }  # what the report's figure draws
     assert lines[0].startswith("24 labels, finetune: ") and "(6 steps)" in lines[0]
 
 
-def test_the_figure_of_the_report_reads_its_names(given):
-    from ssl_jax.reports.figures import label_efficiency
-
-    encoder, data = given
-    settings = LabelEfficiency(fractions=(0.1,), seeds=2, finetune=SHORT, scratch=None)
-    found = {f"label_efficiency/{name}": value for name, value in settings(encoder, data)}
-    assert set(label_efficiency(found)) == {"finetune", "linear_probe"}
-
-
-def test_from_scratch_tries_its_learning_rates_on_held_out_training_examples(given):
+def test_from_scratch_tries_its_learning_rates_on_held_out_training_examples(given, tuner, monkeypatch):
     """A rate of zero learns nothing and must lose; the test split is not asked."""
     _, data = given
-    recipe = Recipe(training=dict(duration="60 steps"), optimizer=ADAM, batch_size=16, learning_rates=(1e-12, 3e-3))
-    tuner = FineTuner(recipe, data)
     asked = []
-    tuner.logits = lambda params, dataset=None, own=tuner.logits: asked.append(dataset) or own(params, dataset)
+    monkeypatch.setattr(tuner, "recipe", dataclasses.replace(SHORT, learning_rates=(1e-12, 3e-3)))
+    monkeypatch.setattr(tuner, "logits", lambda params, split, own=tuner.logits: asked.append(split) or own(params, split))
     _, rate = tuner.fit_tuned(np.arange(120), seed=0, steps=60)
     assert rate == 3e-3 and len(asked) == 2
-    assert all(dataset.source.name.startswith(data.train.source.name) and dataset.size == 24 for dataset in asked)
+    assert all(split.source.name.startswith(data.train.source.name) and split.size == 24 for split in asked)
 
 
+def test_the_mae_probe_with_augmentation_trains_the_head_alone_by_the_loop(given):
+    """Without any augmentation in fact, it ends where the probe on cached features ends, up to the order of the batches."""
+    encoder, data = given
+    options = dict(protocol="mae", representation="cls", learning_rates=(20.0,), epochs=40, warmup_epochs=4, batch_size=60)
+    looped = dict(LinearProbe(augment=dict(flip=False), baselines=False, **options)(encoder, data))
+    cached = dict(LinearProbe(baselines=False, **options)(encoder, data))
+    assert cached["accuracy"] > 0.45 and abs(looped["accuracy"] - cached["accuracy"]) < 0.1
+
+
+@pytest.mark.slow
 def test_the_finetune_evaluator_reports_its_baselines(given):
     encoder, data = given
     settings = read(
@@ -130,6 +139,7 @@ def test_the_finetune_evaluator_reports_its_baselines(given):
     assert {"accuracy", "ece", "per_class/0", "scratch/accuracy", "majority/accuracy"} <= found.keys()
 
 
+@pytest.mark.slow
 def test_fine_tuning_at_another_image_size(given):
     encoder, data = given
     tuner = FineTuner(Recipe(data=dict(image_size=12), training=dict(duration="1 steps"), batch_size=16), data)

@@ -106,7 +106,7 @@ def descend_by_hand(x, y, classes, settings, seed, head):
         else:
             factor = 0.5 * (1 + np.cos(np.pi * (epoch - warmup) / (steps / per_epoch - warmup)))
         vw, vb = 0.9 * vw + gw, 0.9 * vb + gb
-        rate = lr * settings.batch_size / 256 * factor
+        rate = lr * batch / 256 * factor
         w, b = w - rate * vw, b - rate * vb
     if settings.norm == "batch":
         mean, std = running[0], np.sqrt(running[1] + 1e-6)
