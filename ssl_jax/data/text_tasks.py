@@ -67,6 +67,7 @@ class LabelledText(TextSettings):
     classes: tuple = ()  # their order; default: the training split's labels, sorted
     fraction: float | None = None  # train on a class-balanced part of the labels
     fraction_seed: int = 0
+    held_out: float | None = None  # test on so much of the training split, and train on the rest: to choose settings
 
     def __post_init__(self):
         super().__post_init__()
@@ -74,10 +75,28 @@ class LabelledText(TextSettings):
             raise UserError(f"max_length={self.max_length}: must be at least 4")
         if self.fraction is not None and not 0 < self.fraction <= 1:
             raise UserError(f"fraction={self.fraction}: must lie in (0, 1]")
+        if self.held_out is not None and not 0 < self.held_out < 1:
+            raise UserError(f"held_out={self.held_out}: must lie in (0, 1)")
+
+    def of_training(self, split: str) -> bool:
+        """Whether a split's rows come from the training file."""
+        return split == "train" or self.held_out is not None
+
+    def rows(self, split: str, labels: np.ndarray) -> np.ndarray | None:
+        """Which rows of the training file a split has; None for all."""
+        rows = np.arange(len(labels))
+        if self.fraction is not None:
+            rows = balanced_subset(labels, fraction=self.fraction, seed=self.fraction_seed)
+        if self.held_out is not None:
+            order = np.random.default_rng(self.fraction_seed).permutation(rows)
+            count = max(1, round(self.held_out * len(rows)))
+            rows = np.sort(order[count:] if split == "train" else order[:count])
+        return rows if len(rows) < len(labels) else None
 
     def table(self, split: str) -> Table:
-        columns = self.test_columns if split != "train" and self.test_columns is not None else self.columns
-        return read_table(self.uri(split), columns.named(), header=self.header)
+        if self.of_training(split):
+            return read_table(self.train, self.columns.named(), header=self.header)
+        return read_table(self.test, (self.test_columns or self.columns).named(), header=self.header)
 
 
 def labelled_text(section: Any, *, split: str, train: bool, task_section=None, workdir=None) -> Dataset:
@@ -106,10 +125,8 @@ def labelled_text(section: Any, *, split: str, train: bool, task_section=None, w
         extra={"truncated": truncated},
     )
     dataset = in_memory(info, arrays, table, _sentences, settings, labels)
-    if split == "train" and settings.fraction is not None:
-        chosen = balanced_subset(labels, fraction=settings.fraction, seed=settings.fraction_seed)
-        dataset = subset(dataset, chosen)
-    return dataset
+    rows = settings.rows(split, labels) if settings.of_training(split) else None
+    return dataset if rows is None else subset(dataset, rows)
 
 
 def _classes(settings: LabelledText) -> tuple[str, ...]:

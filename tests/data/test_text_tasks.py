@@ -141,6 +141,15 @@ def test_a_fraction_of_the_labels_is_balanced_and_nested(write):
     assert dataset(path, fraction=0.1, split="test").size == 100
 
 
+def test_a_held_out_part_of_the_training_split_stands_in_for_the_test_split(write):
+    path = "tsv:" + write("a.tsv", "text\tlabel\n" + "".join(f"sentence {i}\t{i % 2}\n" for i in range(50)))
+    options = dict(held_out=0.1, fraction=0.8, test="tsv:not_read.tsv")
+    train, held = (dataset(path, split=split, **options) for split in ("train", "test"))
+    texts = lambda d: {d.source[i]["text"] for i in range(d.size)}
+    assert (train.size, held.size) == (36, 4) and not texts(train) & texts(held)
+    assert texts(train) | texts(held) == texts(dataset(path, fraction=0.8))
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.text("abcdefgh", max_size=20), st.text("ABCDEFGH", max_size=20), st.integers(4, 40))
 def test_a_pair_that_is_too_long_loses_the_end_of_its_longer_sentence(a, b, limit):

@@ -1,0 +1,83 @@
+"""What the experiments on text share: fine-tuning runs through the package's own tasks and loop, and their statistics."""
+
+import copy
+import json
+import pathlib
+import platform
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ssl_jax import runs
+
+
+def finetuned(
+    config: dict[str, Any],
+    seeds: Sequence[int],
+    init: str | None = None,
+    on_seed: Callable[[ConfigDict, int], None] | None = None,
+) -> list[dict[str, float]]:
+    """The evaluators' results of one run a seed of a supervised task, from `init` (a work directory, hf:DIR) or from scratch.
+
+    The seed draws the head, the dropout and the order of the data; `on_seed` may change the config further.
+    """
+    found = []
+    for seed in seeds:
+        section = ConfigDict(copy.deepcopy(config))
+        section.seed = seed
+        section.task.init = init
+        if on_seed is not None:
+            on_seed(section, seed)
+        found.append(trained(section))
+    return found
+
+
+def trained(config: ConfigDict) -> dict[str, float]:
+    """Train as `ssl-jax run` does, without a work directory, and evaluate."""
+    import functools
+
+    from ssl_jax.training.loop import train
+
+    parts = runs.prepare(config)
+    init = functools.partial(parts.task.initialise, load=runs.restore, say=lambda text: None)
+    started = time.monotonic()
+    state = train(
+        parts.task, parts.stream, training=parts.training, optimizer=parts.optimizer, seed=config.seed,
+        mesh=parts.mesh_settings, init_params=init, quiet=True,
+    )  # fmt: skip
+    seconds = time.monotonic() - started
+    data = runs.evaluation_data(parts, parts.dataset("test", False), None)
+    encoder = runs.encoder_of(parts, state.params if state.ema is None else state.ema)
+    results: dict[str, float] = {"seconds": seconds, "steps": float(state.step)}
+    for name, evaluator in parts.evaluators.items():
+        results |= dict(runs.values_of(name, evaluator, encoder, data))
+    return results
+
+
+def statistics(results: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """Mean, standard deviation (n - 1) and the values of every metric over the runs."""
+    table = {}
+    for name in results[0]:
+        values = [r[name] for r in results if name in r]
+        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        table[name] = {"mean": float(np.mean(values)), "sd": deviation, "values": values}
+    return table
+
+
+def save(path: str, name: str, found: dict[str, Any]) -> None:
+    """Puts `found` under `name` into the JSON file `path`, beside what other parts of the experiment wrote there."""
+    file = pathlib.Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    everything = json.loads(file.read_text()) if file.is_file() else {}
+    everything[name] = found
+    everything["machine"] = f"{platform.machine()}, {platform.system()}"
+    file.write_text(json.dumps(everything, indent=1) + "\n")
+
+
+def show(name: str, arms: dict[str, dict[str, dict[str, Any]]], metric: str) -> None:
+    for arm, table in arms.items():
+        row = table[metric]
+        print(f"{name:24s} {arm:14s} {metric} {row['mean']:.4f} +- {row['sd']:.4f}  {row['values']}", flush=True)
