@@ -42,7 +42,7 @@ setup(
         "parity": ["torch==2.13.0", "transformers>=5"],
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
-        "tfds": ["tensorflow"],
+        "tfds": ["tensorflow", "importlib_resources"],
         "wandb": ["wandb"],
         "slurm": ["psutil"],
     },
