@@ -1,5 +1,6 @@
 """Contrastive losses against the papers' formulas, GradCache and data parallelism against the plain gradient."""
 
+import functools
 import math
 
 import jax
@@ -40,19 +41,26 @@ def siglip_formula(x, y, scale, bias):
 @settings(deadline=None, max_examples=20)
 def test_losses_are_the_papers_formulas(seed, scale, bias):
     x, y = unit_vectors(seed)
-    a, b = np.float32(x), np.float32(y)
+    a, b = jnp.float32(x), jnp.float32(y)
     np.testing.assert_allclose(infonce(a, b, scale), clip_formula(x, y, scale), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(sigmoid(a, b, scale, bias), siglip_formula(x, y, scale, bias), rtol=1e-5, atol=1e-6)
 
 
-@given(st.integers(0, 2**31 - 1), st.permutations(range(12)), st.sampled_from([1, 2, 3, 12]))
-@settings(deadline=None, max_examples=20)
-def test_losses_depend_on_neither_the_order_of_pairs_nor_on_pieces(seed, order, chunks):
-    x, y = map(np.float32, unit_vectors(seed))
-    order = np.array(order)
-    for loss in (lambda a, b, k: infonce(a, b, 14.3, chunks=k), lambda a, b, k: sigmoid(a, b, 10.0, -10.0, chunks=k)):
-        plain, plain_grads = jax.value_and_grad(loss, (0, 1))(x, y, 1)
-        moved, grads = jax.value_and_grad(loss, (0, 1))(x[order], y[order], chunks)
+LOSSES = {
+    "infonce": lambda a, b, chunks: infonce(a, b, 14.3, chunks=chunks),
+    "sigmoid": lambda a, b, chunks: sigmoid(a, b, 10.0, -10.0, chunks=chunks),
+}
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_depend_on_neither_the_order_of_pairs_nor_on_pieces(name, chunks):
+    order = np.random.default_rng(0).permutation(12)
+    gradient = jax.jit(jax.value_and_grad(LOSSES[name], (0, 1)), static_argnums=2)
+    for seed in range(5):
+        x, y = map(jnp.float32, unit_vectors(seed))
+        plain, plain_grads = gradient(x, y, 1)
+        moved, grads = gradient(x[order], y[order], chunks)
         np.testing.assert_allclose(moved, plain, rtol=1e-5)
         for moved_grad, grad in zip(grads, plain_grads, strict=True):
             np.testing.assert_allclose(moved_grad, grad[order], rtol=1e-4, atol=1e-6)
@@ -70,7 +78,7 @@ def test_equal_texts_are_negatives_or_left_out():
         keep[i, j] = False
     log_softmax = lambda s: np.diag(s) - np.log(np.exp(s).sum(1))
     wanted = -(log_softmax(logits).mean() + log_softmax(logits.T).mean()) / 2
-    a, b = np.float32(x), np.float32(y)
+    a, b = jnp.float32(x), jnp.float32(y)
     for chunks in (1, 4):
         np.testing.assert_allclose(infonce(a, b, 14.3, same=same, chunks=chunks), wanted, rtol=1e-5)
     terms = np.log1p(np.exp(-(2 * np.eye(12) - 1) * (10 * x @ y.T - 10)))
@@ -102,8 +110,8 @@ def small_config(**task) -> ConfigDict:
     config.task = dict(name="image_text", **task)
     config.model = dict(
         name="dual_encoder", dim=8,
-        image=dict(patch_size=4, width=16, depth=2, heads=2, positions="learned", dropout=0.1),
-        text=dict(width=12, depth=2, heads=2, init="normal", init_std=0.2),
+        image=dict(patch_size=4, width=16, depth=1, heads=2, positions="learned"),
+        text=dict(width=12, depth=1, heads=2, init="normal", init_std=0.2),
     )  # fmt: skip
     config.data = dict(batch_size=8)
     config.training = dict(accumulation=1)
@@ -123,10 +131,15 @@ def a_batch(seed=0, batch=8):
     return {"image": jnp.array(images), "position": jnp.arange(batch), **task.tokenize(texts)}
 
 
+@functools.cache
+def first_params(loss="infonce"):
+    task = ImageText.from_config(small_config(loss=loss), info())
+    return jax.jit(task.init)(jax.random.key(1), a_batch())
+
+
 def task_and_params(config=None):
-    task = ImageText.from_config(config or small_config(), info())
-    params = jax.jit(task.init)(jax.random.key(1), a_batch())
-    return task, params
+    config = config or small_config()
+    return ImageText.from_config(config, info()), first_params(config.task.get("loss", "infonce"))
 
 
 def gradients(task, params, batch, train=True):
@@ -135,18 +148,19 @@ def gradients(task, params, batch, train=True):
 
 
 def close(a, b):
-    """Equal within 1e-5 of each array's largest value: f32 sums in another order."""
+    """Equal to 1e-5 relative, or within 1e-6 of the largest gradient: a key's bias, say, has none but rounding."""
+    largest = max(float(jnp.abs(y).max()) for y in jax.tree.leaves(b))
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * float(np.abs(y).max()))
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6 * largest)
 
 
 @pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
-@pytest.mark.parametrize("mask", [None, dict(ratio=0.5)])
-def test_gradients_are_the_same_in_any_number_of_gradcache_chunks(loss, mask):
+def test_gradients_are_the_same_in_any_number_of_gradcache_chunks(loss):
     """Dropout and patch dropping on: what is random belongs to the example, not to its piece."""
     wanted = None
     for chunks in (1, 2, 4):
-        config = small_config(loss=loss, **({"mask": mask} if mask else {}))
+        config = small_config(loss=loss, mask=dict(ratio=0.5))
+        config.model.text.dropout = 0.1
         config.training.accumulation = chunks
         task, params = task_and_params(config)
         value, grads = gradients(task, params, a_batch())
@@ -161,27 +175,29 @@ import sys, jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 sys.path.insert(0, "tests/pretext")
 from test_image_text import *
-mesh = Mesh(np.array(jax.devices()), ("data",))
-place = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
-for loss in ("infonce", "sigmoid"):
-    for chunks, rows in ((1, 1), (2, 2), (4, 1)):
-        config = small_config(loss=loss, logit_chunks=rows)
-        config.training.accumulation = chunks
-        task, params = task_and_params(config)
-        batch = a_batch()
-        wanted = gradients(ImageText.from_config(small_config(loss=loss), info()), params, batch)
-        batch = {k: place(v, PartitionSpec("data")) for k, v in batch.items()}
-        found = gradients(task, place(params, PartitionSpec()), batch)
-        np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5)
-        close(found[1], wanted[1])
-print(jax.device_count(), "devices agree")
+for loss, devices, chunks, rows in CASES:
+    config = small_config(loss=loss, logit_chunks=rows)
+    config.training.accumulation = chunks
+    (task, params), batch = task_and_params(config), a_batch()
+    wanted = gradients(ImageText.from_config(small_config(loss=loss), info()), params, batch)
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+    place = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
+    found = gradients(task, place(params, PartitionSpec()), {k: place(v, PartitionSpec("data")) for k, v in batch.items()})
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5)
+    close(found[1], wanted[1])
+    print(loss, devices, "agree")
 """
 
 
-@pytest.mark.parametrize("devices", [4, 8])
-def test_loss_and_gradients_are_those_of_one_device(child, devices):
-    """The loss is over the global batch: shards see each other's negatives."""
-    assert f"{devices} devices agree" in child(CHILD, devices=devices)
+def test_loss_and_gradients_on_eight_devices_are_those_of_one(child):
+    """The loss is over the global batch: shards see each other's negatives, also in two GradCache chunks."""
+    assert "infonce 8 agree" in child(CHILD.replace("CASES", '[("infonce", 8, 2, 1)]'), devices=8)
+
+
+@pytest.mark.slow
+def test_loss_and_gradients_on_any_devices_are_those_of_one(child):
+    cases = [(loss, d, c, r) for loss in ("infonce", "sigmoid") for d in (1, 4, 8) for c, r in ((1, 1), (2, 2), (4, 1))]
+    assert child(CHILD.replace("CASES", repr(cases)), devices=8, timeout=1800).count("agree") == len(cases)
 
 
 def test_the_sharded_loss_sees_all_negatives():
@@ -206,9 +222,7 @@ def test_initial_and_clamped_scale():
 
 
 def test_dropped_patches_are_dropped_in_training_only():
-    config = small_config(mask=dict(ratio=0.5))
-    config.model.image.dropout = 0.0
-    task, params = task_and_params(config)
+    task, params = task_and_params(small_config(mask=dict(ratio=0.5)))
     plain = ImageText.from_config(small_config(), info())
     batch = a_batch()
     seen = [gradients(t, params, batch, train=False)[0] for t in (task, plain)]
@@ -288,8 +302,8 @@ def test_a_tower_starts_from_another_run():
     found = task.initialise(params, load=lambda path: (None, {"encoder": other, "decoder": {}}, None))
     jax.tree.map(np.testing.assert_array_equal, found["image"], other)
     assert found["text"] is params["text"]
-    small = {"encoder": {**other, "stack": {"block00": other["stack"]["block00"]}}}
-    with pytest.raises(UserError, match="task.init_image: that run has no image/stack/block01"):
+    small = {"encoder": {**other, "stack": {}}}
+    with pytest.raises(UserError, match="task.init_image: that run has no image/stack/block00"):
         task.initialise(params, load=lambda path: (None, small, None))
     with pytest.raises(UserError, match="hold no patch_embedding"):
         task.initialise(params, load=lambda path: (None, {"encoder": {"dense": {}}}, None))
