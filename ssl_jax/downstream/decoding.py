@@ -68,7 +68,7 @@ def greedy(
     return tokens, score
 
 
-def length_norm(length: int | Array, alpha: float) -> Array:
+def length_norm(length: int | Array, alpha: float) -> float | Array:
     """((5 + length) / 6)^alpha (Wu et al. 2016, equation 14)."""
     return ((5.0 + length) / 6.0) ** alpha
 
