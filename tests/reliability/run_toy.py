@@ -3,6 +3,7 @@
 Prints a line "PHASE name" when a phase begins, so that a test can send a signal in the middle of it.
 """
 
+import os
 import sys
 import time
 
@@ -45,6 +46,8 @@ def main(workdir: str, **options: str) -> int:
         def slowed(*arguments):
             phase("step")
             time.sleep(slow_step)
+            if "die_at" in options and int(arguments[0].step) == int(options["die_at"]):
+                os._exit(9)
             return program(*arguments)
 
         return slowed

@@ -54,7 +54,7 @@ class ToyTask:
             y = y + 1e-6 * jnp.sum(jnp.tanh(jnp.tanh(x @ table) @ table.T), axis=1)
         weight = jnp.sum(batch["weight"])
         error = jnp.sum(batch["weight"] * (y - batch["y"]) ** 2) / weight
-        return error, {"weight": weight, "error": jnp.sqrt(error)}
+        return error, {"weight": weight, "error": jnp.sum(batch["weight"] * jnp.abs(y - batch["y"])) / weight}
 
     def forward(self, params, batch):
         return {"embedding": batch["x"] @ params["encoder"]["patch_embedding"]["kernel"]}

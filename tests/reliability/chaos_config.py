@@ -1,0 +1,58 @@
+"""The smallest config of each task, with everything on that could break exactness; its data are made by `chaos.make_data`.
+
+Dropout, drop path, augmentation, accumulation, a moving average and evaluations: get_config("masked_image") and so on.
+"""
+
+import os
+
+from ml_collections import ConfigDict
+
+TASKS = ("masked_image", "next_token", "masked_token", "image_text", "classification")
+
+
+def get_config(arg: str) -> ConfigDict:
+    folder = os.environ["SSL_JAX_CHAOS_DATA"]
+    config = ConfigDict()
+    config.seed = 7
+    small = dict(width=16, depth=2, heads=2, mlp_width=32)
+    language = dict(name="transformer", **small, dropout=0.1)
+    vit = dict(name="vit", patch_size=4, **small, drop_path=0.1)
+    images = dict(
+        train=f"npz:{folder}/images.npz", test=f"npz:{folder}/images.npz", batch_size=16,
+        augment=dict(crop=dict(padding=2), flip=True),
+    )  # fmt: skip
+    text = dict(train=f"text:{folder}/text.txt", batch_size=8, block=24, holdout=0.1)
+    config.training = dict(
+        duration="40 steps", accumulation=2, ema=0.95, log_every=5, evaluate_every="9 steps", tensorboard=False
+    )  # fmt: skip
+    config.optimizer = dict(name="adamw", lr=1e-3, weight_decay=0.05, schedule="warmup_cosine", warmup="10 %", clip=1.0)
+    config.checkpoint = dict(every=6, keep=2)
+    config.downstream = dict()
+    if arg == "masked_image":
+        config.data, config.model = images, dict(vit, positions="sincos2d")
+        config.task = dict(name=arg, mask=dict(kind="random", ratio=0.75), decoder=dict(width=16, depth=1, heads=2))
+        config.training.steps_per_call = 3
+        config.downstream = dict(knn=dict(k=5))
+    elif arg == "next_token":
+        config.data = dict(text, tokenizer=dict(name="characters"))
+        config.task, config.model = dict(name=arg), language
+        config.downstream = dict(next_token=dict())
+    elif arg == "masked_token":
+        config.data = dict(text, tokenizer=dict(name="wordpiece", size=200))
+        config.task, config.model = dict(name=arg), language
+        config.downstream = dict(masked_token=dict())
+    elif arg == "image_text":
+        config.data = dict(
+            train=f"jsonl:{folder}/pairs.jsonl", test=f"jsonl:{folder}/pairs.jsonl", batch_size=16, image_size=16,
+            context_length=12, tokenizer=dict(name="wordpiece", size=200),
+        )  # fmt: skip
+        config.task = dict(name=arg)
+        config.model = dict(name="dual_encoder", image=dict(patch_size=4, **small), text=dict(**small), dim=16)
+        config.downstream = dict(retrieval=dict())
+    elif arg == "classification":
+        config.data, config.model, config.task = images, vit, dict(name=arg, mix=dict(mixup=0.8, smoothing=0.1))
+        config.optimizer.layer_decay = 0.75
+        config.downstream = dict(knn=dict(k=5))
+    else:
+        raise KeyError(arg)
+    return config
