@@ -1,7 +1,7 @@
 r"""CLIP ViT-B/16 on Conceptual Captions 3M: the size at which a few GPUs tell whether a change helps.
 
-OpenCLIP's CC3M row (README and issue 448): batch 128 x 8 = 1,024, AdamW 1e-3, weight decay 0.1, 10,000 steps of warmup, 30 epochs,
-cosine to 0. Published for the ResNet-50: 18.5 to 20 % ImageNet zero-shot. For a ViT-B/16 no such row is published; half of
+OpenCLIP's CC3M row (its README): batch 128 x 8 = 1,024, AdamW 1e-3, weight decay 0.1, 10,000 steps of warmup, 30 epochs,
+cosine to 0. Published for the ResNet-50: 18.5 to 20 % ImageNet zero-shot. For a ViT-B/16 we know of no such row; half of
 the patches are dropped while it trains (FLIP, arXiv:2212.00794).
 
     ssl-jax run --config=configs/clip/vit_b16_cc3m.py --workdir=runs/clip_cc3m \
