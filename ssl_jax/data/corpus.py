@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from ssl_jax.config import read
 from ssl_jax.data import text
@@ -121,7 +121,7 @@ def load_tokens(settings: TokensSettings, tokenizer: Tokenizer, split: str) -> t
 def load_tokenizer(settings: TokensSettings, workdir: str | pathlib.Path | None = None) -> Tokenizer:
     """The tokenizer of `data.tokenizer`: read from its file, or trained on the corpus and kept in `workdir`/tokenizer.
 
-    A work directory keeps what it was trained with: for another corpus or other settings, UserError.
+    A run that was started keeps its tokenizer: for another corpus or other settings, UserError.
     """
     wanted = settings.tokenizer
     if not wanted.trained:
@@ -133,12 +133,13 @@ def load_tokenizer(settings: TokensSettings, workdir: str | pathlib.Path | None 
     parts = [dataclasses.asdict(wanted), *(source.fingerprint() for source in sources)]
     made_of = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     if folder is not None and (folder / "trained_on.json").exists() and (folder / "tokenizer.json").exists():
-        if json.loads((folder / "trained_on.json").read_text())["key"] != made_of:
+        if json.loads((folder / "trained_on.json").read_text())["key"] == made_of:
+            return text.load(folder)
+        if (folder.parent / "config.json").exists():
             raise UserError(
                 f"{folder}: this tokenizer was trained on another corpus or with other settings than data.tokenizer now has; "
                 'use a new --workdir, or data.tokenizer=dict(name="file", path=...)'
             )
-        return text.load(folder)
     return _trained(made_of, wanted, sources, folder)
 
 
@@ -225,9 +226,10 @@ class Windows:
             out["label_weights"] = fresh.astype(np.float32)
         return out
 
-    def gather(self, resident: Mapping[str, Array], index: Int[Array, "batch"]) -> dict[str, Array]:
+    def gather(self, resident: Mapping[str, Any], index: Any) -> dict[str, Array]:
+        tokens, index = jnp.asarray(resident["tokens"]), jnp.asarray(index)
         start = jnp.minimum(index * self.stride, len(self.tokens) - self.length)
-        cut = lambda at: jax.lax.dynamic_slice(resident["tokens"], (at,), (self.length,))
+        cut = lambda at: jax.lax.dynamic_slice(tokens, (at,), (self.length,))
         out = {"tokens": jax.vmap(cut)(start).astype(jnp.int32)}
         if self.weights:
             fresh = start[:, None] + jnp.arange(1, self.length) > (index * self.stride)[:, None]
@@ -289,8 +291,8 @@ class Spans:
     def __call__(self, index: int, generator: np.random.Generator | None) -> dict[str, np.ndarray]:
         return self._made(np, self.tokens, np.asarray(self.table[index : index + 1]), squeeze=True)
 
-    def gather(self, resident: Mapping[str, Array], index: Int[Array, "batch"]) -> dict[str, Array]:
-        return self._made(jnp, resident["tokens"], resident["table"][index], squeeze=False)
+    def gather(self, resident: Mapping[str, Any], index: Any) -> dict[str, Array]:
+        return self._made(jnp, jnp.asarray(resident["tokens"]), jnp.asarray(resident["table"])[index], squeeze=False)
 
     def _made(self, xp, tokens, rows, squeeze):
         out = gather_spans(xp, tokens, rows, self.length, self.ids)

@@ -9,15 +9,16 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from ssl_jax.data.sources import Texts
 from ssl_jax.errors import UserError
 
 BLOCK = 1 << 20  # bytes read at once
 PIECE = 1 << 17  # characters a tokenizer sees at once, about
 HASHED = 1 << 26  # corpora up to this size are known by their bytes, larger ones by name, size and date
 _CUT = re.compile(r"\S(?=\s)")
-SEPARATORS = {"file": None, "line": re.compile(r"\n"), "blank_line": re.compile(r"\n[ \t\r]*(?:\n[ \t\r]*)+")}
+SEPARATORS = {"file": None, "line": re.compile(r"\r?\n"), "blank_line": re.compile(r"\n[ \t\r]*(?:\n[ \t\r]*)+")}
 
 
 class Piece(NamedTuple):
@@ -26,6 +27,7 @@ class Piece(NamedTuple):
     end: int  # the place behind it, from which `pieces` can go on; -1 where it cannot
 
 
+@runtime_checkable
 class Documents(Protocol):
     """Text documents in an order. Places are bytes of text files, or numbers of documents."""
 
@@ -149,18 +151,16 @@ class TextFiles:
     def _split(self, pieces: Iterator[tuple[str, int]], at_start: bool) -> Iterator[Piece]:
         """Documents out of a file's pieces."""
         separator = SEPARATORS[self.documents]
-        first = True
+        first = at_start
         for text, end in pieces:
             if separator is None:
-                yield Piece(text, first and at_start, end)
+                yield Piece(text, first, end)
                 first = False
                 continue
             parts = separator.split(text)
             for i, part in enumerate(parts):
-                part = part.strip("\r\n") if self.documents == "blank_line" else part.strip("\r")
-                if i > 0:
-                    first = True
-                if part.strip():
+                first |= i > 0
+                if part.strip() or (part and not first):
                     yield Piece(part, first, -1)
                     first = False
             yield Piece("", False, end)
@@ -189,10 +189,11 @@ class TextFiles:
                     return
 
     def _document_cut(self, text: str) -> int:
-        """Where a block may end: at a line's end if documents are made of lines, else where a word ends."""
-        marker = {"line": "\n", "blank_line": "\n\n"}.get(self.documents)
-        at = text.rfind(marker) if marker else -1
-        return at if at > 0 else cut(text)
+        """Where a block may end: at a document's end where it holds one, else where a word ends."""
+        separator, at = SEPARATORS[self.documents], 0
+        for found in separator.finditer(text) if separator else ():
+            at = found.start()
+        return at or cut(text)
 
     def _decode(self, file: str, data: bytes, place: int, last: bool) -> tuple[str, int, bool]:
         """Text, how many bytes it took (a character that the block's end cuts in two waits for the next), and if it is all."""
@@ -273,7 +274,7 @@ class JsonLines:
         return row[self.column]
 
 
-def open_text(rest: str, **options: Any) -> Rows:
+def open_text(rest: str, **options: Any) -> Texts:
     """`text:GLOB` as a source of examples {"text": a file's text}."""
     files = TextFiles(f"text:{rest}", rest)
     texts: list[str] = []
@@ -282,6 +283,4 @@ def open_text(rest: str, **options: Any) -> Rows:
             texts.append(piece.text)
         else:
             texts[-1] += piece.text
-    from ssl_jax.data.sources import Texts
-
     return Texts(files.name, texts)

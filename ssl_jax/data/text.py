@@ -1,11 +1,13 @@
 """Tokenizers: characters, bytes, BPE and WordPiece trained on a corpus, and published vocabularies read from files."""
 
+import collections
 import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -131,7 +133,7 @@ class Tokenizer:
         """Token ids and the half-open range of characters of `text` that each stands for."""
         raise NotImplementedError
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[Any]) -> str:
         raise NotImplementedError
 
     def token(self, index: int) -> str:
@@ -146,7 +148,9 @@ class Tokenizer:
             return np.array([t.startswith("##") for t in tokens])
         if any(t.endswith("</w>") for t in tokens):
             raise UserError("data.tokenizer: whole-word masking needs tokens that say where a word begins")
-        return np.array([bool(t) and t[0].isalnum() and i not in self.special_ids for i, t in enumerate(tokens)])
+        special, blank = set(self.special_ids), "ĠĊĉč"  # byte-level BPE's stand-ins for white space
+        inside = lambda t: bool(t) and t[0] not in blank and (t[0].isalnum() or ord(t[0]) > 127)
+        return np.array([i not in special and inside(t) for i, t in enumerate(tokens)])
 
     @functools.cached_property
     def key(self) -> str:
@@ -200,7 +204,7 @@ class CharacterTokenizer(Tokenizer):
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         return self.encode(text), [(i, i + 1) for i in range(len(text))]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[Any]) -> str:
         return "".join(self.token(int(i)) for i in ids)
 
     def token(self, index: int) -> str:
@@ -232,7 +236,7 @@ class ByteTokenizer(Tokenizer):
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         return self.encode(text), [(i, i + 1) for i, c in enumerate(text) for _ in c.encode()]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[Any]) -> str:
         data = b"".join(bytes([i]) if i < 256 else self.special[i - 256].encode() for i in map(int, ids))
         return data.decode(errors="replace")
 
@@ -277,7 +281,7 @@ class FastTokenizer(Tokenizer):
         encoding = self.inner.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[Any]) -> str:
         return self.inner.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def token(self, index: int) -> str:
@@ -352,10 +356,8 @@ def clip_bpe(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> FastT
     )
     inner.decoder = t.decoders.ByteLevel()
     inner.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
-    inner.post_processor = t.processors.RobertaProcessing(
-        sep=("<|endoftext|>", vocabulary["<|endoftext|>"]), cls=("<|startoftext|>", vocabulary["<|startoftext|>"]),
-        add_prefix_space=False, trim_offsets=False,
-    )  # fmt: skip
+    ends = (("<|endoftext|>", vocabulary["<|endoftext|>"]), ("<|startoftext|>", vocabulary["<|startoftext|>"]))
+    inner.post_processor = t.processors.RobertaProcessing(*ends, trim_offsets=False, add_prefix_space=False)
     return FastTokenizer(inner)
 
 
@@ -382,9 +384,36 @@ def train(settings: TokenizerSettings, texts: Iterable[str]) -> Tokenizer:
         return FastTokenizer(inner)
     if "[UNK]" not in special:
         raise UserError("data.tokenizer.special_tokens: WordPiece needs [UNK] among them")
+    return _train_wordpiece(t, settings, texts, common)
+
+
+ALPHABET = 1000  # characters of a trained WordPiece vocabulary, the most frequent ones
+
+
+def _train_wordpiece(t, settings: TokenizerSettings, texts: Iterable[str], common: dict) -> FastTokenizer:
+    """WordPiece as the library trains it, but the same vocabulary every time.
+
+    Its trainer numbers "##a", "##b" ... as it comes across them in a hash table, and settles ties by these numbers. Here they
+    are numbered beforehand, by frequency.
+    """
     inner = t.Tokenizer(t.models.WordPiece(unk_token="[UNK]"))
     _bert(inner, settings.lowercase)
-    inner.train_from_iterator(texts, t.trainers.WordPieceTrainer(continuing_subword_prefix="##", **common))
+    words: collections.Counter[str] = collections.Counter()
+    for text in texts:
+        words.update(inner.normalizer.normalize_str(text).split())
+    letters: collections.Counter[str] = collections.Counter()
+    for word, count in words.items():
+        for letter in word:
+            letters[letter] += count
+    alphabet = sorted(letters, key=lambda letter: (-letters[letter], letter))[:ALPHABET]
+    common["special_tokens"] = [*common["special_tokens"], *alphabet, *("##" + letter for letter in alphabet)]
+    if len(common["special_tokens"]) > settings.size:
+        raise UserError(
+            f"data.tokenizer.size={settings.size}: this text's characters alone need {len(common['special_tokens'])}"
+        )
+    trainer = t.trainers.WordPieceTrainer(continuing_subword_prefix="##", limit_alphabet=len(alphabet), **common)
+    repeated = (" ".join([word] * count) for word, count in sorted(words.items()))
+    inner.train_from_iterator(repeated, trainer)
     return wordpiece(inner.get_vocab(), settings.lowercase)
 
 

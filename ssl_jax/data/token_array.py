@@ -127,7 +127,7 @@ def _tokenise(source, tokenizer, folder, manifest, start, stop, sentences, progr
         encoded = iter(tokenizer.encode_batch(lines))
         for i, group in itertools.groupby(zip(owners, encoded, strict=False), key=lambda pair: pair[0]):
             piece = pieces[i]
-            if piece.first:
+            if piece.first or not manifest["documents"]:  # a range that begins inside a document begins one of its own
                 if manifest["documents"] and separator is not None:
                     files["tokens"].write(np.array([separator], dtype).tobytes())
                     manifest["tokens"] += 1
