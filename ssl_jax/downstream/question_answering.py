@@ -105,7 +105,7 @@ class QuestionAnswering(FromPretext):
         """Windows with the likeliest start and end marked as [[answer]]."""
         found = self.features(params, batch)
         start, end = (np.argmax(np.asarray(found[name]), axis=-1) for name in ("start_logits", "end_logits"))
-        decode, lines = self.info.tokenizer.decode, []
+        decode, lines = lambda ids: self.info.tokenizer.decode(ids.tolist()), []
         for tokens, segments, a, b in zip(*(np.asarray(batch[n]) for n in ("tokens", "segments")), start, end, strict=True):
             text = tokens[segments > 0]
             span = f"[[{decode(text[a : b + 1])}]]" if 0 < a <= b else "[[no answer]]"

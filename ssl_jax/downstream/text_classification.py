@@ -124,7 +124,7 @@ class TextClassification(FromPretext):
         lines = []
         for tokens, segments, guess, label in zip(*(np.asarray(batch[n]) for n in ("tokens", "segments")), predicted,
                                                   np.asarray(batch["label"]), strict=True):  # fmt: skip
-            text = self.info.tokenizer.decode(tokens[segments > 0])
+            text = self.info.tokenizer.decode(tokens[segments > 0].tolist())
             mark = "right" if guess == label else f"wrong, it is {self.info.classes[label]}"
             lines.append(f"{self.info.classes[guess]} ({mark}): {text}")
         return {"predictions": Text(tuple(lines))}

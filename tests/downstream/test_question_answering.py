@@ -125,7 +125,7 @@ def test_only_the_context_and_the_first_token_can_be_an_answer(tmp_path):
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("empty", [0, 10])
+@pytest.mark.parametrize("empty", [pytest.param(0, marks=pytest.mark.slow), 10])
 def test_it_learns_to_find_answers_over_windows(tmp_path, empty):
     train, test = finders(tmp_path, empty=empty)
     task, batch = build(train.info), toys.batch_of(train, train.size)

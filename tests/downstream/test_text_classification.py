@@ -102,7 +102,10 @@ def test_dropout_is_on_in_training_only_and_follows_the_position(tmp_path):
     batch = toys.batch_of(train)
     params = started(task, batch)
     loss = jax.jit(task.loss, static_argnames="train")
-    values = [float(loss(params, batch, jax.random.key(k), train=train)[0]) for k, train in ((0, 1), (1, 1), (0, 0), (1, 0))]
+    values = [
+        float(loss(params, batch, jax.random.key(k), train=train)[0])
+        for k, train in ((0, True), (1, True), (0, False), (1, False))
+    ]
     assert values[0] != values[1] and values[2] == values[3]
     order = jnp.array([3, 1, 0, 2, 7, 6, 5, 4])
     shuffled = {name: value[order] for name, value in batch.items()}

@@ -110,7 +110,7 @@ def test_the_loss_is_the_mean_over_the_targets_tokens(data):
     assert float(loss) == pytest.approx(float((soft * weight).sum()) / count, rel=1e-5)
 
 
-@pytest.mark.parametrize("model", ["encoder_decoder", "prefix"])
+@pytest.mark.parametrize("model", ["encoder_decoder", pytest.param("prefix", marks=pytest.mark.slow)])
 def test_it_learns_and_is_measured(data, model, tmp_path):
     task = build(data, model, label_smoothing=0.0)
     batch = toys.batch_of(data, data.size)
