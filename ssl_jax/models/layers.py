@@ -240,8 +240,11 @@ class Attention(nn.Module):
             start = cache["length"]
             k = jax.lax.dynamic_update_slice(cache["key"], k.astype(cache["key"].dtype), (0, 0, start, 0))
             v = jax.lax.dynamic_update_slice(cache["value"], v.astype(cache["value"].dtype), (0, 0, start, 0))
-            cache = {"key": k, "value": v, "length": start + x.shape[1]}
-            kv_positions = jnp.arange(k.shape[2])[None]
+            written = {"key": k, "value": v, "length": start + x.shape[1]}
+            if "segments" in cache:  # where what was read before holds padding
+                kv_segments = jax.lax.dynamic_update_slice(cache["segments"], segments, (0, start))
+                written["segments"] = kv_segments
+            cache, kv_positions = written, jnp.arange(k.shape[2])[None]
         y = attention(
             q, k, v, q_positions=positions, kv_positions=kv_positions, kernel=c.attention,
             causal=self.causal and context is None, window=window, q_segments=segments, kv_segments=kv_segments,
