@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from ssl_jax import devices
 from ssl_jax.errors import UserError
 
 
@@ -75,6 +76,7 @@ class Speed:
     batch_size: int
     tokens: int = 1  # of one example; above 1, throughput is in tokens
     flops: float = 0.0  # of one training example
+    dtype: str = "float32"  # of the matmuls
     started: float = dataclasses.field(default_factory=time.monotonic)
     steps: int = 0
     waited: float = 0.0  # for data
@@ -86,23 +88,11 @@ class Speed:
         rate = self.steps * self.batch_size / elapsed
         unit = "tokens/s" if self.tokens > 1 else "examples/s"
         values = {unit: rate * self.tokens, "steps/s": self.steps / elapsed, "data_wait": self.waited / elapsed}
-        if self.flops and (peak := peak_flops()):
-            values["mfu"] = rate * self.flops / (peak * jax.device_count())
+        if self.flops and jax.default_backend() != "cpu":  # a CPU's peak is measured, which would disturb the training
+            mfu = devices.utilisation(rate * self.flops, self.dtype)
+            values |= {} if mfu is None else {"mfu": mfu}
         self.started, self.steps, self.waited, self.paused = time.monotonic(), 0, 0.0, 0.0
         return values
-
-
-PEAK_FLOPS = {  # dense bf16, one device, as the makers state them
-    "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
-    "V100": 125e12, "T4": 65e12, "RTX 4090": 165e12, "TPU v6": 918e12, "TPU v5p": 459e12, "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12, "TPU v4": 275e12, "TPU v3": 123e12,
-}  # fmt: skip
-
-
-def peak_flops() -> float | None:
-    """The dense bf16 peak of one device, or None where it is not known (on CPU, `ssl-jax bench` measures it)."""
-    kind = jax.devices()[0].device_kind
-    return next((peak for name, peak in PEAK_FLOPS.items() if name.lower() in kind.lower()), None)
 
 
 class Console:

@@ -122,7 +122,7 @@ class Run:
         self.total = int(self.state.hyper["total_steps"])
         every = training.evaluate_every
         self.evaluate_every = self._duration(every, "training.evaluate_every", self.total) if every and self.evaluate else None
-        self.speed = Speed(self.stream.batch_size, tokens_of(self.stream.dataset.info), trainer.task.flops())
+        self.speed = Speed(self.stream.batch_size, tokens_of(self.stream.dataset.info), trainer.task.flops(), training.dtype)
         logger = lambda: Logger(
             self.workdir, step=self.step, total=self.total, every=training.log_every, speed=self.speed, name=name,
             state=self.extra.get("logger"), quiet=quiet, tensorboard=training.tensorboard, wandb=training.wandb,

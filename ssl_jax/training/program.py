@@ -1,5 +1,6 @@
 """The compiled step of a task and the State it works on."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,9 @@ class Program:
         self.mesh = mesh if isinstance(mesh, Mesh) else sharding.make_mesh(self.layout)
         sharding.check_batch(self.mesh, stream.batch_size, training.accumulation, task.whole_batch)
         self.rows = sharding.local_rows(self.mesh, stream.batch_size)
-        raw = stream.host_batch(0, self.rows)
+        one = sum(np.prod(x.shape) * np.dtype(x.dtype).itemsize for x in stream.dataset.info.shapes.values())
+        check_memory(self.mesh, stream.batch_size * one / self.mesh.size, "a batch", "make data.batch_size smaller")
+        raw = stream.host_batch(0, slice(0, 1))
         shape = lambda x: jax.ShapeDtypeStruct((stream.batch_size, *x.shape[1:]), x.dtype)
         self._raw = {name: shape(value) for name, value in raw.items()}
         self._batch = jax.eval_shape(
@@ -50,13 +53,17 @@ class Program:
         self._abstract = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self._abstract, self.shardings
         )
+        held = sum(np.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in leaves_of(self._abstract, self.shardings))
+        check_memory(self.mesh, held, "parameters and optimizer state", "make the model smaller, or split it with mesh.fsdp")
         self.step = TrainStep(
             task, stream.on_device, self.optimizer, optimizer, training.accumulation, training.ema,
             training.on_nonfinite == "skip", training.skip_outliers,
         )  # fmt: skip
         self.steps_per_call = self._steps_per_call()
         self._compiled: dict[Any, Any] = {}
-        self._new = jax.jit(self._create, out_shardings=self.shardings)
+        # run once: on CPU, optimizing it costs more than it saves
+        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        self._new = jax.jit(self._create, out_shardings=self.shardings, compiler_options=options)
 
     # State --------------------------------------------------------------------------------------------------------------
 
@@ -106,6 +113,27 @@ class Program:
 
     def put(self, batch: dict, count: int) -> Any:
         return sharding.put_batch(batch, self.mesh, self.stream.batch_size, None if count == 1 else count)
+
+
+def leaves_of(tree: Any, shardings: Any) -> list[tuple[Any, Any]]:
+    return list(zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True))
+
+
+def check_memory(mesh: Mesh, needed: float, what: str, mend: str) -> None:
+    """UserError when `needed` bytes cannot lie on one device, before anything is allocated."""
+    limit = memory_of(mesh.devices.flat[0])
+    if limit is not None and needed > limit:
+        raise UserError(f"{what}: {needed / 2**30:,.1f} GiB on each device, which has {limit / 2**30:,.1f} GiB; {mend}")
+
+
+def memory_of(device: Any) -> float | None:
+    """The bytes of a device's memory, of the host's for a CPU device, or None where that is not known."""
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
 
 
 def shapes(tree: Any, sharding: Any = None) -> Any:
