@@ -1,0 +1,17 @@
+"""Training steps on the cores of this machine beside `transformers` in PyTorch; nothing else should run.
+
+    python experiments/throughput/cpu.py
+
+Writes experiments/throughput/cpu.json and prints the table of README.md.
+"""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+import measure  # noqa: E402
+import shapes  # noqa: E402
+
+if __name__ == "__main__":
+    measure.main(__file__, lambda tiny=False: shapes.cpu(), pathlib.Path(__file__).with_name("cpu.json"))
