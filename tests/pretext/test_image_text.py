@@ -128,7 +128,8 @@ def a_batch(seed=0, batch=8):
     texts = ["".join(random.choice(list("abcdefgh"), 4)) for _ in range(batch)]
     task = ImageText.from_config(small_config(), info())
     images = random.standard_normal((batch, 8, 8, 3)).astype(np.float32)
-    return {"image": jnp.array(images), "position": jnp.arange(batch), **task.tokenize(texts)}
+    tokens = jnp.array(task.tokenize(texts)["tokens"])
+    return {"image": jnp.array(images), "position": jnp.arange(batch), "tokens": tokens}
 
 
 @functools.cache
