@@ -8,6 +8,9 @@ from typing import Any
 BASELINES = {
     "random_encoder": "random encoder",
     "raw_pixels": "raw pixels",
+    "bag_of_tokens": "bag of tokens",
+    "likeliest_sentence": "likeliest sentence",
+    "copied_source": "copied source",
     "scratch": "from scratch",
     "majority": "majority",
     "chance": "chance",
