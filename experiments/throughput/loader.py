@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import pathlib
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,6 +26,11 @@ from ssl_jax import bench, runs
 from ssl_jax import config as configs
 from ssl_jax.data import images as image_data
 from ssl_jax.data.pipeline import Stream
+from ssl_jax.reports.tables import markdown
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+import measure  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[2]
 SIZE, SCALE, RATIO = 224, (0.2, 1.0), (3 / 4, 4 / 3)
@@ -140,12 +146,17 @@ def main() -> None:
         found = alternate(folder, 32, arguments.batches, arguments.alternations)
         if arguments.step:
             found["with_step"] = with_step(folder, 16)
-    for reader, value in found["images_per_s"].items():
-        print(f"{reader:18} {value:8,.0f} images/s")
+    body = [[reader, f"{value:,.0f}"] for reader, value in found["images_per_s"].items()]
+    text = f"{found['workers']} cores.\n\n" + markdown(["", "images/s"], body)
     if "with_step" in found:
         step = found["with_step"]
-        print(f"with a ViT-S/16 step {step['examples_per_s']:.1f} images/s, {100 * step['data_wait']:.1f} % waiting for data")
+        wait = f"{100 * step['data_wait']:.1f} % of its time"
+        speed = f"{step['examples_per_s']:.1f} images/s"
+        text += f"\nFeeding a ViT-S/16 step, batch {step['batch']}: {speed}; the step waits for data {wait}.\n"
+    print(text)
     arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+    if arguments.json == parser.get_default("json"):
+        measure.into_readme("loader", text)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,27 @@ def main(script: str, shapes: Callable[..., Mapping[str, Any]], out: pathlib.Pat
         print(f"{name}: {found[name].get('error') or summary(found[name])}", flush=True)
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
     print(table(found))
+    if arguments.json == out and not arguments.tiny:
+        into_readme(out.stem, f"{machine(found)}\n\n{table(found)}")
+
+
+def machine(found: Mapping[str, Any]) -> str:
+    """What the numbers were measured on, and what failed."""
+    good = [value for value in found.values() if "error" not in value]
+    device = good[0]["device"] if good else {"kind": "no device", "cores": 0}
+    where = f"{device['kind']}, {device['cores']} cores, JAX {good[0]['versions']['jax']}" if good else "nothing measured"
+    about = next((a for value in good if "peer" in value for a in value["peer"]["about"].values()), {})
+    where += f", PyTorch {about['torch']}, transformers {about['transformers']}" if "torch" in about else ""
+    failed = "".join(f"\n\nNot measured: {name}: {value['error']}" for name, value in found.items() if "error" in value)
+    return f"{where}.{failed}"
+
+
+def into_readme(name: str, text: str) -> None:
+    """Replaces what stands between `<!-- name -->` and `<!-- /name -->` in README.md."""
+    readme = HERE / "README.md"
+    before, _, rest = readme.read_text().partition(f"<!-- {name} -->")
+    after = rest.partition(f"<!-- /{name} -->")[2]
+    readme.write_text(f"{before}<!-- {name} -->\n{text.strip()}\n<!-- /{name} -->{after}")
 
 
 def one(shape: Any, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -5,7 +5,6 @@ A shape is a config like any other, so that `ssl-jax bench` and these scripts ti
 
 import dataclasses
 import pathlib
-import types
 from typing import Any
 
 import jax
@@ -116,6 +115,27 @@ def cpu() -> dict[str, Shape | ConfigDict]:
     }
 
 
+class Random:
+    """A source of examples that lie in memory."""
+
+    name, classes = "random", ()
+
+    def __init__(self, arrays: dict[str, np.ndarray]):
+        self.arrays = arrays
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {name: array[index] for name, array in self.arrays.items()}
+
+    def labels(self) -> None:
+        return None
+
+    def describe(self, index: int) -> str:
+        return f"random:{index}"
+
+
 class Words:
     """The numbers of a tokenizer that a task asks for."""
 
@@ -144,9 +164,9 @@ def prepare(shape: Shape | ConfigDict) -> Any:
         shapes["tokens"] = jax.ShapeDtypeStruct((shape.tokens,), jnp.int32)
     extra = {"tokens_per_example": shape.tokens - 1} if config.task.name == "next_token" else {}  # the last is only a label
     info = DataInfo(shapes, tokenizer=Words(shape.vocabulary) if shape.tokens else None, extra=extra)
-    source = types.SimpleNamespace(name="random", classes=(), arrays=arrays, describe=str)
-    dataset = Dataset(info, count, lambda i, _: {k: v[i] for k, v in arrays.items()}, source, arrays, on_device=_normalised,
-                      arrays=arrays, placement="device")  # fmt: skip
+    source = Random(arrays)
+    dataset = Dataset(info, count, lambda i, generator: source[i], source, arrays, on_device=_normalised, arrays=arrays,
+                      placement="device")  # fmt: skip
     task = runs.task_class(config).from_config(config, info)
     stream = Stream(dataset, batch_size=config.data.batch_size, seed=0)
     read = lambda cls, name: configs.read(cls, config.get(name), name)
