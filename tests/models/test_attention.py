@@ -1,0 +1,60 @@
+"""Attention against the equation written out in float64, and the restrictions one by one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl_jax.models.attention import allowed, attend
+
+RNG = np.random.default_rng(0)
+
+
+def draw(*shape):
+    return jnp.asarray(RNG.normal(size=shape), jnp.float32)
+
+
+def equation(q, k, v, mask=None):
+    """softmax(q k^T / sqrt(d)) v, one head at a time, query heads sharing key heads in order."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.zeros_like(q)
+    for b, h in np.ndindex(*q.shape[:2]):
+        shared = h * k.shape[1] // q.shape[1]
+        scores = q[b, h] @ k[b, shared].T / np.sqrt(q.shape[-1])
+        if mask is not None:
+            scores = np.where(np.asarray(mask)[b % len(mask)], scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        out[b, h] = weights / weights.sum(-1, keepdims=True) @ v[b, shared]
+    return out
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_its_equation(kv_heads, masked):
+    q, k, v = draw(2, 4, 5, 8), draw(2, kv_heads, 7, 8), draw(2, kv_heads, 7, 8)
+    mask = jnp.asarray(RNG.random((2, 5, 7)) < 0.5).at[:, :, 0].set(True) if masked else None
+    np.testing.assert_allclose(attend(q, k, v, mask=mask), equation(q, k, v, mask), atol=2e-6)
+
+
+def test_restrictions_combine():
+    """Entry by entry: causal but for a prefix, at most `window` away, within one segment."""
+    positions, segments, prefix = jnp.arange(6)[None], jnp.asarray([[1, 1, 1, 1, 2, 2]]), jnp.asarray([2])
+    ours = allowed(positions, positions, causal=True, window=2, q_segments=segments, kv_segments=segments, prefix=prefix)
+    for q in range(6):
+        for k in range(6):
+            expected = (k <= q or k < 2) and abs(q - k) <= 2 and (q < 4) == (k < 4)
+            assert bool(ours[0, q, k]) == expected, (q, k)
+    assert allowed(positions, positions) is None
+
+
+def test_dropout_keeps_the_mean_and_follows_the_examples_keys():
+    q, k, v = draw(1, 2, 3, 4), draw(1, 2, 5, 4), draw(1, 2, 5, 4)
+    repeat = lambda x: jnp.repeat(x, 4000, axis=0)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    drop = jax.jit(lambda q, k, v, keys: attend(q, k, v, dropout=0.5, keys=keys))
+    dropped = drop(repeat(q), repeat(k), repeat(v), keys)
+    plain = attend(q, k, v)[0]
+    error = np.asarray(dropped).std(0) / np.sqrt(4000)
+    assert np.all(np.abs(dropped.mean(0) - plain) < 5 * error)
+    part = drop(repeat(q)[:3], repeat(k)[:3], repeat(v)[:3], keys[7:10])
+    np.testing.assert_allclose(part, dropped[7:10], atol=1e-6)

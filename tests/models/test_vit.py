@@ -1,0 +1,197 @@
+"""The vision transformer against the published definitions: patch order, positions, parameter counts, and what it may see."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssl_jax.errors import UserError
+from ssl_jax.models.patches import inverse_of, patchify, pick, sincos2d, unpatchify
+from ssl_jax.models.vit import SIZES, ViT, ViTConfig, build_vit, representations, resize_positions
+
+
+def tiny(**options) -> ViTConfig:
+    return ViTConfig(**{"width": 16, "depth": 2, "heads": 2, "patch_size": 2} | options)
+
+
+def init(model: ViT, batch: int = 2, **options):
+    images = jax.random.normal(jax.random.key(1), (batch, *model.image_size, model.channels))
+    return jax.jit(model.init)(jax.random.key(0), images, **options)["params"], images
+
+
+def count(tree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+shapes = st.tuples(*[st.integers(1, 3)] * 5)
+
+
+@given(shapes)
+@settings(max_examples=12, deadline=None)
+def test_patches_come_row_by_row_with_pixels_in_the_order_row_column_channel(shape):
+    rows, columns, p, q, channels = shape
+    images = np.random.default_rng(0).normal(size=(2, rows * p, columns * q, channels)).astype(np.float32)
+    patches = np.asarray(patchify(jnp.asarray(images), (p, q)))
+    for r in range(rows):
+        for c in range(columns):
+            cut = images[:, r * p : (r + 1) * p, c * q : (c + 1) * q]
+            np.testing.assert_array_equal(patches[:, r * columns + c], cut.reshape(2, -1))
+    np.testing.assert_array_equal(unpatchify(jnp.asarray(patches), (p, q), (rows, columns)), images)
+
+
+@pytest.mark.parametrize("grid", [(3, 3), (2, 5), (14, 14)])
+def test_sine_cosine_positions_encode_the_column_first(grid):
+    """The MAE reference's util/pos_embed.py, written out entry by entry."""
+    width = 24
+    expected = np.zeros((grid[0] * grid[1], width))
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            for i in range(6):
+                angle = 10000 ** (-i / 6)
+                entry = expected[row * grid[1] + column]
+                entry[i], entry[6 + i] = np.sin(column * angle), np.cos(column * angle)
+                entry[12 + i], entry[18 + i] = np.sin(row * angle), np.cos(row * angle)
+    np.testing.assert_allclose(sincos2d(width, grid), expected, atol=1e-6)
+
+
+def torch_vit_parameters(width: int, depth: int, mlp: int, patch: int, channels: int = 3) -> int:
+    """Without positions: convolution, class token, blocks (qkv, projection, MLP, two norms), final norm."""
+    block = (width * 3 * width + 3 * width) + (width * width + width) + (2 * width * mlp + mlp + width) + 4 * width
+    return (patch * patch * channels * width + width) + width + depth * block + 2 * width
+
+
+# millions of parameters of the encoder with its positions: B, L, H from Dosovitskiy et al. 2021, table 1; Ti and S from
+# Touvron et al. 2021, table 1, g from Zhai et al. 2022, table 2 (these three with their classifiers, which round away)
+PUBLISHED = {"Ti": 5.5, "S": 21.7, "B": 86, "L": 303, "H": 631, "g": 1011}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_parameter_counts_of_the_published_sizes(size):
+    model = build_vit({"size": size}, (224, 224, 3))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3))))["params"]
+    c = model.config
+    assert count(shapes) == torch_vit_parameters(c.width, c.depth, c.width_of_mlp, c.patch[0])
+    with_positions = count(shapes) + (model.patches + 1) * c.width
+    assert with_positions / 1e6 == pytest.approx(PUBLISHED[size], rel=0.01)
+
+
+@given(rows=st.integers(1, 4), columns=st.integers(1, 4), p=st.integers(1, 3), q=st.integers(1, 3), seed=st.integers(0, 99))
+@settings(max_examples=5, deadline=None)
+def test_hidden_patches_never_reach_the_encoder(rows, columns, p, q, seed):
+    """Changing the pixels of hidden patches changes no output of the encoder, and their gradient is zero."""
+    model = ViT(tiny(depth=1, patch_size=(p, q)), (rows * p, columns * q), 1)
+    params, images = init(model)
+    rng = np.random.default_rng(seed)
+    keep = rng.integers(1, rows * columns + 1)
+    visible = jnp.asarray(np.stack([rng.permutation(rows * columns)[:keep] for _ in range(2)]), jnp.int32)
+    hidden = inverse_of(visible, rows * columns) < 0
+    noise = jnp.where(hidden[..., None], 100.0, 0.0) * jnp.ones((1, 1, p * q))
+    changed = images + unpatchify(noise, (p, q), (rows, columns))
+    encode = jax.jit(lambda x: model.apply({"params": params}, x, visible=visible)[0])
+    np.testing.assert_array_equal(encode(images), encode(changed))
+    gradient = patchify(jax.jit(jax.grad(lambda x: jnp.sum(encode(x) ** 2)))(images), (p, q))
+    assert not np.any(np.asarray(gradient)[np.asarray(hidden)])
+
+
+@pytest.mark.parametrize("positions", ["sincos2d", "learned", "none"])
+def test_encoding_all_patches_in_another_order_permutes_the_tokens(positions):
+    """Positions belong to the patches, not to the places in the shuffled sequence."""
+    model = ViT(tiny(positions=positions), (6, 4), 3)
+    params, images = init(model)
+    order = jnp.asarray(np.stack([np.random.default_rng(i).permutation(6) for i in range(2)]), jnp.int32)
+    whole = jax.jit(model.apply)({"params": params}, images)[0]
+    shuffled = jax.jit(model.apply)({"params": params}, images, visible=order)[0]
+    np.testing.assert_allclose(shuffled[:, 1:], jnp.take_along_axis(whole[:, 1:], order[..., None], 1), atol=2e-5)
+    np.testing.assert_allclose(shuffled[:, 0], whole[:, 0], atol=2e-5)
+
+
+def test_pick_is_a_gather_and_its_gradient_the_scatter():
+    x = jax.random.normal(jax.random.key(0), (3, 7, 5))
+    indices = jnp.asarray(np.stack([np.random.default_rng(i).permutation(7)[:4] for i in range(3)]), jnp.int32)
+    weights = jax.random.normal(jax.random.key(1), (3, 4, 5))
+    ours = lambda x: jnp.sum(weights * pick(x, indices, inverse_of(indices, 7)))
+    plain = lambda x: jnp.sum(weights * jnp.take_along_axis(x, indices[..., None], 1))
+    np.testing.assert_array_equal(ours(x), plain(x))
+    np.testing.assert_array_equal(jax.grad(ours)(x), jax.grad(plain)(x))
+
+
+def test_a_mask_token_hides_the_pixels_but_not_the_position():
+    model = ViT(tiny(mask_token=True), (4, 4), 1)
+    params, images = init(model)
+    mask = jnp.asarray([[True, False, False, True]] * 2)
+    encode = jax.jit(lambda x: model.apply({"params": params}, x, mask=mask)[0])
+    np.testing.assert_array_equal(encode(images), encode(images.at[:, :2, :2].set(9.0)))
+    assert np.abs(encode(images) - encode(images.at[:, :2, 2:].set(9.0))).max() > 1e-3
+    assert np.abs(encode(images)[:, 1] - encode(images)[:, 4]).max() > 1e-3
+
+
+@pytest.mark.parametrize("options", [
+    dict(class_token=False), dict(registers=3, positions="learned"), dict(pooling="cls", pooler=True),
+    dict(pooling="attention"), dict(norm_pooled=True), dict(layer_scale=1e-5, gated=True, mlp_width=24),
+    dict(pre_norm=True, patch_bias=False, norm_eps=1e-5, activation="quick_gelu"), dict(scan=True, remat="full"),
+    dict(patch_size=(2, 3)),
+])  # fmt: skip
+def test_every_variant_names_its_representations(options):
+    model = ViT(tiny(**options), (4, 6), 2)
+    params, images = init(model)
+    tokens, intermediates = jax.jit(model.apply)({"params": params}, images)
+    named = representations(model.config, tokens, intermediates)
+    assert tokens.shape == (2, model.config.prefix + model.patches, 16)
+    assert named["tokens"].shape == (2, model.patches, 16)
+    np.testing.assert_allclose(named["mean"], np.mean(named["tokens"], axis=1), atol=1e-6)
+    expected = {"pooled", "tokens", "mean", "block00/mean", "block01/mean"}
+    expected |= {"cls", "block00/cls", "block01/cls"} if model.config.class_token else set()
+    assert set(named) == expected
+    assert all(np.all(np.isfinite(v)) for v in named.values())
+
+
+def test_initial_values_are_maes():
+    """Xavier-uniform everywhere (query, key and value as one matrix), tokens N(0, 0.02), norms 1 and 0, biases 0."""
+    model = ViT(ViTConfig(width=192, depth=1, heads=3, patch_size=8), (32, 32), 3)
+    params, _ = init(model)
+    kernels = {
+        "patch_embedding": (params["patch_embedding"], 8 * 8 * 3, 192),
+        "query": (params["stack"]["block00"]["attention"]["query"], 192, 3 * 192),
+        "out": (params["stack"]["block00"]["attention"]["out"], 192, 192),
+        "up": (params["stack"]["block00"]["mlp"]["up"], 192, 768),
+    }
+    for name, (layer, fan_in, fan_out) in kernels.items():
+        bound, kernel = np.sqrt(6 / (fan_in + fan_out)), np.asarray(layer["kernel"])
+        assert 0.998 * bound < np.abs(kernel).max() <= bound, name
+        assert kernel.std() == pytest.approx(bound / np.sqrt(3), rel=0.02), name
+        assert not np.any(layer["bias"])
+    assert np.std(params["class_token"]) == pytest.approx(0.02, rel=0.2)
+    np.testing.assert_array_equal(params["final_norm"]["scale"], 1)
+
+
+def test_resizing_positions_keeps_the_class_token_and_a_linear_ramp():
+    config = tiny(positions="learned")
+    ramp = np.arange(4, dtype=np.float32)
+    table = np.concatenate([np.full((1, 16), 7.0), np.tile(np.repeat(ramp, 4)[:, None], (1, 16))]).astype(np.float32)
+    resized = resize_positions({"positions": table}, config, (4, 4), (8, 8))["positions"]
+    assert resized.shape == (65, 16)
+    np.testing.assert_array_equal(resized[0], 7)
+    rows = np.asarray(resized[1:]).reshape(8, 8, 16)
+    np.testing.assert_allclose(rows[3:5, 0, 0], [1.25, 1.75], atol=1e-5)  # beyond, the cubic kernel meets the edge
+    assert np.ptp(rows, axis=1).max() < 1e-5
+
+
+@pytest.mark.parametrize("section, message", [
+    (dict(patch_size=6), "model.patch_size=6 does not divide the image, 28 x 28; use 1, 2, 4, 7, 14 or 28"),
+    (dict(size="X"), "model.size='X': must be one of Ti, S, B, L, H, g"),
+    (dict(size="B", widht=3), "unknown key model.widht; did you mean model.width?"),
+    (dict(patch_size=7, positions="sine"), "model.positions='sine': must be one of sincos2d, learned, none"),
+    (dict(patch_size=7, class_token=False, pooling="cls"), 'model.pooling="cls" needs class_token=True'),
+    (dict(patch_size=0), "model.patch_size=0: must be a number of pixels or a pair (height, width)"),
+])  # fmt: skip
+def test_mistakes_are_named(section, message):
+    with pytest.raises(UserError) as error:
+        build_vit(section, (28, 28, 1))
+    assert str(error.value) == message
+
+
+def test_settings_win_over_the_size():
+    config = ViTConfig.read(dict(size="S", depth=3, patch_size=8))
+    assert (config.width, config.depth, config.heads, config.patch, config.width_of_mlp) == (384, 3, 6, (8, 8), 1536)
