@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -125,10 +126,11 @@ class Peer:
 
     def __init__(self, spec: dict[str, Any], *, compiled: bool, dtype: str, optimizer: dict[str, Any], device: str = "cpu"):
         self.name = "compiled" if compiled else "eager"
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        self._errors = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would stop the child when it is full
         self._process = subprocess.Popen(
             [sys.executable, "-m", "ssl_jax.bench_peer"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            stderr=subprocess.PIPE, env=environment,
+            stderr=self._errors, env=environment,
         )  # fmt: skip
         threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self.about = self._ask(
@@ -142,8 +144,7 @@ class Peer:
     def close(self) -> dict[str, Any]:
         """Ends the process; its memory in use at most."""
         about = self._ask({"end": True})
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
+        self.kill()
         return about
 
     def kill(self) -> None:
@@ -164,8 +165,9 @@ class Peer:
                     self.kill()
                     raise UserError(f"--peer ({self.name}): {answer['error']}")
                 return answer
-        tail = self._process.stderr.read().strip().splitlines()[-1:] or ["it ended without a word"]
         self.kill()
+        self._errors.seek(0)
+        tail = self._errors.read().strip().splitlines()[-1:] or ["it ended without a word"]
         raise UserError(f"--peer ({self.name}): the reference process failed: {tail[0]}")
 
 
