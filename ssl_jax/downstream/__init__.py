@@ -21,6 +21,7 @@ EVALUATORS = {
 }
 
 TASKS = {
+    "image_encoder": "ssl_jax.interop.image_encoder:ImageEncoder",
     "classification": "ssl_jax.downstream.classification:Classification",
     "text_classification": "ssl_jax.downstream.text_classification:TextClassification",
     "question_answering": "ssl_jax.downstream.question_answering:QuestionAnswering",

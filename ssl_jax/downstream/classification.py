@@ -114,7 +114,9 @@ class Classification:
         return representations(self.encoder.config, tokens, inner) | {"logits": logits}
 
     def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
-        return {"logits": self._logits(params, batch["image"])[0]}
+        """ "logits", "tokens" f32[batch, prefix + patches, width] and "pooled", what the head reads."""
+        logits, tokens, inner = self._logits(params, batch["image"])
+        return {"logits": logits, "tokens": tokens.astype(jnp.float32), "pooled": inner["pooled"].astype(jnp.float32)}
 
     def panels(self, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, Text]:
         """What the model says of each example, and how sure it is."""

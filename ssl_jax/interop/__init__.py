@@ -1,0 +1,5 @@
+"""Published weights in and out."""
+
+from ssl_jax.interop.convert import convert, load_pretrained
+
+__all__ = ["convert", "load_pretrained"]

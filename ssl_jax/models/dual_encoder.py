@@ -128,6 +128,14 @@ class DualEncoder(nn.Module):
             vector = pooled(hidden, segments)[c.pooling].astype(self.dtype)
         return unit(self.text_projection(vector) if self.config.text_projection else vector), hidden
 
+    def check_mask(self) -> None:
+        """UserError unless padding behind the end of a text changes nothing: causal and read at the end, or masked already."""
+        c = self.config.text
+        if not c.mask_padding and not (c.causal and c.pooling == "eos"):
+            raise UserError(
+                "attention_mask: this text tower was trained to read padding; pad to its full length, leave the mask out"
+            )
+
     def flops_forward(self, kept: int | None = None) -> float:
         """Matmul FLOPs of one pair, forward, with `kept` visible patches."""
         c = self.config

@@ -42,6 +42,7 @@ class TransformerConfig:
     gated: bool = False  # activation(gate(x)) * up(x): SwiGLU, GeGLU
     qk_norm: bool = False
     rope_theta: float | None = None  # rotary positions
+    rope_scaling: tuple | None = None  # longer contexts: ("linear", factor) or ("llama3", factor, low, high, old length)
     window: int | None = None  # local attention: at most so many positions away
     global_every: int = 1  # with a window: block 0 and every n-th one attend globally (ModernBERT: 3)
     local_rope_theta: float | None = None  # rotary base of the local blocks; default: rope_theta
@@ -75,6 +76,10 @@ class TransformerConfig:
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise UserError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(choices)}")
+        if self.rope_scaling is not None and (self.rope_scaling[:1], len(self.rope_scaling)) not in ROPE_SCALINGS:
+            raise UserError(
+                f'rope_scaling={self.rope_scaling}: must be ("linear", factor) or ("llama3", factor, low, high, old length)'
+            )
         for name in ("dropout", "attention_dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must lie in [0, 1)")
@@ -186,10 +191,35 @@ def norm_of(config: TransformerConfig, dtype: Any, name: str | None = None) -> N
     return Norm(config.norm, config.norm_eps, config.norm_bias, dtype, name=name)
 
 
-def rotate(x: Float[Array, "batch heads time width"], positions: Int[Array, "#batch time"], theta: float | Array):
+ROPE_SCALINGS = ((("linear",), 2), (("llama3",), 5))
+
+
+def rope_frequencies(half: int, theta: float | Array, scaling: tuple | None = None) -> Float[Array, "{half}"]:
+    """theta^(-i / half), lowered for contexts longer than the one trained with.
+
+    "linear": all by `factor` (Chen et al. 2023). "llama3": only those with a wavelength above old length / high, wholly by
+    `factor` above old length / low, in between interpolated (Grattafiori et al. 2024, and its published code).
+    """
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if scaling is None:
+        return frequency
+    if scaling[0] == "linear":
+        return frequency / scaling[1]
+    _, factor, low, high, length = scaling
+    turns = length * frequency / (2 * math.pi)  # in the old context
+    share = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return (1 - share) * frequency / factor + share * frequency
+
+
+def rotate(
+    x: Float[Array, "batch heads time width"],
+    positions: Int[Array, "#batch time"],
+    theta: float | Array,
+    scaling: tuple | None = None,
+):
     """Rotary position embedding in the half-split layout (Su et al. 2021; the order of LLaMA's published weights)."""
     half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    frequency = rope_frequencies(half, theta, scaling)
     angle = positions[:, None, :, None].astype(jnp.float32) * frequency
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
@@ -233,7 +263,7 @@ class Attention(nn.Module):
         if positions is None:
             positions = jnp.arange(x.shape[1])[None]
         if theta is not None and context is None:
-            q, k = rotate(q, positions, theta), rotate(k, positions, theta)
+            q, k = rotate(q, positions, theta, c.rope_scaling), rotate(k, positions, theta, c.rope_scaling)
         kv_positions = positions if context is None else jnp.arange(source.shape[1])[None]
         kv_segments = segments if context is None else context_segments
         if cache is not None:  # write the new keys behind the old ones; places not yet written lie in the future

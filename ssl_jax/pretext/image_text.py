@@ -149,11 +149,14 @@ class ImageText:
         return named
 
     def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """ "image_embedding", "text_embedding" f32[batch, dim], "logits" f32[images, texts] and "loss"."""
+        """ "image_embedding", "text_embedding" f32[batch, dim], "logits_per_image" f32[images, texts], also as "logits", and
+        "loss". "attention_mask" may say where text is padding; what a tower reads does not depend on it (`check_mask`)."""
+        if "attention_mask" in batch:
+            self.model.check_mask()
         image, text = self.encode(params, batch["image"], batch["tokens"], None)
         logits = jnp.exp(params["logit_scale"]) * image @ text.T + params.get("logit_bias", 0.0)
         loss = self.contrast(params, image, text, batch["tokens"])
-        return {"image_embedding": image, "text_embedding": text, "logits": logits, "loss": loss}
+        return {"image_embedding": image, "text_embedding": text, "logits_per_image": logits, "logits": logits, "loss": loss}
 
     def panels(self, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, Images | Text]:
         """For each caption of the batch, its images in the order of their similarity."""

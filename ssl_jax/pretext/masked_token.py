@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
 from ssl_jax.models.cross_entropy import cross_entropy, logits
-from ssl_jax.models.language import Head, NextSentence, Transformer
+from ssl_jax.models.language import Head, NextSentence, Pooler, Transformer
 from ssl_jax.pretext.masking_tokens import Masked, MaskSettings, mask_tokens
-from ssl_jax.pretext.next_token import init_language, language_features, language_inputs, with_context
+from ssl_jax.pretext.next_token import by_our_names, init_language, language_features, language_inputs, with_context
 from ssl_jax.randomness import example_keys, stream, substream
 from ssl_jax.task import Batch, DataInfo, Metrics, Params, Text
 
@@ -64,11 +64,17 @@ class MaskedToken:
         if self.settings.next_sentence:
             hidden = jnp.zeros((1, 1, self.model.config.width), self.model.dtype)
             params["next_sentence"] = self._next_sentence.init(substream(key, "next_sentence"), hidden)["params"]
+        elif self.model.config.pooler:  # that of a published encoder
+            params["pooler"] = self._pooler.init(substream(key, "pooler"), hidden)["params"]
         return params
 
     @property
     def _next_sentence(self) -> NextSentence:
         return NextSentence(self.model.config, self.model.dtype)
+
+    @property
+    def _pooler(self) -> Pooler:
+        return Pooler(self.model.config, self.model.dtype)
 
     def masked(self, batch: Batch, key: Key[Array, ""]) -> Masked:
         """The batch's corruption under `key`; a static one depends on the example alone."""
@@ -118,12 +124,14 @@ class MaskedToken:
         if self.settings.next_sentence:
             pooler = self._next_sentence.apply({"params": params["next_sentence"]}, out["tokens"], method="pool")
             out["pooled"] = pooler.astype(jnp.float32)
+        elif "pooler" in params:
+            out["pooled"] = self._pooler.apply({"params": params["pooler"]}, out["tokens"]).astype(jnp.float32)
         return out
 
     def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """ "logits" f32[batch, time, vocabulary] of the tokens as given (nothing is masked here)."""
-        if "attention_mask" in batch:
-            batch = {**batch, "segments": batch["attention_mask"]}
+        """ "logits" f32[batch, time, vocabulary] of the tokens as given (nothing is masked here); of sentence pairs also
+        "next_sentence" f32[batch, 2]. The batch may hold "attention_mask" and "token_type_ids"."""
+        batch = by_our_names(batch)
         hidden = self.encode(params, batch, batch["tokens"])
         out = {"logits": logits(*self.output(params, hidden))[..., : self.head.vocabulary]}
         if self.settings.next_sentence:

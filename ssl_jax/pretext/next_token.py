@@ -97,7 +97,8 @@ class NextToken:
         return language_features(self.model, params, batch)
 
     def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """ "logits" f32[batch, time, vocabulary] of all the batch's tokens."""
+        """ "logits" f32[batch, time, vocabulary] of all the batch's tokens; padding may be told by "attention_mask"."""
+        batch = by_our_names(batch)
         options = {name: batch[name] for name in ("segments", "positions") if name in batch}
         hidden, _ = self.model.apply({"params": params["transformer"]}, batch["tokens"], **options)
         return {"logits": logits(*self.output(params, hidden))[..., : self.head.vocabulary]}
@@ -161,12 +162,17 @@ def init_language(model: Transformer, head: Head, key: Key[Array, ""], tokens: A
     return {"transformer": transformer, "head": top} if top else {"transformer": transformer}
 
 
+def by_our_names(batch: Batch) -> dict[str, Array]:
+    """The batch with "attention_mask" and "token_type_ids", as tokenizers call them, as "segments" and "token_types"."""
+    names = {"attention_mask": "segments", "token_type_ids": "token_types"}
+    return {names.get(name, name): value for name, value in batch.items()}
+
+
 def language_features(model: Transformer, params: Params, batch: Batch) -> dict[str, Array]:
     """Pooled hidden states by name, of the batch's first `context` tokens."""
+    batch = by_our_names(batch)
     cut = lambda name: batch[name][:, : model.context] if name in batch else None
     options = {name: cut(name) for name in ("segments", "positions", "token_types") if name in batch}
-    if "attention_mask" in batch:
-        options["segments"] = cut("attention_mask")
     if not model.config.token_types:
         options.pop("token_types", None)
     hidden, inner = model.apply({"params": params["transformer"]}, cut("tokens"), **options)

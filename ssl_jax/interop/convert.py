@@ -1,0 +1,159 @@
+"""Published weights in and out: `load_pretrained` reads a directory into memory, `convert` goes from files to files."""
+
+import importlib
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ssl_jax import downstream, pretext
+from ssl_jax.errors import UserError
+from ssl_jax.interop import files, image_text, language, originals, vision
+from ssl_jax.interop.family import Family, Sections
+from ssl_jax.interop.mapping import Tensors, to_ours, to_theirs
+from ssl_jax.task import DataInfo, Params, Task
+from ssl_jax.training.rules import flatten
+
+FAMILIES: tuple[Family, ...] = (*vision.FAMILIES, *language.FAMILIES, *image_text.FAMILIES)
+
+
+def load_pretrained(directory: str) -> tuple[Task, dict, DataInfo]:
+    """(task, parameters f32, data info) of a directory in Hugging Face layout, or of a file in a project's own layout.
+
+    UserError for what is no model, for an architecture that is not known here, and for tensors that do not fit it.
+    """
+    return _load(pathlib.Path(directory))[:3]
+
+
+def convert(source: str, target: str) -> str:
+    """hf:DIR or FILE.pth -> work directory, or work directory -> hf:DIR; a line that says what was written.
+
+    Nothing is written to the target before all of it is known to be right.
+    """
+    if target.startswith("hf:"):
+        return _export(source, pathlib.Path(target.removeprefix("hf:")))
+    if not source.startswith("hf:") and not source.endswith(originals.SUFFIXES):
+        raise UserError(f"--from={source}: one side is hf:DIR, a directory in Hugging Face layout, or --from is a .pth file")
+    return _import(pathlib.Path(source.removeprefix("hf:")), pathlib.Path(target))
+
+
+# In --------------------------------------------------------------------------------------------------------------------
+
+
+def _load(path: pathlib.Path) -> tuple[Task, dict, DataInfo, ConfigDict, str]:
+    if str(path).endswith(originals.SUFFIXES) and not path.is_dir():
+        family, sections, tensors = originals.read(path)
+        source = str(path)
+    else:
+        theirs = files.read_config(path)
+        family = family_named(theirs, path)
+        tensors, beside = files.read_tensors(path), files.beside(path, theirs)
+        source = beside.source
+        sections = family.read(theirs, tensors, beside)
+    config = config_of(sections)
+    try:
+        task = task_class(config).from_config(config, sections.info)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    return task, read_params(family, task, tensors, source), sections.info, config, family.architecture
+
+
+def family_named(theirs: dict, path: pathlib.Path) -> Family:
+    """By config.json's "architectures", else by its "model_type"."""
+    named = theirs.get("architectures") or []
+    known = {family.architecture: family for family in FAMILIES}
+    for name in named if isinstance(named, list) else []:
+        if name in known:
+            return known[name]
+    if not named:
+        for family in FAMILIES:
+            if family.model_type == theirs.get("model_type"):
+                return family
+    said = ", ".join(map(str, named)) or theirs.get("model_type")
+    raise UserError(f"hf:{path}: architecture {said!s} is not known here; those that are: {', '.join(known)}")
+
+
+def config_of(sections: Sections) -> ConfigDict:
+    """A whole config around what was read, so that the result is a work directory like any other."""
+    return ConfigDict({
+        "seed": 0, "task": dict(sections.task), "model": dict(sections.model), "data": {},
+        "training": {"dtype": "float32"}, "optimizer": {},
+    })  # fmt: skip
+
+
+def task_class(config: ConfigDict) -> Any:
+    module, _, name = {**pretext.TASKS, **downstream.TASKS}[config.task.name].partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def shapes_of(task: Task) -> dict[str, tuple[int, ...]]:
+    """The shapes of a task's parameters by path; nothing is allocated."""
+    batch = {name: jax.ShapeDtypeStruct((1, *s.shape), s.dtype) for name, s in task.info.shapes.items()}
+    return {path: leaf.shape for path, leaf in flatten(jax.eval_shape(task.init, jax.random.key(0), batch)).items()}
+
+
+def nested(flat: Tensors) -> dict[str, Any]:
+    params: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, last = path.split("/")
+        place = params
+        for name in parents:
+            place = place.setdefault(name, {})
+        place[last] = value
+    return params
+
+
+def read_params(family: Family, task: Task, tensors: Tensors, source: str) -> dict[str, Any]:
+    tensors = family.names(task, tensors, source)
+    return nested(to_ours(family.rows(task), tensors, shapes_of(task), source))
+
+
+def _import(path: pathlib.Path, target: pathlib.Path) -> str:
+    from ssl_jax.training.checkpoint import Checkpoints
+    from ssl_jax.training.settings import CheckpointSettings
+    from ssl_jax.workdir import Workdir
+
+    task, params, info, config, architecture = _load(path)
+    with files.appearing_whole(target) as folder:
+        workdir = Workdir(folder)
+        workdir.start(config, info)
+        checkpoints = Checkpoints(folder / "checkpoints", CheckpointSettings(keep=1))
+        checkpoints.save(0, {"params": params}, {"exported": True, "from": str(path)})
+        checkpoints.close()
+        workdir.write("status.json", {"trained": 0, "imported": architecture})
+    return f"{target}: {architecture}, {_count(params)} parameters, as a work directory of the task {task.name}"
+
+
+# Out -------------------------------------------------------------------------------------------------------------------
+
+
+def _export(source: str, target: pathlib.Path) -> str:
+    from ssl_jax.training.checkpoint import load_params
+    from ssl_jax.workdir import Workdir
+
+    workdir = Workdir.existing(source)
+    config, info = workdir.config(), workdir.info()
+    if config.task.get("name") not in {**pretext.TASKS, **downstream.TASKS}:
+        raise UserError(f"--from={source}: task.name={config.task.get('name')!r} is unknown")
+    task = task_class(config).from_config(config, info)
+    _, params = load_params(workdir.path / "checkpoints")
+    architecture, theirs, tensors = exported(task, params)
+    with files.appearing_whole(target) as folder:
+        files.write_directory(folder, theirs, tensors, info)
+    return f"hf:{target}: {architecture}, {_count(params)} parameters"
+
+
+def exported(task: Task, params: Params) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+    """(architecture, config.json, tensors by their names). UserError where no architecture can hold the model."""
+    family = next((family for family in FAMILIES if family.takes(task)), None)
+    if family is None:
+        raise UserError(f"task.name={task.name!r}: no architecture that can be written holds it")
+    theirs = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": "float32"}
+    theirs |= family.write(task)
+    return family.architecture, theirs, to_theirs(family.rows(task), flatten(params), family.architecture)
+
+
+def _count(params: Params) -> str:
+    return f"{sum(np.size(leaf) for leaf in jax.tree.leaves(params)):,}"

@@ -1,0 +1,110 @@
+"""What the conversion asks of an architecture."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssl_jax.errors import UserError
+from ssl_jax.interop.mapping import Row, Tensors
+from ssl_jax.task import DataInfo, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Sections:
+    """What a config.json means here: the sections `task` and `model` of a config, and what a data set would have told."""
+
+    task: Mapping[str, Any]
+    model: Mapping[str, Any]
+    info: DataInfo
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """What stands beside the weights: a tokenizer, and how images are normalised."""
+
+    source: str
+    tokenizer: Any = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+class Family:
+    """An architecture: `config.json` <-> sections of a config, and the table of its tensors."""
+
+    architecture: ClassVar[str]
+    model_type: ClassVar[str]
+    base: ClassVar[str] = ""  # the prefix that stands before the base model's names, or is left out
+    ignored: ClassVar[tuple[str, ...]] = ()  # buffers that older files hold: expressions over names
+
+    def takes(self, task: Task) -> bool:
+        """Whether a task of ours is of this kind (its settings may still not fit)."""
+        raise NotImplementedError
+
+    def read(self, theirs: Mapping[str, Any], tensors: Tensors, beside: Beside) -> Sections:
+        raise NotImplementedError
+
+    def write(self, task: Task) -> dict[str, Any]:
+        """config.json, without architecture and model type."""
+        raise NotImplementedError
+
+    def rows(self, task: Task) -> Sequence[Row]:
+        raise NotImplementedError
+
+    def tied(self, task: Task) -> Mapping[str, str]:
+        """Names that may stand in a file beside the one tensor they are another name of."""
+        return {}
+
+    def names(self, task: Task, tensors: Tensors, source: str) -> dict[str, np.ndarray]:
+        """The tensors by the names of the table: prefixes added or cut, buffers and second names dropped."""
+        known, tied, found = {name for r in self.rows(task) for name in r.theirs}, self.tied(task), {}
+        for name, value in tensors.items():
+            name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
+            place = next((n for n in spellings(name, self.base) if n in known or n in tied), name)
+            if place in found:
+                raise UserError(f"{source}: holds {place} twice")
+            if place in known or not any(re.fullmatch(pattern, place) for pattern in self.ignored):
+                found[place] = value
+        for name, original in tied.items():
+            value = found.pop(name, None)
+            if value is None or name in known:
+                continue
+            if original not in found:  # some writers keep the second name and leave out the first
+                found[original] = value
+            elif not np.array_equal(value, found[original]):
+                raise UserError(f"{source}: {name} differs from {original}, but config.json says that they are tied")
+        return found
+
+
+def spellings(name: str, base: str) -> tuple[str, ...]:
+    return (name, f"{base}.{name}", name.removeprefix(f"{base}.")) if base else (name,)
+
+
+def look_up(tensors: Tensors, name: str, base: str, source: str) -> np.ndarray:
+    """A tensor that the settings depend on."""
+    for spelling in spellings(name, base):
+        if spelling in tensors:
+            return tensors[spelling]
+    raise UserError(f"{source}: lacks {name}")
+
+
+def pair(value: Any, key: str, source: str) -> tuple[int, int]:
+    """A size that may be one number or [height, width]."""
+    size = (value, value) if isinstance(value, int) else value
+    if not isinstance(size, list | tuple) or len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+        raise UserError(f"{source}: {key}={value!r}: expected a number of pixels or [height, width]")
+    return tuple(size)
+
+
+def one_or_two(size: tuple[int, int]) -> int | list[int]:
+    return size[0] if size[0] == size[1] else list(size)
+
+
+def image_info(size: tuple[int, int], channels: int, beside: Beside, **more: Any) -> DataInfo:
+    shapes = {"image": jax.ShapeDtypeStruct((*size, channels), jnp.float32)}
+    fits = lambda values: values if len(values) in (0, 1, channels) else ()
+    return DataInfo(shapes, mean=fits(beside.mean), std=fits(beside.std), **more)

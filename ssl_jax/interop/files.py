@@ -1,0 +1,208 @@
+"""Directories in Hugging Face layout and torch's pickles: what is read is checked, what is written appears whole."""
+
+import contextlib
+import json
+import os
+import pathlib
+import pickle
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ssl_jax.errors import UserError
+from ssl_jax.interop.family import Beside
+
+WEIGHTS, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+
+
+def read_json(file: pathlib.Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file}: is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: is not a JSON object")
+    return value
+
+
+def read_config(directory: pathlib.Path) -> dict[str, Any]:
+    """config.json of a model directory."""
+    if not directory.is_dir():
+        raise UserError(f"hf:{directory}: there is no such directory")
+    if not (directory / "config.json").is_file():
+        raise UserError(f"hf:{directory}: is not a model directory (config.json is missing)")
+    return read_json(directory / "config.json")
+
+
+def read_tensors(directory: pathlib.Path) -> dict[str, np.ndarray]:
+    """All tensors of a model directory: one safetensors file, several with an index, or a pickle of tensors."""
+    if (directory / INDEX).is_file():
+        places = read_json(directory / INDEX).get("weight_map")
+        if not isinstance(places, dict):
+            raise UserError(f"{directory / INDEX}: lacks weight_map")
+        found = {}
+        for shard in sorted(set(places.values())):
+            if not isinstance(shard, str) or pathlib.PurePath(shard).name != shard:
+                raise UserError(f"{directory / INDEX}: {shard!r} is not the name of a file beside it")
+            found |= read_safetensors(directory / shard)
+        missing = sorted(set(places) - set(found))
+        if missing:
+            raise UserError(f"{directory / places[missing[0]]}: lacks {missing[0]}, which {INDEX} says it holds")
+        return found
+    if (directory / WEIGHTS).is_file():
+        return read_safetensors(directory / WEIGHTS)
+    if (directory / PICKLE).is_file():
+        return read_pickle(directory / PICKLE)[0]
+    raise UserError(f"hf:{directory}: holds no weights ({WEIGHTS} is missing)")
+
+
+def read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
+    import safetensors
+
+    if not file.is_file():
+        raise UserError(f"{file}: there is no such file")
+    try:
+        with safetensors.safe_open(file, framework="numpy") as reader:
+            found = {}
+            for name in reader.keys():
+                if reader.get_slice(name).get_dtype() == "BF16":
+                    with safetensors.safe_open(file, framework="flax") as other:
+                        found[name] = np.asarray(other.get_tensor(name), np.float32)
+                else:
+                    found[name] = reader.get_tensor(name)
+            return found
+    except (safetensors.SafetensorError, TypeError, ValueError, OSError) as error:
+        raise UserError(f"{file}: is damaged or no safetensors file ({_line(error)}); fetch it again") from None
+
+
+def read_pickle(file: pathlib.Path) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
+    """(tensors by name, what else stands beside them) of a file of torch's. Only tensors and plain values are unpickled."""
+    if not file.is_file():
+        raise UserError(f"{file}: there is no such file")
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"{file}: torch is needed to read it; pip install torch, or convert it to safetensors") from None
+    import argparse
+
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # a record of options; it runs nothing
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, ImportError) as error:
+        raise UserError(f"{file}: refused, it is no file of tensors ({_line(error)})") from None
+    rest = {}
+    if isinstance(content, dict):
+        for name in ("model", "state_dict"):
+            if isinstance(content.get(name), dict):
+                rest, content = {k: v for k, v in content.items() if k != name}, content[name]
+    tensors = content if isinstance(content, dict) else {}
+    if not tensors or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in tensors.items()):
+        raise UserError(f"{file}: refused, it is no file of tensors by name")
+    floats = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    return {k: v.detach().numpy() for k, v in floats.items()}, rest
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def beside(directory: pathlib.Path, theirs: Mapping[str, Any]) -> Beside:
+    """The tokenizer and the normalisation of a model directory."""
+    source = f"hf:{directory}"
+    mean, std = (), ()
+    if (directory / "preprocessor_config.json").is_file():
+        settings = read_json(directory / "preprocessor_config.json")
+        if settings.get("do_normalize", True):
+            mean, std = (tuple(map(float, settings.get(f"image_{n}") or ())) for n in ("mean", "std"))
+    return Beside(source, read_tokenizer(directory, theirs), mean, std)
+
+
+def read_tokenizer(directory: pathlib.Path, theirs: Mapping[str, Any]) -> Any:
+    """The directory's tokenizer; for a text model without one, a stand-in whose text is numbers: "101 7592 102"."""
+    text = theirs.get("text_config") or theirs
+    size = text.get("vocab_size")
+    if (directory / "tokenizer.json").is_file():
+        from ssl_jax.data.text import Tokenizer
+
+        return Tokenizer.load(directory)
+    if "vocab_size" not in text and theirs.get("model_type") not in ("clip", "siglip"):
+        return None
+    return numbers(size or {"clip": 49408, "siglip": 32000}[theirs["model_type"]], text)
+
+
+def numbers(size: int, theirs: Mapping[str, Any]) -> Any:
+    """A tokenizer of ids: the text of token 7 is "7"; special tokens have their usual names."""
+    import tokenizers as t
+
+    from ssl_jax.data.text import FastTokenizer
+
+    roles = {"pad_token_id": "[PAD]", "mask_token_id": "[MASK]", "cls_token_id": "[CLS]", "sep_token_id": "[SEP]"}
+    names = {i: str(i) for i in range(size)}
+    special = {}
+    for key, name in {**roles, "eos_token_id": "<|endoftext|>"}.items():
+        index = theirs.get(key)
+        if isinstance(index, int) and 0 <= index < size and index not in special.values():
+            special[name] = index
+    if theirs.get("eos_token_id") == 2 and theirs.get("model_type") == "clip_text_model":
+        special["<|endoftext|>"] = size - 1  # CLIP's first config.json had a wrong one; the largest id is meant
+    if "[MASK]" not in special:
+        special["[MASK]"] = next(i for i in reversed(range(size)) if i not in special.values())
+    names |= {index: name for name, index in special.items()}
+    model = t.models.WordLevel({name: i for i, name in names.items()}, unk_token=names[0])
+    inner = t.Tokenizer(model)
+    inner.pre_tokenizer = t.pre_tokenizers.WhitespaceSplit()
+    inner.add_special_tokens(sorted(special, key=special.get))
+    return FastTokenizer(inner)
+
+
+# Writing ---------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def appearing_whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A directory to write into that takes the name `target` when all went well, and else leaves nothing."""
+    if target.exists() and not target.is_dir():
+        raise UserError(f"--to={target}: is a file; take another")
+    if target.is_dir() and any(target.iterdir()):
+        raise UserError(f"--to={target}: is not empty; take another")
+    parent = target.absolute().parent
+    existing = next(p for p in (parent, *parent.parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"--to={target}: {existing} cannot be written to; take another or change its permissions")
+    made = [p for p in (parent, *parent.parents) if not p.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=parent))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o755)
+        if target.is_dir():
+            target.rmdir()
+        os.rename(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def write_directory(folder: pathlib.Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], info: Any) -> None:
+    """config.json, model.safetensors and, where there are such, tokenizer.json and preprocessor_config.json."""
+    from safetensors.numpy import save_file
+
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    save_file(dict(tensors), folder / WEIGHTS, metadata={"format": "pt"})
+    if info.tokenizer is not None and hasattr(info.tokenizer, "inner"):
+        info.tokenizer.save(folder)
+    if info.mean and info.std and "image" in info.shapes:
+        height, width, channels = info.shapes["image"].shape
+        kind = "CLIPImageProcessor" if "text_config" in config else "ViTImageProcessor"
+        spread = lambda values: list(values) * (channels if len(values) == 1 else 1)
+        processor = {
+            "image_processor_type": kind, "do_resize": True, "size": {"height": height, "width": width}, "do_rescale": True,
+            "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": spread(info.mean), "image_std": spread(info.std),
+        }  # fmt: skip
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")

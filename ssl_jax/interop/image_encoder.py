@@ -1,0 +1,63 @@
+"""An image encoder by itself: what ViTModel and Dinov2Model are, with no task they were trained for."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+from ml_collections import ConfigDict
+
+from ssl_jax.config import read
+from ssl_jax.errors import UserError
+from ssl_jax.models.vit import ViT, ViTConfig, representations, vit_for
+from ssl_jax.randomness import substream
+from ssl_jax.task import Batch, DataInfo, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageEncoderSettings:
+    """`task` of name "image_encoder": it has none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageEncoder:
+    """Parameters: "encoder" (a ViT). To train it, start a task from it: task.init of classification."""
+
+    encoder: ViT
+    info: DataInfo
+
+    name: ClassVar[str] = "image_encoder"
+    data: ClassVar[str] = "images"
+    whole_batch: ClassVar[bool] = False
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, info: DataInfo) -> "ImageEncoder":
+        read(ImageEncoderSettings, config.get("task"), "task")
+        dtype = jnp.dtype(config.training.get("dtype", "float32"))
+        return cls(vit_for(ViTConfig.read(config.model), tuple(info.shapes["image"].shape), dtype), info)
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> Params:
+        images = jnp.zeros((1, *batch["image"].shape[1:]), jnp.float32)
+        return {"encoder": self.encoder.init(substream(key, "encoder"), images)["params"]}
+
+    def loss(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool):
+        raise UserError('task.name="image_encoder": has no loss; start task.name="classification" from it with task.init')
+
+    def features(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """The encoder's representations (models.vit.representations)."""
+        tokens, intermediates = self.encoder.apply({"params": params["encoder"]}, batch["image"])
+        return representations(self.encoder.config, tokens, intermediates)
+
+    def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """ "tokens" f32[batch, prefix + patches, width] after the final norm, and "pooled" f32[batch, width]."""
+        tokens, intermediates = self.encoder.apply({"params": params["encoder"]}, batch["image"])
+        return {"tokens": tokens.astype(jnp.float32), "pooled": intermediates["pooled"].astype(jnp.float32)}
+
+    def panels(self, params: Params, batch: Batch, key: Key[Array, ""]) -> dict:
+        return {}
+
+    def after_update(self, params: Params, step: Array) -> Params:
+        return params
+
+    def flops(self) -> float:
+        return 3 * self.encoder.flops_forward()

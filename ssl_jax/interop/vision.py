@@ -1,0 +1,318 @@
+"""Vision transformers: ViTMAEForPreTraining, ViTModel, ViTForImageClassification, Dinov2Model, and MAE's own files."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from ssl_jax.downstream.classification import Classification
+from ssl_jax.errors import UserError
+from ssl_jax.interop.family import Beside, Family, Sections, image_info, look_up, one_or_two, pair
+from ssl_jax.interop.image_encoder import ImageEncoder
+from ssl_jax.interop.mapping import Row, blocks, constant, convolution, dense, fused, leading, norm, row
+from ssl_jax.interop.settings import Settings
+from ssl_jax.models.patches import sincos2d
+from ssl_jax.models.vit import ViT
+from ssl_jax.pretext.masked_image import MaskedImage
+
+ENCODER = Settings(
+    keys={
+        "width": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads", "mlp_width": "intermediate_size",
+        "activation": "hidden_act", "norm_eps": "layer_norm_eps", "qkv_bias": "qkv_bias", "dropout": "hidden_dropout_prob",
+        "attention_dropout": "attention_probs_dropout_prob",
+    },
+    defaults={
+        "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+        "hidden_act": "gelu", "layer_norm_eps": 1e-12, "qkv_bias": True, "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
+    fixed={"class_token": True},
+)  # fmt: skip
+DECODER = Settings(
+    keys={
+        "width": "decoder_hidden_size", "depth": "decoder_num_hidden_layers", "heads": "decoder_num_attention_heads",
+        "mlp_width": "decoder_intermediate_size",
+    },
+    defaults={
+        "decoder_hidden_size": 512, "decoder_num_hidden_layers": 8, "decoder_num_attention_heads": 16,
+        "decoder_intermediate_size": 2048,
+    },
+)  # fmt: skip
+SHARED = ("activation", "norm_eps", "qkv_bias", "dropout", "attention_dropout")  # one key for encoder and decoder
+LOOKED_AFTER = ("patch_size", "positions", "pooling", "pooler", "mask_token")
+
+
+def _block(ours: str, theirs: str) -> list[Row]:
+    """One block under ViT's names."""
+    o, t = f"{ours}/stack/block{{i:02d}}", f"{theirs}.{{i}}"
+    return [
+        *(r for n in ("query", "key", "value") for r in dense(f"{o}/attention/{n}", f"{t}.attention.attention.{n}")),
+        *dense(f"{o}/attention/out", f"{t}.attention.output.dense"),
+        *dense(f"{o}/mlp/up", f"{t}.intermediate.dense"),
+        *dense(f"{o}/mlp/down", f"{t}.output.dense"),
+        *norm(f"{o}/attention_norm", f"{t}.layernorm_before"),
+        *norm(f"{o}/mlp_norm", f"{t}.layernorm_after"),
+    ]
+
+
+def _without_qkv_bias(rows: list[Row], qkv_bias: bool) -> list[Row]:
+    drop = tuple(f"attention/{n}/bias" for n in ("query", "key", "value"))
+    return rows if qkv_bias else [r for r in rows if not r.ours[0].endswith(drop)]
+
+
+def _embeddings(vit: ViT, theirs: str) -> list[Row]:
+    c = vit.config
+    rows = [
+        row("encoder/class_token", f"{theirs}.cls_token", leading(1)),
+        *dense("encoder/patch_embedding", f"{theirs}.patch_embeddings.projection", weight=convolution(c.patch)),
+        _positions("encoder/positions", f"{theirs}.position_embeddings", vit),
+    ]
+    return rows
+
+
+def _positions(ours: str, theirs: str, vit: ViT) -> Row:
+    if vit.config.positions == "learned":
+        return row(ours, theirs, leading(1))
+    if vit.config.positions == "none":
+        raise UserError('model.positions="none": the other format has positions; it cannot hold this model')
+    return constant(theirs, with_class(sincos2d(vit.config.width, vit.grid))[None], "2-D sine-cosine positions")
+
+
+def with_class(table: np.ndarray) -> np.ndarray:
+    """Positions of patches with a row of zeros for the class token."""
+    return np.concatenate([np.zeros((1, table.shape[1]), np.float32), table])
+
+
+def kind_of_positions(table: np.ndarray, width: int, grid: tuple[int, int]) -> str:
+    """ "sincos2d" where a table [1, 1 + patches, width] holds exactly those, else "learned"."""
+    if width % 4 == 0 and table.shape == (1, 1 + math.prod(grid), width):
+        if np.array_equal(table[0], with_class(sincos2d(width, grid))):
+            return "sincos2d"
+    return "learned"
+
+
+class _Vision(Family):
+    base = "vit"
+    settings = ENCODER
+    patch_default = 16
+
+    def encoder(self, theirs, tensors, beside: Beside) -> tuple[dict, tuple[int, int], int]:
+        """(the section `model`, image size, channels)."""
+        source = beside.source
+        model = self.settings.read(theirs, source)
+        size = pair(theirs.get("image_size", 224), "image_size", source)
+        patch = pair(theirs.get("patch_size", self.patch_default), "patch_size", source)
+        table = look_up(tensors, "embeddings.position_embeddings", self.base, source)
+        grid = (size[0] // patch[0], size[1] // patch[1])
+        model |= {
+            "name": "vit", "patch_size": patch[0] if patch[0] == patch[1] else patch, "pooling": "cls",
+            "positions": kind_of_positions(table, model["width"], grid),
+        }  # fmt: skip
+        return model, size, theirs.get("num_channels", 3)
+
+    def write_encoder(self, vit: ViT, path: str = "model") -> dict:
+        theirs = self.settings.write(vit.config, path, self.architecture, checked=LOOKED_AFTER)
+        sizes = {"image_size": one_or_two(vit.image_size), "patch_size": one_or_two(vit.config.patch)}
+        return theirs | sizes | {"num_channels": vit.channels}
+
+
+class ViTMAE(_Vision):
+    architecture, model_type = "ViTMAEForPreTraining", "vit_mae"
+
+    def takes(self, task):
+        return isinstance(task, MaskedImage)
+
+    def read(self, theirs, tensors, beside):
+        model, size, channels = self.encoder(theirs, tensors, beside)
+        decoder = DECODER.read(theirs, beside.source) | {name: model[name] for name in SHARED}
+        patch = pair(model["patch_size"], "patch_size", beside.source)
+        table = look_up(tensors, "decoder.decoder_pos_embed", "", beside.source)
+        decoder["positions"] = kind_of_positions(table, decoder["width"], (size[0] // patch[0], size[1] // patch[1]))
+        task = {
+            "name": "masked_image", "decoder": decoder, "mask": {"kind": "random", "ratio": theirs.get("mask_ratio", 0.75)},
+            "target": "normalized_pixels" if theirs.get("norm_pix_loss", False) else "pixels",
+        }  # fmt: skip
+        return Sections(task, model, image_info(size, channels, beside))
+
+    def write(self, task):
+        c, name = task.config, self.architecture
+        for field, value, wanted in (
+            ("mask_tokens_in_encoder", c.mask_tokens_in_encoder, False), ("loss", c.loss, "l2"),
+            ("loss_on", c.loss_on, "masked"), ("mask.kind", c.mask.kind, "random"), ("mask.unit", c.mask.unit, 1),
+        ):  # fmt: skip
+            if value != wanted:
+                raise UserError(f"task.{field}={value!r}: {name} has {wanted!r}; it cannot hold this model")
+        if c.target == "pca":
+            raise UserError(f'task.target="pca": {name} predicts pixels; it cannot hold this model')
+        encoder, decoder = task.encoder.config, c.decoder
+        if encoder.pooler:
+            raise UserError(f"model.pooler=True: {name} has no pooler; it cannot hold this model")
+        for field in ("activation", "norm_eps", "qkv_bias"):
+            if getattr(encoder, field) != getattr(decoder, field):
+                a, b = getattr(encoder, field), getattr(decoder, field)
+                raise UserError(f"task.decoder.{field}={b!r}, but model.{field}={a!r}: {name} has one for both")
+        theirs = self.write_encoder(task.encoder)
+        theirs |= DECODER.write(decoder, "task.decoder", name, checked=(*SHARED, "positions"))
+        return theirs | {"mask_ratio": c.mask.ratio, "norm_pix_loss": c.target == "normalized_pixels"}
+
+    def rows(self, task):
+        encoder, decoder = task.encoder.config, task.decoder.config
+        rows = [
+            *_embeddings(task.encoder, "vit.embeddings"),
+            *blocks(encoder.depth, _block("encoder", "vit.encoder.layer")),
+            *norm("encoder/final_norm", "vit.layernorm"),
+            *dense("decoder/embedding", "decoder.decoder_embed"),
+            row("decoder/mask_token", "decoder.mask_token", leading(2)),
+            *blocks(decoder.depth, _block("decoder", "decoder.decoder_layers")),
+            *norm("decoder/final_norm", "decoder.decoder_norm"),
+            *dense("decoder/prediction", "decoder.decoder_pred"),
+            decoder_positions(task, "decoder.decoder_pos_embed"),
+        ]
+        return _without_qkv_bias(rows, encoder.qkv_bias)
+
+    def names(self, task, tensors, source):
+        newer = "decoder.decoder_encoder.layer."  # what transformers 5 writes; it reads both
+        tensors = {n.replace(newer, "decoder.decoder_layers."): x for n, x in tensors.items()}
+        return super().names(task, tensors, source)
+
+
+def decoder_positions(task: MaskedImage, theirs: str) -> Row:
+    if task.decoder.config.positions == "learned":
+        return row("decoder/positions", theirs, leading(1))
+    table = with_class(sincos2d(task.decoder.config.width, task.decoder.grid))
+    return constant(theirs, table[None], "2-D sine-cosine positions")
+
+
+class ViTEncoder(_Vision):
+    architecture, model_type = "ViTModel", "vit"
+    settings = dataclasses.replace(ENCODER, demands={"pooler_act": "tanh"})
+
+    def takes(self, task):
+        return isinstance(task, ImageEncoder) and task.encoder.config.layer_scale is None
+
+    def read(self, theirs, tensors, beside):
+        model, size, channels = self.encoder(theirs, tensors, beside)
+        if theirs.get("pooler_output_size") not in (None, model["width"]):
+            raise UserError(f"{beside.source}: pooler_output_size={theirs['pooler_output_size']!r}: must be hidden_size")
+        model["pooler"] = any(name.endswith("pooler.dense.weight") for name in tensors)
+        model["mask_token"] = any(name.endswith("embeddings.mask_token") for name in tensors)
+        return Sections({"name": "image_encoder"}, model, image_info(size, channels, beside))
+
+    def write(self, task):
+        if task.encoder.config.pooling != "cls":
+            raise UserError(f'model.pooling={task.encoder.config.pooling!r}: ViTModel has "cls"; it cannot hold this model')
+        return self.write_encoder(task.encoder)
+
+    def rows(self, task):
+        return self.encoder_rows(task.encoder, "")
+
+    def encoder_rows(self, vit: ViT, prefix: str) -> list[Row]:
+        c = vit.config
+        rows = [
+            *_embeddings(vit, f"{prefix}embeddings"),
+            *blocks(c.depth, _block("encoder", f"{prefix}encoder.layer")),
+            *norm("encoder/final_norm", f"{prefix}layernorm"),
+        ]
+        if c.mask_token:
+            rows.append(row("encoder/mask_token", f"{prefix}embeddings.mask_token", leading(2)))
+        if c.pooler:
+            rows += dense("encoder/pooler", f"{prefix}pooler.dense")
+        return _without_qkv_bias(rows, c.qkv_bias)
+
+
+class ViTClassifier(ViTEncoder):
+    architecture = "ViTForImageClassification"
+
+    def takes(self, task):
+        return isinstance(task, Classification)
+
+    def read(self, theirs, tensors, beside):
+        model, size, channels = self.encoder(theirs, tensors, beside)
+        model.pop("pooling")
+        names = theirs.get("id2label") or {str(i): f"LABEL_{i}" for i in range(theirs.get("num_labels", 2))}
+        classes = tuple(names[key] for key in sorted(names, key=int))
+        task = {"name": "classification", "pooling": "cls"}
+        return Sections(task, model, image_info(size, channels, beside, classes=classes))
+
+    def write(self, task):
+        if task.settings.pooling != "cls" or task.settings.head_norm != "none":
+            field = "pooling" if task.settings.pooling != "cls" else "head_norm"
+            value = getattr(task.settings, field)
+            wanted = {"pooling": "cls", "head_norm": "none"}[field]
+            raise UserError(f"task.{field}={value!r}: {self.architecture} has {wanted!r}; it cannot hold this model")
+        names = {str(i): name for i, name in enumerate(task.info.classes)}
+        return self.write_encoder(task.encoder) | {"id2label": names, "label2id": {v: int(k) for k, v in names.items()}}
+
+    def rows(self, task):
+        return [*self.encoder_rows(task.encoder, "vit."), *dense("head", "classifier")]
+
+
+class Dinov2(_Vision):
+    architecture, model_type, base, patch_default = "Dinov2Model", "dinov2", "dinov2", 14
+    keys = {**ENCODER.keys, "layer_scale": "layerscale_value", "drop_path": "drop_path_rate"}
+    keys.pop("mlp_width")
+    defaults = {**ENCODER.defaults, "layer_norm_eps": 1e-6, "layerscale_value": 1.0, "drop_path_rate": 0.0}
+    settings = Settings(keys, defaults, {"class_token": True})
+
+    def takes(self, task):
+        return isinstance(task, ImageEncoder) and task.encoder.config.layer_scale is not None
+
+    def read(self, theirs, tensors, beside):
+        model, size, channels = self.encoder(theirs, tensors, beside)
+        inner = int(model["width"] * theirs.get("mlp_ratio", 4))
+        model["gated"] = bool(theirs.get("use_swiglu_ffn", False))
+        if model["gated"]:  # two thirds, rounded up to a multiple of 8
+            inner, model["activation"] = (int(inner * 2 / 3) + 7) // 8 * 8, "silu"
+        model["mlp_width"] = inner
+        model["mask_token"] = bool(theirs.get("use_mask_token", True))
+        return Sections({"name": "image_encoder"}, model, image_info(size, channels, beside))
+
+    def write(self, task):
+        c = task.encoder.config
+        if c.pooling != "cls" or c.pooler:
+            raise UserError(f"model.pooling={c.pooling!r}, pooler={c.pooler}: Dinov2Model reads the class token")
+        if c.gated and c.activation != "silu":
+            raise UserError(f"model.activation={c.activation!r}: Dinov2Model's gated MLP has silu; it cannot hold this model")
+        ratio = next((r for r in range(1, 17) if self._inner(c.width, r, c.gated) == c.width_of_mlp), None)
+        if ratio is None:
+            raise UserError(f"model.mlp_width={c.width_of_mlp}: is no whole multiple of width={c.width} as Dinov2Model needs")
+        checked = (*LOOKED_AFTER, "gated", "mlp_width")
+        theirs = self.settings.write(c, "model", self.architecture, checked=checked)
+        sizes = {"image_size": one_or_two(task.encoder.image_size), "patch_size": one_or_two(c.patch)}
+        if c.gated:
+            theirs["hidden_act"] = "gelu"  # not read
+        return theirs | sizes | {
+            "num_channels": task.encoder.channels, "mlp_ratio": ratio, "use_swiglu_ffn": c.gated,
+            "use_mask_token": c.mask_token,
+        }  # fmt: skip
+
+    @staticmethod
+    def _inner(width: int, ratio: int, gated: bool) -> int:
+        return (int(width * ratio * 2 / 3) + 7) // 8 * 8 if gated else width * ratio
+
+    def rows(self, task):
+        vit = task.encoder
+        c, o, t = vit.config, "encoder/stack/block{i:02d}", "encoder.layer.{i}"
+        if c.gated:
+            mlp = [
+                row((f"{o}/mlp/gate/{n}", f"{o}/mlp/up/{n}"), f"{t}.mlp.weights_in.{m}", fused(2))
+                for n, m in (("kernel", "weight"), ("bias", "bias"))
+            ] + dense(f"{o}/mlp/down", f"{t}.mlp.weights_out")
+        else:
+            mlp = [*dense(f"{o}/mlp/up", f"{t}.mlp.fc1"), *dense(f"{o}/mlp/down", f"{t}.mlp.fc2")]
+        block = [
+            *(r for n in ("query", "key", "value") for r in dense(f"{o}/attention/{n}", f"{t}.attention.attention.{n}")),
+            *dense(f"{o}/attention/out", f"{t}.attention.output.dense"),
+            *mlp,
+            *norm(f"{o}/attention_norm", f"{t}.norm1"),
+            *norm(f"{o}/mlp_norm", f"{t}.norm2"),
+            row(f"{o}/attention_scale", f"{t}.layer_scale1.lambda1"),
+            row(f"{o}/mlp_scale", f"{t}.layer_scale2.lambda1"),
+        ]
+        rows = [*_embeddings(vit, "embeddings"), *blocks(c.depth, block), *norm("encoder/final_norm", "layernorm")]
+        if c.mask_token:
+            rows.append(row("encoder/mask_token", "embeddings.mask_token", leading(1)))
+        return _without_qkv_bias(rows, c.qkv_bias)
+
+
+FAMILIES = (ViTMAE(), ViTEncoder(), ViTClassifier(), Dinov2())
