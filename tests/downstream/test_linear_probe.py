@@ -153,13 +153,14 @@ def test_a_grid_trained_at_once_equals_its_heads_trained_one_at_a_time():
     assert score == max(alone.values()) == alone[chosen["chosen/lr"], chosen["chosen/weight_decay"]]
 
 
+@pytest.mark.slow
 def test_39_heads_cost_at_most_three_times_one():
     """One pass of the encoder, then 39 heads or one on its features; measured without compilation.
 
     The heads alone are bound by arithmetic on a processor (39 times the work in about ten times the time); beside the
     pass they are small. A failure means that heads no longer share the pass or their stream of batches.
     """
-    data = blobs(train=4000, test=400, size=16)
+    data = blobs(train=2000, test=400, size=16)
     task = ViTTask()
     encoder = Encoder(task, task.init(jax.random.key(0), {"image": jnp.zeros((1, 16, 16, 1))}))
 
