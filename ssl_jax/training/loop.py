@@ -111,6 +111,8 @@ class Run:
             self.state = trainer.create(self._hyper(steps or 1, given), self.init_params)
         else:
             self.state, self.extra = self.checkpoints.restore(start, trainer._abstract)
+        if start is not None and start >= int(self.state.hyper["total_steps"]):
+            return self.state
         self.init_params = None
         self.resident = sharding.put_replicated(self.stream.resident, trainer.mesh)
         with self._may_block():

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from ssl_jax.training.checkpoint import complete_steps
+from ssl_jax.training.checkpoint import complete_steps, read_arrays
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -68,18 +68,9 @@ def finish(child: Child) -> Child:
 
 
 def arrays(workdir: pathlib.Path, step: int | None = None) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint, by name, read without the code under test's target structure."""
-    import orbax.checkpoint as ocp
-
-    folder = workdir / "checkpoints"
-    step = complete_steps(folder)[-1] if step is None else step
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        path = (folder / f"{step:08d}" / "state").absolute()
-        metadata = checkpointer.metadata(path)
-        metadata = getattr(metadata, "item_metadata", metadata)
-        names = dict(getattr(metadata, "tree", metadata))
-        as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-        return checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    """Every array of a checkpoint, by name."""
+    steps = complete_steps(workdir / "checkpoints")
+    return read_arrays((workdir / "checkpoints" / f"{steps[-1] if step is None else step:08d}").absolute())
 
 
 def assert_same_run(a: pathlib.Path, b: pathlib.Path) -> None:
