@@ -63,6 +63,14 @@ class TransformerConfig:
         for name, least in (("width", 1), ("depth", self.least_depth), ("heads", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least {least}")
+        for name, most in (("width", 2**18), ("depth", 1024), ("heads", 2**12), ("mlp_width", 2**20), ("head_width", 2**14)):
+            value = getattr(self, name)
+            if value is not None and not (value >= 1 or name == "depth") or (value or 0) > most:
+                raise UserError(f"{name}={value}: must lie between 1 and {most}")
+        for name in ("window", "global_every", "norm_eps", "init_std", "rope_theta", "local_rope_theta"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"{name}={value}: must be above 0")
         if self.head_width is None and self.width % self.heads:
             fits = [n for n in range(1, min(self.width, 64) + 1) if self.width % n == 0]
             raise UserError(f"heads={self.heads} does not divide width={self.width}; use one of {fits}")
