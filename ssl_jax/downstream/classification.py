@@ -133,8 +133,6 @@ class Classification:
     def flops(self) -> float:
         return 3 * (self.encoder.flops_forward() + 2 * self.encoder.config.width * len(self.info.classes))
 
-    # Where it starts ------------------------------------------------------------------------------------------------
-
     def initialise(self, params: Params, *, load: Callable[..., Any], say: Callable[[str], None] = print) -> Params:
         """Fresh `params` with the encoder of `task.init`, read by load(path, checkpoint) -> (task, params, info)."""
         if self.settings.init is None:
@@ -170,7 +168,7 @@ class Classification:
             what = "is missing" if missing else f"has shape {list(np.shape(found[name]))}, expected {list(new[name].shape)}"
             raise UserError(f"task.init: encoder/{name} {what}; give `model` the settings of the run it was trained by")
         unused = [f"encoder/{name}" for name in found if name not in new]
-        unused += [name for name in source if name not in ("encoder",)]
+        unused += [name for name in source if name != "encoder"]
         fresh = [f"encoder/{name}" for name in fresh] + ["head"]
         say(f"encoder taken over; new: {', '.join(fresh)}; not used: {', '.join(unused) or 'nothing'}")
         leaves = [found.get(name, value) for name, value in new.items()]
