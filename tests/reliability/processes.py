@@ -75,9 +75,10 @@ def arrays(workdir: pathlib.Path, step: int | None = None) -> dict[str, np.ndarr
 
 def assert_same_run(a: pathlib.Path, b: pathlib.Path) -> None:
     """Parameters, optimizer state, moving average and metrics, bit for bit."""
-    assert complete_steps(a / "checkpoints")[-1] == complete_steps(b / "checkpoints")[-1]
+    ends = [complete_steps(run / "checkpoints")[-1] for run in (a, b)]
+    assert ends[0] == ends[1], f"ended at {ends}"
     left, right = arrays(a), arrays(b)
-    assert list(left) == list(right) and len(left) > 5
+    assert sorted(left) == sorted(right) and len(left) > 5, f"{set(left) ^ set(right)}"
     for name in left:
         assert np.asarray(left[name]).tobytes() == np.asarray(right[name]).tobytes(), f"{name} differs"
     lines = (a / "metrics.jsonl").read_text()
