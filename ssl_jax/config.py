@@ -28,7 +28,7 @@ REQUIRED = ("task", "model", "data", "training", "optimizer")
 
 
 def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
-    """The config of `FILE[:arg]` with `overrides` ("training.duration" -> "20 steps") applied, locked.
+    """The config of `FILE[:arg]` with `overrides` ("training.duration" -> "20 steps") applied; `card` is its docstring.
 
     Raises UserError for a missing file, a file without get_config, an unknown key (the nearest valid one is named) or a
     value of another type.
@@ -61,6 +61,7 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     for name in REQUIRED:
         if name not in config:
             raise UserError(f"{path}: the section {name} is missing")
+    config.card = module.__doc__ or ""
     return config
 
 

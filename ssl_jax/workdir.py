@@ -81,7 +81,7 @@ class Workdir:
         old = self.config()
         if old is None:
             return
-        differ = differences(old.to_dict(), _tuples(json.loads(configs.to_json(config))))
+        differ = differences(old.to_dict(), _tuples(plain(config)[0]))
         differ = [line for key, line in differ if not any(key == m or key.startswith(m + ".") for m in MAY_CHANGE)]
         if differ:
             more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
@@ -91,7 +91,8 @@ class Workdir:
     def start(self, config: ConfigDict, info: DataInfo) -> None:
         """Record what runs: the config and what is known of the machine, the data's shape and the tokenizer."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self.write("config.json", {"config": json.loads(configs.to_json(config)), **environment()})
+        sections, card = plain(config)
+        self.write("config.json", {"config": sections, "card": card, **environment()})
         self.write("info.json", info_to_json(info))
         if info.tokenizer is not None and not (self.path / "tokenizer").exists():
             info.tokenizer.save(self.path / "tokenizer")
@@ -113,6 +114,12 @@ class Workdir:
 
     def status(self) -> dict[str, Any]:
         return self.read("status.json", {})
+
+
+def plain(config: ConfigDict) -> tuple[dict[str, Any], str]:
+    """(the config as JSON holds it, its recipe card)."""
+    sections = json.loads(configs.to_json(config))
+    return sections, sections.pop("card", "")
 
 
 def differences(old: Mapping, new: Mapping, path: str = "") -> list[tuple[str, str]]:
