@@ -31,7 +31,8 @@ def make_data(folder: pathlib.Path) -> None:
     np.savez(folder / "images.npz", image=image.astype(np.uint8), label=label.astype(np.int32))
     words = "the quick brown fox jumps over a lazy dog while seven small birds sing in an old green tree".split()
     sentences = [" ".join(rng.choice(words, rng.integers(4, 9))) + "." for _ in range(600)]
-    (folder / "text.txt").write_text("\n".join(sentences))
+    paragraphs = [" ".join(sentences[i : i + 6]) for i in range(0, len(sentences), 6)]
+    (folder / "text.txt").write_text("\n\n".join(paragraphs))
     (folder / "pictures").mkdir()
     with open(folder / "pairs.jsonl", "w") as file:
         for i in range(48):

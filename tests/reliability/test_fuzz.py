@@ -36,11 +36,11 @@ SMALL = dict(width=16, depth=1, heads=2, mlp_width=32)
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     make_data(folder)
-    lines = (folder / "text.txt").read_text().splitlines()
+    lines = [line for line in (folder / "text.txt").read_text().splitlines() if line]
     rows = [f"{line}\t{i % 2}\t{lines[-i - 1]}" for i, line in enumerate(lines[:64])]
     (folder / "labelled.tsv").write_text("\n".join(["text\tlabel\tpair", *rows]) + "\n")
     (folder / "a.txt").write_text("\n".join(lines[:64]) + "\n")
-    (folder / "b.txt").write_text("\n".join(lines[64:128]) + "\n")
+    (folder / "b.txt").write_text("\n".join(lines[30:94]) + "\n")
     answer = lambda line: {"text": line.split()[1], "answer_start": line.index(line.split()[1], len(line.split()[0]))}
     questions = [{"id": str(i), "question": "what jumps?", "answers": [answer(line)]} for i, line in enumerate(lines[:24])]
     paragraphs = [{"context": line, "qas": [q]} for line, q in zip(lines, questions, strict=False)]
@@ -62,14 +62,19 @@ def small(file: str, folder: pathlib.Path) -> ConfigDict:
     data.train, data.batch_size = sources[kind], 8
     if "test" in data:
         data.test = sources[kind]
-    if "image_size" in data:
+    if "image_size" in data or kind == "pairs":
         data.image_size = 16
+    if kind == "tokens":
+        data.holdout = 0.3
+        remove(data, "test")
     for key, value in (("block", 16), ("max_length", 48), ("max_source_length", 16), ("max_target_length", 16),
                        ("doc_stride", 8), ("max_query_length", 8), ("context_length", 12)):  # fmt: skip
         if key in data:
             data[key] = value
     if "tokenizer" in data:
-        data.tokenizer = dict(name="characters" if data.tokenizer.get("name") == "characters" else "wordpiece", size=200)
+        data.tokenizer.name = data.tokenizer.name if data.tokenizer.name in ("characters", "wordpiece") else "wordpiece"
+        data.tokenizer.size = 200
+        remove(data.tokenizer, "path")
     if "columns" in data:
         data.columns = dict(text="text", label="label")
         remove(data, "test_columns", "header", "classes")
@@ -79,6 +84,8 @@ def small(file: str, folder: pathlib.Path) -> ConfigDict:
     if config.model.get("name") == "dual_encoder":
         config.model.dim = 16
     config.training.duration = "4 steps"
+    if "accumulation" in config.training:
+        config.training.accumulation = 2
     return config
 
 
