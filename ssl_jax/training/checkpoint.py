@@ -208,8 +208,9 @@ def pack(arrays: dict[str, Any]) -> tuple[dict[str, Any], list | None]:
         return arrays, None
     layout = [[name, str(x.dtype), list(x.shape)] for name, x in arrays.items()]
     packed: dict[str, list] = {}
-    for name, value in jax.device_get(arrays).items():
-        packed.setdefault(str(arrays[name].dtype), []).append(np.ravel(value))
+    values = jax.device_get(arrays)  # in the order of the names, which is not that of `arrays`
+    for name, value in arrays.items():
+        packed.setdefault(str(value.dtype), []).append(np.ravel(values[name]))
     return {dtype: np.concatenate(parts) for dtype, parts in packed.items()}, layout  # a copy: the state is donated
 
 
