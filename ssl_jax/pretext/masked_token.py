@@ -61,8 +61,8 @@ class MaskedToken:
 
     def init(self, key: Key[Array, ""], batch: Batch) -> Params:
         params = init_language(self.model, self.head, key, batch["tokens"][:1])
+        hidden = jnp.zeros((1, 1, self.model.config.width), self.model.dtype)
         if self.settings.next_sentence:
-            hidden = jnp.zeros((1, 1, self.model.config.width), self.model.dtype)
             params["next_sentence"] = self._next_sentence.init(substream(key, "next_sentence"), hidden)["params"]
         elif self.model.config.pooler:  # that of a published encoder
             params["pooler"] = self._pooler.init(substream(key, "pooler"), hidden)["params"]
