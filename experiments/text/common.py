@@ -5,7 +5,7 @@ import json
 import pathlib
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,25 +13,28 @@ from ml_collections import ConfigDict
 
 from ssl_jax import runs
 
+SHOWN = ("accuracy", "f1", "exact_match", "bleu", "seconds", "steps")
 
-def finetuned(
-    config: dict[str, Any],
-    seeds: Sequence[int],
-    init: str | None = None,
-    on_seed: Callable[[ConfigDict, int], None] | None = None,
-) -> list[dict[str, float]]:
+
+def finetuned(config: dict[str, Any], seeds: Sequence[int], init: str | None, memory: str, key: str) -> list[dict[str, float]]:
     """The evaluators' results of one run a seed of a supervised task, from `init` (a work directory, hf:DIR) or from scratch.
 
-    The seed draws the head, the dropout and the order of the data; `on_seed` may change the config further.
+    The seed draws the head, the dropout and the order of the data. What was measured is kept in the JSON file `memory` under
+    `key`, so that a stopped experiment goes on with the next run.
     """
-    found = []
+    file, found = pathlib.Path(memory), []
     for seed in seeds:
-        section = ConfigDict(copy.deepcopy(config))
-        section.seed = seed
-        section.task.init = init
-        if on_seed is not None:
-            on_seed(section, seed)
-        found.append(trained(section))
+        name = f"{key}/seed {seed}"
+        known = json.loads(file.read_text()) if file.is_file() else {}
+        if name not in known:
+            section = ConfigDict(copy.deepcopy(config))
+            section.seed = seed
+            section.task.init = init
+            known[name] = trained(section)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(known, indent=1) + "\n")
+            print(name, {k: round(v, 4) for k, v in known[name].items() if k.split("/")[-1] in SHOWN}, flush=True)
+        found.append(known[name])
     return found
 
 

@@ -7,11 +7,10 @@ on the first articles of a file and tested on the last ones, from these weights 
     python experiments/text/minilm.py --weights=DIR --trec_train=TREC.train --trec_test=TREC.test \
         --sst2_train=train.tsv --sst2_test=dev.tsv --squad=xquad_en.json --to=runs/minilm
 
-`--part` runs one piece (probe_trec, probe_sst2, squad) and `--seeds` some of the seeds. Results: minilm.json.
+`--part` runs one piece (probe_trec, probe_sst2, squad); a stopped experiment goes on with its next run. Results: minilm.json.
 """
 
 import argparse
-import functools
 import pathlib
 import sys
 
@@ -69,13 +68,12 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--sst2_test_column", default="content", help="the test file's column of sentences")
     parser.add_argument("--part", choices=("all", "probe_trec", "probe_sst2", "squad"), default="all")
-    parser.add_argument("--arm", choices=("both", "MiniLM", "from scratch"), default="both", help="of squad")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--epochs", type=int, default=3, help="of squad")
     options = parser.parse_args()
     init, file = f"hf:{options.weights}", f"{options.to}/minilm.json"
     tokenizer = dict(name="file", path=f"{options.weights}/tokenizer.json")
-    wanted = functools.partial(lambda name: options.part in ("all", name))
+    wanted = lambda name: options.part in ("all", name)
     trec = dict(train=f"trec:{options.trec_train}", test=f"trec:{options.trec_test}", max_length=32)
     sst2 = dict(train=f"tsv:{options.sst2_train}", test=f"tsv:{options.sst2_test}", max_length=48, fraction=0.1,
                 columns=dict(text="sentence"), test_columns=dict(text=options.sst2_test_column))  # fmt: skip
@@ -87,12 +85,12 @@ def main() -> None:
             print(name, {k: round(v, 4) for k, v in found.items() if k.endswith("accuracy")}, flush=True)
     if wanted("squad"):
         config = answering(options.squad, tokenizer, options.epochs)
+        seeds, arms = [int(seed) for seed in options.seeds.split(",")], {}
         for arm, start in (("MiniLM", init), ("from scratch", None)):
-            if options.arm in ("both", arm):
-                for seed in options.seeds.split(","):
-                    found = statistics(finetuned(config, (int(seed),), start))
-                    save(file, f"squad/{arm}/{seed}", found)
-                    show("squad", {f"{arm} {seed}": found}, "question_answering/f1")
+            key = f"squad/{arm}/{options.epochs} epochs"
+            arms[arm] = statistics(finetuned(config, seeds, start, f"{options.to}/runs.json", key))
+        save(file, "squad", arms)
+        show("squad", arms, "question_answering/f1")
 
 
 if __name__ == "__main__":
