@@ -1,6 +1,7 @@
 """Which tokens of a sequence are hidden, and what stands in their place. Pure functions of a key, exact in their counts."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,18 +53,13 @@ class MaskSettings:
         return int(self.counts(length)[-1])
 
 
-@dataclasses.dataclass(frozen=True)
-class Masked:
-    """`tokens` i32[batch, time] as the encoder sees them; `places` i32[batch, hidden] in ascending order, `labels` the tokens
-    that stood there, `real` f32[batch, hidden] 0 where a sequence has fewer hidden tokens than the longest could."""
+class Masked(NamedTuple):
+    """A batch's corruption: at most `hidden` places a sequence, in ascending order."""
 
-    tokens: Array
-    places: Array
-    labels: Array
-    real: Array
-
-
-jax.tree_util.register_dataclass(Masked, ["tokens", "places", "labels", "real"], [])
+    tokens: Int[Array, "batch time"]  # as the encoder sees them
+    places: Int[Array, "batch hidden"]
+    labels: Int[Array, "batch hidden"]  # the tokens that stood there
+    real: Float[Array, "batch hidden"]  # 0 where a sequence has fewer hidden tokens than the longest could
 
 
 def choose(
@@ -71,28 +67,28 @@ def choose(
     eligible: Bool[Array, "time"],
     starts: Bool[Array, "time"],
     count: Int[Array, ""],
+    most: int,
     settings: MaskSettings,
-) -> Bool[Array, "time"]:
-    """`count` of the eligible tokens of one sequence, or all of them if they are fewer; a unit that does not fit is cut.
+) -> tuple[Int[Array, "most"], Bool[Array, "most"]]:
+    """`count` of the eligible places of one sequence, or all of them if they are fewer, and which of the `most` rows are real.
 
-    `starts`: where a word begins. Cutting happens to one unit a sequence at most: counts are exact.
+    `starts`: where a word begins. One unit a sequence at most is cut, at its end, so that counts are exact.
     """
     time = eligible.shape[0]
     order_key, length_key = jax.random.split(key)
     if settings.unit == "token":
         priority = jax.random.uniform(order_key, (time,))
     else:
-        word = jnp.cumsum(starts | ~eligible) - 1  # number of the word each token is part of; 0 ... time - 1
-        word = jnp.maximum(word, 0)
+        word = jnp.maximum(jnp.cumsum(starts | ~eligible) - 1, 0)  # the number of the word each token is part of
         rank = jax.random.uniform(order_key, (time,))  # of a word, by its number
         if settings.unit == "span":
             rank = _spread(length_key, rank, settings)
         priority = rank[word]
-    # ties (pieces of one word) go by place, so that what is cut is a word's end
-    priority = jnp.where(eligible, priority, jnp.inf)
-    order = jnp.argsort(priority, stable=True)
-    place_in_order = jnp.zeros(time, jnp.int32).at[order].set(jnp.arange(time, dtype=jnp.int32))
-    return (place_in_order < count) & eligible
+    # of equal priority (pieces of one word), the first place comes first
+    best, places = jax.lax.top_k(jnp.where(eligible, -priority, -jnp.inf), most)
+    real = (jnp.arange(most) < count) & (best > -jnp.inf)
+    places = jnp.sort(jnp.where(real, places, time))
+    return jnp.where(places < time, places, 0).astype(jnp.int32), places < time
 
 
 def _spread(key, rank, settings):
@@ -127,9 +123,7 @@ def mask_tokens(
     starts = jnp.ones_like(eligible) if starts is None else starts
 
     def one(key, tokens, eligible, starts, length):
-        hidden = choose(substream(key, "choose"), eligible, starts, counts[length], settings)
-        places = jnp.nonzero(hidden, size=n, fill_value=0)[0].astype(jnp.int32)
-        real = jnp.arange(n) < jnp.sum(hidden)
+        places, real = choose(substream(key, "choose"), eligible, starts, counts[length], n, settings)
         fate = jax.random.uniform(substream(key, "fate"), (n,))
         other = jax.random.randint(substream(key, "word"), (n,), 0, vocabulary)
         labels = tokens[places]
@@ -138,8 +132,3 @@ def mask_tokens(
         return Masked(out, places, labels, real.astype(jnp.float32))
 
     return jax.vmap(one)(keys, tokens, eligible, starts, length)
-
-
-def ratio_of(masked: Masked, length: Int[Array, "batch"]) -> Float[Array, ""]:
-    """Share of the tokens that is hidden."""
-    return jnp.sum(masked.real) / jnp.sum(length)
