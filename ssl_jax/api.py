@@ -68,7 +68,9 @@ class Pretrained:
         if tokenizer is None:
             raise UserError("text: this model has no tokenizer; pass tokens")
         texts = [texts] if isinstance(texts, str) else list(texts)
-        rows = tokenizer.encode_batch(texts)
+        if hasattr(self.task, "tokenize"):  # a text tower, which reads a fixed length
+            return self.task.tokenize(texts)
+        rows = tokenizer.encode_batch(texts, special=self.task.name != "next_token")  # [CLS] ... [SEP] where there are such
         length = self.info.shapes["tokens"].shape[0] if "tokens" in self.info.shapes else max(map(len, rows))
         length = min(length, max(1, *map(len, rows)) if rows else 1)
         tokens = np.full((len(rows), length), tokenizer.pad_id or 0, np.int32)

@@ -1,6 +1,7 @@
 """Published weights in and out: `load_pretrained` reads a directory into memory, `convert` goes from files to files."""
 
 import importlib
+import os
 import pathlib
 from typing import Any
 
@@ -19,7 +20,7 @@ from ssl_jax.training.rules import flatten
 FAMILIES: tuple[Family, ...] = (*vision.FAMILIES, *language.FAMILIES, *image_text.FAMILIES)
 
 
-def load_pretrained(directory: str) -> tuple[Task, dict, DataInfo]:
+def load_pretrained(directory: str | os.PathLike[str]) -> tuple[Task, dict, DataInfo]:
     """(task, parameters f32, data info) of a directory in Hugging Face layout, or of a file in a project's own layout.
 
     UserError for what is no model, for an architecture that is not known here, and for tensors that do not fit it.

@@ -67,7 +67,7 @@ class Row:
     transform: Transform = SAME
 
 
-def row(ours: str | tuple, theirs: str | tuple, transform: Transform = SAME) -> Row:
+def row(ours: str | Sequence[str], theirs: str | Sequence[str], transform: Transform = SAME) -> Row:
     pack = lambda x: (x,) if isinstance(x, str) else tuple(x)
     return Row(pack(ours), pack(theirs), transform)
 

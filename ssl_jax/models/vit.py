@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -227,7 +226,10 @@ def representations(
 
 
 def resize_positions(params: Mapping[str, Any], config: ViTConfig, old: Grid, new: Grid) -> dict[str, Any]:
-    """A ViT's parameters for another grid: learned positions interpolated (bicubic), sine-cosine ones need no change."""
+    """A ViT's parameters for another grid: learned positions interpolated, sine-cosine ones need no change.
+
+    Bicubic as MAE's fine-tuning and DINOv2 have it: torch's, which repeats the edge and does not smooth.
+    """
     params = dict(params)
     if config.positions != "learned" or old == new:
         return params
@@ -235,7 +237,21 @@ def resize_positions(params: Mapping[str, Any], config: ViTConfig, old: Grid, ne
     first, patches = table[: int(config.class_token)], table[int(config.class_token) :]
     if patches.shape[0] != old[0] * old[1]:
         raise ValueError(f"{patches.shape[0]} positions are no grid of {old[0]} x {old[1]}")
-    image = jnp.asarray(patches).reshape(*old, -1)
-    image = jax.image.resize(image, (*new, image.shape[-1]), method="bicubic", antialias=False)
-    params["positions"] = np.concatenate([np.asarray(first), np.asarray(image).reshape(new[0] * new[1], -1)])
+    image = np.asarray(patches, np.float64).reshape(*old, -1)
+    rows, columns = (bicubic(a, b) for a, b in zip(old, new, strict=True))
+    image = np.einsum("ah,bw,hwd->abd", rows, columns, image).reshape(new[0] * new[1], -1)
+    params["positions"] = np.concatenate([np.asarray(first), image.astype(np.float32)])
     return params
+
+
+def bicubic(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """The matrix that resamples a line of `old` values to `new`: cubic convolution with a = -0.75 (Keys 1981, equation 15)."""
+    a, place = -0.75, (np.arange(new) + 0.5) * old / new - 0.5
+    first = np.floor(place).astype(int)
+    matrix = np.zeros((new, old))
+    for tap in range(-1, 3):
+        d = np.abs(place - first - tap)
+        near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+        weight = np.where(d <= 1, near, a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a)
+        np.add.at(matrix, (np.arange(new), np.clip(first + tap, 0, old - 1)), weight)
+    return matrix
