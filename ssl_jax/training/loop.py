@@ -273,6 +273,8 @@ class Run:
     def _diverged(self, step: int, metric: str, group: str) -> None:
         offset = int(self.state.hyper["data_offset"])
         batch = step - 1 + offset
+        if self.checkpoints:
+            self.checkpoints.wait()
         good = max((s for s in self.checkpoints.steps() if s < step), default=None) if self.checkpoints else None
         index = [int(i) for i in self.stream.indices(batch)]
         shown = ", ".join(map(str, index[:8])) + (f" ... ({len(index)} in all)" if len(index) > 8 else "")

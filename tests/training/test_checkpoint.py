@@ -11,16 +11,15 @@ from ssl_jax.errors import UserError
 from ssl_jax.training import checkpoint as checkpoints
 from ssl_jax.training.checkpoint import Checkpoints, complete_steps, damage, export, load_params, read_arrays
 from ssl_jax.training.settings import CheckpointSettings
+from ssl_jax.training.state import State
 from ssl_jax.training.stopping import SaveFailed
 
 
 def tree(step):
     value = lambda *shape: jnp.arange(np.prod(shape), dtype=jnp.float32).reshape(shape) + step
-    return {
-        "params": {"block00": {"kernel": value(3, 4)}, "bias": value(4)},
-        "step": jnp.int32(step),
-        "opt_state": {"mu": value(5)},
-    }
+    params = {"block00": {"kernel": value(3, 4)}, "bias": value(4)}
+    guard = {"skipped": jnp.int32(3), "mean": jnp.float32(0.5)}
+    return State(jnp.int32(step), params, {"mu": value(5)}, None, {"lr": jnp.float32(step)}, guard)
 
 
 def filled(directory, steps=(1, 2, 3), **settings):
@@ -57,7 +56,7 @@ def test_what_is_saved_is_restored_bit_for_bit(tmp_path, monkeypatch, limit):
     filled(tmp_path)
     monkeypatch.setattr(checkpoints, "PACKED_BYTES", 2**28 - limit)
     assert restored(tmp_path) == 3
-    jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path)[1], tree(3)["params"])
+    jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path)[1], tree(3).params)
 
 
 @pytest.mark.parametrize("limit", [0, 2**28])
@@ -178,12 +177,12 @@ def test_parameters_alone(tmp_path):
     filled(tmp_path / "run")
     step, params = load_params(tmp_path / "run")
     assert step == 3
-    jax.tree.map(np.testing.assert_array_equal, params, tree(3)["params"])
+    jax.tree.map(np.testing.assert_array_equal, params, tree(3).params)
     assert load_params(tmp_path / "run", 1)[1]["bias"][0] == 1
     export(tmp_path / "run", tmp_path / "export", 2)
     step, params = load_params(tmp_path / "export")
     assert step == 2
-    jax.tree.map(np.testing.assert_array_equal, params, tree(2)["params"])
+    jax.tree.map(np.testing.assert_array_equal, params, tree(2).params)
     names = list(read_arrays(tmp_path / "export/00000002"))
     assert names and all(name.startswith("params/") for name in names)
 
