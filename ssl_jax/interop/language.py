@@ -416,7 +416,9 @@ class ModernBert(_Language):
         if c.window is None or c.global_every < 2:
             raise UserError(f"model.window={c.window}, global_every={c.global_every}: {self.architecture} has local blocks")
         local = c.local_rope_theta or c.rope_theta
+        tokenizer = task.info.tokenizer
         return theirs | {
+            "cls_token_id": tokenizer.cls_id, "sep_token_id": tokenizer.sep_id,
             "mlp_bias": c.bias, "classifier_bias": c.bias, "classifier_activation": theirs["hidden_activation"],
             POSITIONS: task.model.context, "local_attention": 2 * c.window, "global_attn_every_n_layers": c.global_every,
             "layer_types": _kinds(c.depth, c.global_every), "global_rope_theta": c.rope_theta, "local_rope_theta": local,

@@ -125,7 +125,7 @@ def to_ours(
             if a.shape != b.shape:
                 raise UserError(f"{source}: {name} has shape {list(a.shape)}, expected {list(b.shape)} by config.json")
         pieces = r.transform.ours(*(np.asarray(a, np.float32) for a in given))
-        found |= {path: np.ascontiguousarray(piece) for path, piece in zip(r.ours, pieces, strict=True)}
+        found |= {path: np.asarray(piece, order="C") for path, piece in zip(r.ours, pieces, strict=True)}
     return found
 
 
@@ -136,7 +136,7 @@ def to_theirs(rows: Sequence[Row], params: Tensors, architecture: str) -> dict[s
     found = {}
     for r in rows:
         pieces = r.transform.theirs(*(np.asarray(params[path], np.float32) for path in r.ours))
-        found |= {name: np.ascontiguousarray(piece) for name, piece in zip(r.theirs, pieces, strict=True)}
+        found |= {name: np.asarray(piece, order="C") for name, piece in zip(r.theirs, pieces, strict=True)}
     return found
 
 

@@ -81,7 +81,7 @@ def params_of(task, seed=0):
 def write(folder, theirs, tensors, info=None):
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(theirs))
-    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / "model.safetensors")
+    save_file({k: np.asarray(v, order="C") for k, v in tensors.items()}, folder / "model.safetensors")
     if info is not None:
         info.tokenizer.save(folder)
     return folder

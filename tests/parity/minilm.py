@@ -11,6 +11,15 @@ import numpy as np
 FOLDER = pathlib.Path(os.environ.get("SSL_JAX_MINILM", pathlib.Path.home() / ".cache/ssl_jax_data/minilm"))
 
 
+SAID = [
+    f"{who} {verb} {what}{end}"
+    for who in ("the film", "this director", "a tired plot", "her voice", "the whole cast")
+    for verb in ("delivers", "never reaches", "almost ruins")
+    for what in ("a moving story", "the laughs it promises", "an hour of pure noise", "what the first part began")
+    for end in ("", " , and that is all .", " ... again !")
+]
+
+
 def measure(sentences: list[str]) -> tuple[float, int]:
     """(the largest difference of an embedding, how many sentences have another nearest neighbour)."""
     import torch

@@ -20,18 +20,10 @@ pytestmark = pytest.mark.parity
 
 SENTENCES = os.environ.get("SSL_JAX_SENTENCES")  # SST-2's: a line of names, then label and sentence
 
-SAID = [
-    f"{who} {verb} {what}{end}"
-    for who in ("the film", "this director", "a tired plot", "her voice", "the whole cast")
-    for verb in ("delivers", "never reaches", "almost ruins")
-    for what in ("a moving story", "the laughs it promises", "an hour of pure noise", "what the first part began")
-    for end in ("", " , and that is all .", " ... again !")
-]
-
 
 @pytest.mark.skipif(not (minilm.FOLDER / "model.safetensors").is_file(), reason=f"{minilm.FOLDER} holds no MiniLM")
 def test_minilm_embeds_sentences_as_the_reference_does():
-    sentences = SAID
+    sentences = minilm.SAID
     if SENTENCES:
         lines = pathlib.Path(SENTENCES).read_text().splitlines()[1:]
         sentences = sorted({line.split("\t")[-1].strip() for line in lines})[:400]
