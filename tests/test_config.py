@@ -77,7 +77,8 @@ from ml_collections import ConfigDict
 def get_config(arg="a"):
     if arg not in ("a", "b"):
         raise ValueError("arg must be a or b")
-    return ConfigDict(dict(task=dict(name=arg), model=dict(width=8), data=dict(batch_size=4), training=dict(), optimizer=dict(lr=1.0)))
+    return ConfigDict(dict(task=dict(name=arg), model=dict(width=8), data=dict(batch_size=4),
+                           training=dict(), optimizer=dict(lr=1.0)))
 """
 
 

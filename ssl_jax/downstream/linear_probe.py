@@ -57,7 +57,8 @@ class LinearProbe:
             raise UserError(f"l2={self.l2!r}: must be one or more positive numbers")
         if self.augment is not None and (self.protocol != "mae" or self.representations != ("cls",)):
             raise UserError('augment: only with protocol="mae" and representation="cls"; other probes read cached features')
-        if self.protocol == "mae" and len(self.descent.heads) > 1:
+        heads = self.descent.heads  # reading them checks the settings of every protocol
+        if self.protocol == "mae" and len(heads) > 1:
             raise UserError('learning_rates: protocol="mae" has one; use "grid" to choose among several')
 
     @property

@@ -73,6 +73,7 @@ def test_a_cache_gives_what_the_whole_sequence_gives(options):
     np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [dict(drop_path=0.4, dropout=0.1), dict(window=1, global_every=2, rope_theta=9.0)])
 def test_scan_and_remat_change_no_value(options):
     stack, params, x = build(**options)
