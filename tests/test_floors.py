@@ -59,5 +59,7 @@ def test_no_file_is_longer_than_can_be_read():
 def test_help_loads_nothing_heavy():
     """`ssl-jax --help` answers in well under a second because JAX is not imported."""
     code = "import sys; from ssl_jax import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass\n"
-    code += "heavy = {'jax', 'numpy', 'flax', 'orbax', 'matplotlib', 'grain', 'rich'} & set(sys.modules); assert not heavy, heavy"
+    code += (
+        "heavy = {'jax', 'numpy', 'flax', 'orbax', 'matplotlib', 'grain', 'rich'} & set(sys.modules); assert not heavy, heavy"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
