@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 Params = Mapping[str, Any]
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Any]  # arrays, of JAX or of NumPy
 Metrics = dict[str, Float[Array, ""]]
 
 
