@@ -4,6 +4,9 @@ He et al. 2022 (arXiv:2111.06377), table 8, at the size of two CPU cores: raw pi
 normalised patch by patch do not work here: the flat background has no variance.
 
     ssl-jax run --config=configs/mae/fashion_mnist.py --workdir=runs/mae
+
+Two cores of a shared machine: 11 min, 2.1 GB. Linear probe 0.867 (raw pixels 0.847, random encoder 0.812); 600 labels: 0.801
+fine-tuned, 0.750 from scratch (one seed).
 """
 
 from ml_collections import ConfigDict
@@ -29,4 +32,5 @@ def get_config() -> ConfigDict:
     config.downstream.label_efficiency.scratch = dict(
         optimizer=dict(name="adamw", lr=1e-3, weight_decay=0.05, warmup="10 %"), learning_rates=()
     )
+    config.expected = {"linear_probe/accuracy": (0.86, 0.88), "label_efficiency/1%/finetune/mean": (0.785, 0.82)}
     return config
