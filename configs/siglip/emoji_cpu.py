@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
     config.model.text = dict(
         width=128, depth=2, heads=4, causal=False, pooling="mean", mask_padding=True, activation="gelu_tanh"
     )
-    config.training = dict(duration="100 epochs", dtype="float32", log_every=20)
+    config.training = dict(duration="60 epochs", dtype="float32", log_every=20)
     config.optimizer = dict(name="adamw", lr=1e-3, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, warmup="10 %", clip=1.0)
     config.downstream = dict(retrieval=dict(), zero_shot=dict(), knn=dict(), linear_probe=dict())
     return config
