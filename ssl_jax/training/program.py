@@ -32,6 +32,7 @@ class Program:
     def __init__(self, task: Task, stream: Any, *, training: TrainingSettings, optimizer: OptimizerSettings,
                  mesh: Mesh | MeshSettings | None = None):  # fmt: skip
         compilation.enable_cache()
+        compilation.keep_freed_memory()
         self.task, self.stream, self.training, self.settings = task, stream, training, optimizer
         self.layout = mesh if isinstance(mesh, MeshSettings) else MeshSettings()
         self.mesh = mesh if isinstance(mesh, Mesh) else sharding.make_mesh(self.layout)
