@@ -134,7 +134,7 @@ class Pair:
         again, report = self.case.cls.from_pretrained(folder, output_loading_info=True)
         assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
         a, b = (self.case.theirs(model.eval(), self.inputs) for model in (self.theirs, again))
-        assert all(torch.equal(a[name], b[name]) for name in a)
+        assert all(difference(a[name].detach(), b[name]) <= 1e-6 for name in a)  # memory lies elsewhere: rounding
 
 
 def difference(ours, theirs) -> float:

@@ -61,6 +61,8 @@ def test_dinov2_on_images_of_another_size(tmp_path):
     """Its positions are interpolated, bicubic, to a grid that is not square."""
     import dataclasses
 
+    from ssl_jax.api import Pretrained
+    from ssl_jax.interop.family import Beside, image_info
     from ssl_jax.models.vit import resize_positions, vit_for
 
     pair = Pair(CASES["DINOv2"], tmp_path / "theirs")
@@ -68,7 +70,9 @@ def test_dinov2_on_images_of_another_size(tmp_path):
     vit = vit_for(pair.task.encoder.config, (12, 15, 3))
     encoder = resize_positions(pair.params["encoder"], vit.config, pair.task.encoder.grid, vit.grid)
     task = dataclasses.replace(pair.task, encoder=vit)
-    ours = task.forward({"encoder": encoder}, {"image": other.permute(0, 2, 3, 1).numpy()})
+    ours = Pretrained(task, {"encoder": encoder}, image_info((12, 15), 3, Beside(""))).forward(
+        {"image": other.permute(0, 2, 3, 1).numpy()}
+    )
     with torch.no_grad():
         theirs = pair.theirs(other)
     assert difference(ours["tokens"], theirs.last_hidden_state) <= 1e-5
@@ -129,7 +133,7 @@ def test_facebookresearch_mae(whole, tmp_path):
     assert same(ours.params, wanted)
     if whole:
         assert ours.task.config.target == "normalized_pixels" and ours.task.decoder.config.heads == 16
-        a, b = ours.forward(pair.batch)["pred"], pair.task.forward(pair.params, pair.batch)["pred"]
+        a, b = ours.forward(pair.batch)["pred"], ssl_jax.load(f"hf:{tmp_path / 'hf'}").forward(pair.batch)["pred"]
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
