@@ -86,7 +86,7 @@ def prepare(config: ConfigDict, workdir: str | None = None) -> Parts:
         return data.build(cls.data, config.data, split=split, train=augmented, task_section=config.task, workdir=workdir)
 
     if config.task.get("target") == "pca":  # parameters are made from shapes alone, and a basis of zeros is none
-        raise UserError('task.target="pca": its basis must come from real patches, which runs cannot hand over yet; use "pixels"')
+        raise UserError('task.target="pca": its basis would be made of zeros, not of patches; use "pixels"')
     train = dataset("train", True)
     task = cls.from_config(config, train.info)
     mesh = sharding.make_mesh(mesh_settings)
