@@ -21,7 +21,7 @@ from common import finetuned, save, show, statistics  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
 MODEL = dict(
-    name="transformer", width=128, depth=4, heads=4, init="normal", embedding_norm=True, output_bias=True,
+    name="transformer", width=128, depth=4, heads=4, init="xavier_uniform", positions="rope", embedding_norm=True, output_bias=True,
     head_transform=True, context_length=64,
 )  # fmt: skip
 TOKENIZER = dict(name="wordpiece", size=4096)

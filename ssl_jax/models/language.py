@@ -103,6 +103,10 @@ class Transformer(nn.Module):
         if positions is None:
             positions = jnp.arange(tokens.shape[1])[None]
         if c.positions == "learned":
+            if tokens.shape[1] > self.context:
+                raise UserError(
+                    f"tokens: a sequence of {tokens.shape[1]} is longer than the model's context of {self.context}; cut it"
+                )
             rows = self.context + c.position_offset
             place = self.param("position_embedding", init, (rows, c.width))
             x = x + jnp.take(place, positions + c.position_offset, axis=0)

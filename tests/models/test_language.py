@@ -134,6 +134,13 @@ def test_padded_vocabulary_and_tying():
     assert set(names) == {"weight", "bias", "transform", "transform_norm"}
 
 
+def test_a_sequence_beyond_the_learned_positions_is_refused():
+    """Its positions would otherwise silently be NaN."""
+    model, params, _ = make(VARIANTS["gpt2"])
+    with pytest.raises(UserError, match="a sequence of 25 is longer than the model's context of 24"):
+        model.apply(params, jnp.zeros((1, 25), jnp.int32))
+
+
 def test_pooling_ignores_padding():
     hidden = jnp.arange(24.0).reshape(2, 4, 3)
     segments = jnp.array([[1, 1, 1, 0], [1, 2, 2, 2]])

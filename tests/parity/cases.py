@@ -20,7 +20,7 @@ def images(batch, channels, height, width):
 
 
 def weighed(outputs):
-    """A loss of outputs that have none: their product with fixed numbers, in both frameworks."""
+    """What to differentiate where there is no loss: the outputs times fixed numbers, in both frameworks."""
     total = 0.0
     for value in outputs.values():
         size = int(value.numel() if isinstance(value, torch.Tensor) else value.size)
@@ -29,8 +29,8 @@ def weighed(outputs):
     return total
 
 
-def with_loss(outputs):
-    return {**outputs, "loss": weighed(outputs)}
+def with_objective(outputs):
+    return {**outputs, "objective": weighed(outputs)}
 
 
 # Masked autoencoders ---------------------------------------------------------------------------------------------------
@@ -76,21 +76,21 @@ def mae(height, width, patch, channels, *, sincos=False, **settings):
 def encoder(cls, config, channels, height, width):
     def theirs(model, inputs):
         out = model(inputs["image"])
-        return with_loss({"tokens": out.last_hidden_state, "pooled": out.pooler_output})
+        return with_objective({"tokens": out.last_hidden_state, "pooled": out.pooler_output})
 
     def ours(task, params, batch):
         out = task.forward(params, batch)
-        return with_loss({name: out[name] for name in ("tokens", "pooled")})
+        return with_objective({name: out[name] for name in ("tokens", "pooled")})
 
     return Case(cls, config, images(3, channels, height, width), theirs, ours)
 
 
 def classifier(config, height, width):
     def theirs(model, inputs):
-        return with_loss({"logits": model(inputs["image"]).logits})
+        return with_objective({"logits": model(inputs["image"]).logits})
 
     def ours(task, params, batch):
-        return with_loss({"logits": task.forward(params, batch)["logits"]})
+        return with_objective({"logits": task.forward(params, batch)["logits"]})
 
     return Case(t.ViTForImageClassification, config, images(3, 3, height, width), theirs, ours)
 
@@ -171,11 +171,11 @@ def masked(cls, config, *, types=False, next_sentence=False, unread=()):
 def sentence_encoder(config):
     def theirs(model, inputs):
         out = model(inputs["tokens"])
-        return with_loss({"tokens": out.last_hidden_state, "pooled": out.pooler_output})
+        return with_objective({"tokens": out.last_hidden_state, "pooled": out.pooler_output})
 
     def ours(task, params, batch):
         out = task.features(params, batch)
-        return with_loss({name: out[name] for name in ("tokens", "pooled")})
+        return with_objective({name: out[name] for name in ("tokens", "pooled")})
 
     return Case(t.BertModel, config, lambda: {"tokens": ids()}, theirs, ours)
 
