@@ -241,7 +241,9 @@ def _windows(settings: TokensSettings, tokenizer: Tokenizer, array: TokenArray, 
     length = settings.block + 1
     total = len(array.tokens)
     if total < length:
-        raise UserError(f"{name}: holds {total:,} tokens, but data.block={settings.block} needs at least {length:,}; lower it")
+        raise UserError(
+            f"{name}: holds {total:,} tokens, but data.block={settings.block} needs at least {length:,}; lower it or add text"
+        )
     stride = settings.stride or (1 if total < 2**31 else settings.block)
     windows = Windows(array.tokens, length, stride if train else settings.block, weights=not train)
     if windows.size >= 2**31:
@@ -319,7 +321,9 @@ def _sequences(settings: TokensSettings, tokenizer: Tokenizer, array: TokenArray
         table = document_spans(array, tokenizer.separator_id, content, generator, duplicates=duplicates, short=short)
     else:
         if len(array.tokens) < content:
-            raise UserError(f"{name}: holds {len(array.tokens):,} tokens, fewer than data.block={settings.block}; lower it")
+            raise UserError(
+                f"{name}: holds {len(array.tokens):,} tokens, fewer than data.block={settings.block}; lower it or add text"
+            )
         stride = (settings.stride or content) if train else content
         starts = np.minimum(np.arange(0, len(array.tokens) - content + stride, stride), len(array.tokens) - content)
         table = np.zeros((len(starts), 5), np.int64)

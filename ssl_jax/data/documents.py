@@ -122,7 +122,8 @@ class TextFiles:
         self.files = [expanded] if os.path.isfile(expanded) else sorted(glob.glob(expanded, recursive=True))
         self.files = [file for file in self.files if os.path.isfile(file)]
         if not self.files:
-            what = "is a folder; write text:" + os.path.join(pattern, "*.txt") if os.path.isdir(expanded) else "no file matches"
+            folder = os.path.isdir(expanded)
+            what = "is a folder; write text:" + os.path.join(pattern, "*.txt") if folder else "no file matches; check the path"
             raise UserError(f"{uri}: {what}")
         self.sizes = [os.path.getsize(file) for file in self.files]
         for file, size in zip(self.files, self.sizes, strict=True):

@@ -90,7 +90,7 @@ def _cell(uri: str, place: str, row: Any, column: Column, names: tuple[str, ...]
     if isinstance(column, str):
         if names is None or column not in names:
             have = "no header to name its columns" if names is None else f"the columns {', '.join(map(repr, names))}"
-            raise UserError(f"{uri}: there is no column {column!r}; the file has {have}")
+            raise UserError(f"{uri}: there is no column {column!r}; the file has {have}; set data.columns (or data.column)")
         column = names.index(column)
     if column >= len(row):
         raise UserError(f"{uri}: {place}: has {len(row)} columns, expected at least {column + 1}")

@@ -68,6 +68,7 @@ class Tokenizer:
     """Text <-> token ids. Subclasses supply `_encode`, `decode`, `size`, `token` and the vocabulary."""
 
     size: int
+    path: str | None = None  # of a published vocabulary
 
     @functools.cached_property
     def vocabulary(self) -> dict[str, int]:
@@ -99,9 +100,10 @@ class Tokenizer:
         """The id of `role` ("mask", "cls" ...), or a UserError that says how to get it."""
         value = self._role(role)
         if value is None:
+            name, where = ROLES[role][0], "data.tokenizer.special_tokens" if self.path is None else "the file"
             raise UserError(
-                f"data.tokenizer: the vocabulary ({self.size} tokens) lacks {ROLES[role][0]}; add it to "
-                "data.tokenizer.special_tokens or choose a tokenizer that has it"
+                f"data.tokenizer{'' if self.path is None else f'.path={self.path}'}: the vocabulary ({self.size} tokens) lacks "
+                f"{name}; add it to {where} or choose a tokenizer that has it"
             )
         return value
 
@@ -442,6 +444,12 @@ def from_settings(settings: TokenizerSettings) -> Tokenizer:
     """A tokenizer that needs no training: bytes, or a published vocabulary from `settings.path`."""
     if settings.name == "bytes":
         return ByteTokenizer(settings.special())
+    tokenizer = _published(settings)
+    tokenizer.path = settings.path
+    return tokenizer
+
+
+def _published(settings: TokenizerSettings) -> Tokenizer:
     path = pathlib.Path(settings.path).expanduser()
     if settings.name == "file":
         return load(path)
