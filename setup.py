@@ -38,7 +38,15 @@ setup(
         "tensorboardX>=2.6.2.2",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "beartype>=0.20", "scikit-learn>=1.5", "ruff>=0.14"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "beartype>=0.20",
+            "scikit-learn>=1.5",
+            "ruff>=0.14",
+            "pyrefly>=1.4",
+        ],  # fmt: skip
         "parity": ["torch==2.13.0", "transformers>=5"],
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
