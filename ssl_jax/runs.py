@@ -85,8 +85,6 @@ def prepare(config: ConfigDict, workdir: str | None = None) -> Parts:
     def dataset(split: str, augmented: bool) -> Any:
         return data.build(cls.data, config.data, split=split, train=augmented, task_section=config.task, workdir=workdir)
 
-    if config.task.get("target") == "pca":  # parameters are made from shapes alone, and a basis of zeros is none
-        raise UserError('task.target="pca": its basis would be made of zeros, not of patches; use "pixels"')
     train = dataset("train", True)
     task = cls.from_config(config, train.info)
     mesh = sharding.make_mesh(mesh_settings)
@@ -192,18 +190,25 @@ def train(parts: Parts, wd: Workdir, trainer: Any) -> tuple[int, Params]:
         from ssl_jax.training.checkpoint import load_params
 
         return load_params(wd.path / "checkpoints", wd.status()["trained"])
-    init = None
-    if hasattr(parts.task, "initialise"):  # a supervised task, or a tower, that starts from other parameters
-        init = functools.partial(parts.task.initialise, load=restore)
     state = trainer.run(
         seed=parts.config.get("seed", 0),
-        init_params=init,
+        init_params=starting_point(parts),
         workdir=wd.path,
         checkpoint=parts.checkpoint,
         evaluate=functools.partial(evaluate_during, parts) if parts.training.evaluate_every else None,
         name=parts.task.name,
     )
     return int(state.step), state.params if state.ema is None else state.ema
+
+
+def starting_point(parts: Parts) -> Callable[[Params], Params] | None:
+    """What the first parameters come from besides a key: other runs (`initialise`), the data (`fit`); None: nothing."""
+    task, hooks = parts.task, []
+    if hasattr(task, "initialise"):
+        hooks.append(functools.partial(task.initialise, load=restore))
+    if getattr(task, "fit", None):
+        hooks.append(functools.partial(task.fit, examples=functools.partial(panel_batch, parts.dataset("train", False))))
+    return functools.partial(functools.reduce, lambda params, hook: hook(params), hooks) if hooks else None
 
 
 def trainer_of(parts: Parts) -> Any:

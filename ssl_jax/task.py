@@ -56,6 +56,10 @@ class Task(Protocol):
 
     `whole_batch` marks a loss over all pairs of the global batch (contrastive): the loop then does not split the batch,
     and the task itself works in `training.accumulation` chunks.
+
+    A task may have two methods more, called once, before step 0: `initialise(params, *, load)` takes parameters of other
+    runs over, `load(path)` giving (task, parameters, DataInfo); `fit(params, examples)` (or None) computes what comes
+    from data (a PCA basis), `examples(n)` giving a batch of n training examples without augmentation.
     """
 
     name: ClassVar[str]

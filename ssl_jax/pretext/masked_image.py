@@ -4,6 +4,8 @@ MAE (He et al. 2022, arXiv:2111.06377) with every arm of its table 1, and SimMIM
 """
 
 import dataclasses
+import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -22,6 +24,7 @@ from ssl_jax.randomness import example_keys, stream, substream
 from ssl_jax.task import Batch, DataInfo, Images, Metrics, Params
 
 TARGETS = ("pixels", "normalized_pixels", "pca")
+FIT_EXAMPLES = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +79,7 @@ class MaskedImage:
     # The model ----------------------------------------------------------------------------------------------------
 
     def init(self, key: Key[Array, ""], batch: Batch) -> Params:
-        """Parameters; the PCA basis is that of the patches of `batch`."""
+        """Parameters, from the shapes of `batch`; `fit` fills the PCA basis."""
         images = jnp.zeros((1, *batch["image"].shape[1:]), jnp.float32)
         mask = self.config.mask(jax.random.split(key, 1), self.encoder.grid)
         encoder = self.encoder.init(substream(key, "encoder"), images)["params"]
@@ -84,10 +87,18 @@ class MaskedImage:
         decoder = self.decoder.init(substream(key, "decoder"), tokens, visible=self._visible(mask))["params"]
         params = {"encoder": encoder, "decoder": decoder}
         if self.config.target == "pca":
-            params["constants"] = principal_components(
-                patchify(batch["image"], self.encoder.config.patch), self.config.components
-            )
+            pixels = math.prod(self.encoder.config.patch) * self.encoder.channels
+            params["constants"] = {"mean": jnp.zeros(pixels), "basis": jnp.zeros((pixels, self.config.components))}
         return params
+
+    @property
+    def fit(self) -> Callable[[Params, Callable[[int], Batch]], Params] | None:
+        return self._fit_basis if self.config.target == "pca" else None
+
+    def _fit_basis(self, params: Params, examples: Callable[[int], Batch]) -> Params:
+        """`params` with the PCA basis of the patches of FIT_EXAMPLES training images (table 1d)."""
+        patches = patchify(examples(FIT_EXAMPLES)["image"].astype(jnp.float32), self.encoder.config.patch)
+        return {**params, "constants": principal_components(patches, self.config.components)}
 
     def _visible(self, mask: Mask):
         return None if self.config.mask_tokens_in_encoder else mask.visible

@@ -46,6 +46,11 @@ ARMS = {
 }
 
 
+def fitted(task, data):
+    params = jax.jit(task.init)(KEY, data)
+    return task.fit(params, lambda count: data) if task.fit else params
+
+
 def patches_of(images: np.ndarray) -> np.ndarray:
     """f64[batch, 6, 32] by explicit cutting."""
     cut = [images[:, r : r + 4, c : c + 4].reshape(len(images), -1) for r in (0, 4) for c in (0, 4, 8)]
@@ -55,7 +60,7 @@ def patches_of(images: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("arm", ARMS)
 def test_the_loss_is_the_papers_equation_in_float64(arm):
     task, data = build(**ARMS[arm]), batch()
-    params = jax.jit(task.init)(KEY, data)
+    params = fitted(task, data)
     out = jax.device_get(jax.jit(task.forward)(params, data | {"noise": jax.random.uniform(KEY, (4, 6))}))
     target = patches_of(np.asarray(data["image"]))
     if task.config.target == "normalized_pixels":  # the variance of torch, unbiased
@@ -141,7 +146,7 @@ def test_a_perfect_prediction_reconstructs_the_image(arm, monkeypatch):
     task, data = build(**ARMS[arm] | (dict(components=32) if arm == "pca" else {})), batch()
     pixels = np.random.default_rng(1).uniform(size=(4, 8, 12, 2))
     data["image"] = jnp.asarray((pixels - INFO.mean) / INFO.std, jnp.float32)
-    params = jax.jit(task.init)(KEY, data)
+    params = fitted(task, data)
     monkeypatch.setattr(MaskedImage, "predict", lambda self, params, images, mask: self.target(params, images))
     panel = dataclasses.replace(task).panels(params, data, KEY)["reconstruction"]
     assert panel.columns == ("original", "masked", "reconstruction", "reconstruction + visible")
