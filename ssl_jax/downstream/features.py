@@ -34,6 +34,19 @@ class EvaluationData:
     def classes(self) -> tuple[str, ...]:
         return tuple(self.train.info.classes)
 
+    @property
+    def one_split(self) -> bool:
+        """Whether the test split is the training split: the same examples of the same source."""
+        train, test = self.train, self.test
+        return test is train or (identity(train.source), train.size) == (identity(test.source), test.size)
+
+
+def identity(source) -> tuple:
+    """What tells two sources apart: the name and, of a part of one, which examples (recursively)."""
+    if hasattr(source, "parent"):
+        return (*identity(source.parent.source), hashlib.sha256(np.ascontiguousarray(source.indices)).hexdigest())
+    return (source.name,)
+
 
 _PROGRAMS: dict[Any, tuple[Any, dict]] = {}  # of each task (kept, so that its id stays its own) and mesh: by names
 
@@ -168,7 +181,10 @@ class Encoder:
     def _path(self, dataset) -> pathlib.Path:
         info = dataset.info
         transform = sorted((name, tuple(s.shape), str(s.dtype)) for name, s in info.shapes.items())
-        text = repr((self.checkpoint, dataset.source.name, dataset.size, transform, info.mean, info.std))
+        options = sorted((k, repr(v)) for k, v in getattr(dataset.on_device, "keywords", {}).items())  # of a partial
+        transform = (transform, info.mean, info.std, options)
+        ends = {name: value.tobytes() for name, value in sorted(dataset.rows(np.array([0, dataset.size - 1])).items())}
+        text = repr((self.checkpoint, identity(dataset.source), dataset.size, transform, ends))
         return self.cache / hashlib.sha256(text.encode()).hexdigest()[:24]
 
     def _load(self, dataset, names) -> dict | None:

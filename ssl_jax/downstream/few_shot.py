@@ -39,6 +39,11 @@ class FewShot:
         if not self.l2 or any(v <= 0 for v in self.l2):
             raise UserError(f"l2={self.l2!r}: must be one or more positive numbers")
 
+    def check(self, data: EvaluationData) -> None:
+        """UserError for what labels and sizes alone tell."""
+        labels = data.train.labels()
+        draw(labels, check_labels(labels, data.test.labels(), data.classes), max(self.shots), self.seed, data.classes)
+
     def __call__(self, encoder: Encoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
         yield from self._shots(encoder, data)
         if self.baselines:

@@ -4,11 +4,14 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from ssl_jax import data as kinds
+from ssl_jax import randomness
 from ssl_jax.config import Duration, read
 from ssl_jax.data.pipeline import Dataset, Stream, subset
 from ssl_jax.downstream import metrics
@@ -17,6 +20,7 @@ from ssl_jax.downstream.classification import Classification, freeze, partial
 from ssl_jax.downstream.features import Encoder, EvaluationData
 from ssl_jax.errors import UserError
 from ssl_jax.task import Params
+from ssl_jax.training import sharding
 from ssl_jax.training.loop import Trainer
 from ssl_jax.training.optimizer import OptimizerSettings
 from ssl_jax.training.settings import TrainingSettings
@@ -49,6 +53,37 @@ class Recipe:
             raise UserError(f"learning_rates={self.learning_rates!r}: must be positive numbers")
 
 
+@dataclasses.dataclass(frozen=True)
+class Scratch(Recipe):
+    """How the same model is trained from random parameters, to stand beside fine-tuning.
+
+    What is left out of `data` (augmentation), `task` (pooling, mixing), `model`, `training` and `batch_size` is
+    fine-tuning's. Without an `optimizer` it is AdamW without layer decay, the peak chosen among three.
+    """
+
+    training: Mapping = dataclasses.field(default_factory=dict)
+    optimizer: Mapping | None = None
+    batch_size: int | None = None
+    learning_rates: tuple | None = None  # with an `optimizer` of one's own: (), its own
+
+    def __post_init__(self):
+        self.beside(Recipe())
+
+    def beside(self, finetune: Recipe) -> Recipe:
+        """The whole recipe, where fine-tuning takes `finetune`."""
+        rates = ((5e-4, 1e-3, 2e-3) if self.optimizer is None else ()) if self.learning_rates is None else self.learning_rates
+        return Recipe(
+            model={**finetune.model, **self.model},
+            task={**finetune.task, **self.task},
+            data={**finetune.data, **self.data},
+            training={**finetune.training, **self.training},
+            optimizer=self.optimizer or dict(name="adamw", lr=1e-3, weight_decay=0.05, warmup="10 %"),
+            batch_size=finetune.batch_size if self.batch_size is None else self.batch_size,
+            blocks=self.blocks,
+            learning_rates=rates,
+        )
+
+
 class FineTuner:
     """A recipe compiled once for a data set; runs of it may differ in seed, start, learning rate, length and examples."""
 
@@ -76,7 +111,7 @@ class FineTuner:
 
     def steps(self, examples: int, duration: str | None = None) -> int:
         """The length of a run on so many examples."""
-        path, text = "training.duration", duration or self.recipe.training["duration"]
+        path, text = "training.duration", duration or self.recipe.training.get("duration", "50 epochs")
         steps = Duration.parse(text, path).steps(path=path, batch_size=self.recipe.batch_size, examples=examples)
         return max(steps, 1)
 
@@ -119,6 +154,30 @@ class FineTuner:
         encoder = Encoder(self.task, params, self.mesh)
         return encoder.extract(self.test if dataset is None else dataset, ("logits",))["logits"]
 
+    def running_moments(
+        self, params: Params, indices: Int[np.ndarray, "examples"], *, seed: int, steps: int, batches: int = 100
+    ) -> tuple[Float[np.ndarray, "width"], Float[np.ndarray, "width"]]:
+        """Mean and variance of what the head reads, as torch's batch norm has kept them at the end of a `fit`.
+
+        The momentum is 0.1 and the variance unbiased. Of a frozen encoder these are known afterwards: the last `batches`
+        training batches are read again, as they were augmented; earlier ones weigh less than 0.9 ** batches.
+        """
+        data, mesh = self._stream(indices, seed), self.trainer.mesh
+        resident = sharding.put_replicated(data.resident, mesh)
+
+        @jax.jit
+        def after(running, params, raw, resident, step):
+            batch = data.on_device(resident, raw, randomness.stream(seed, "augment", step))
+            x = self.task.features(params, batch)["pooled"]
+            now = jnp.mean(x, axis=0), jnp.var(x, axis=0, ddof=min(1, len(x) - 1))
+            return tuple(0.9 * old + 0.1 * new for old, new in zip(running, now, strict=True))
+
+        width = self.task.encoder.config.width
+        running, first = (jnp.zeros(width), jnp.ones(width)), max(steps - batches, 0)
+        for step, raw in zip(range(first, steps), data.iterate(first, self.trainer.rows), strict=False):
+            running = after(running, params, self.trainer.put(raw, 1), resident, jnp.int32(step))
+        return np.asarray(running[0]), np.asarray(running[1])
+
     def _stream(self, indices: Int[np.ndarray, "examples"], seed: int) -> Stream:
         if len(indices) == self.train.size:
             return Stream(self.train, batch_size=self.recipe.batch_size, seed=seed)
@@ -140,13 +199,13 @@ class PartStream(Stream):
 
 @dataclasses.dataclass(frozen=True)
 class FineTune(Recipe):
-    """Fine-tunes the encoder on all labels, and trains the same model from scratch where `scratch` holds a recipe.
+    """Fine-tunes the encoder on all labels, and trains the same model from scratch (`scratch=None`: not).
 
     Yields "accuracy", "top5", "ece", "per_class/<name>" (of the first seed), "scratch/accuracy", "majority/accuracy"; with
     several seeds "accuracy" is their mean and "stderr" stands beside.
     """
 
-    scratch: Recipe | None = None
+    scratch: Scratch | None = Scratch()
     seeds: int = 1
     seed: int = 0
 
@@ -157,24 +216,29 @@ class FineTune(Recipe):
         if self.seeds < 1:
             raise UserError(f"seeds={self.seeds}: must be at least 1")
 
+    def check(self, data: EvaluationData) -> None:
+        """UserError for what labels and sizes alone tell."""
+        metrics.check_labels(data.train.labels(), data.test.labels(), data.classes)
+
     def __call__(self, encoder: Encoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
-        labels, truth = data.train.labels(), data.test.labels()
-        metrics.check_labels(labels, truth, data.classes)
-        everything = np.arange(data.train.size)
+        self.check(data)
+        labels, truth, everything = data.train.labels(), data.test.labels(), np.arange(data.train.size)
+        tuner = FineTuner(self, data)
+        baseline = None if self.scratch is None else FineTuner(self.scratch.beside(self), data)
+        if baseline is not None:
+            same_or_longer(baseline, tuner, len(everything), "on all labels")
 
-        def runs(recipe, source):
-            tuner = FineTuner(recipe, data)
-            steps = tuner.steps(len(everything))
+        def runs(tuner, source):
             for i in range(self.seeds):
-                params, _ = tuner.fit_tuned(everything, seed=self.seed + i, steps=steps, source=source)
-                yield tuner.logits(params)
+                options = dict(seed=self.seed + i, steps=tuner.steps(len(everything)), source=source)
+                yield tuner.logits(tuner.fit_tuned(everything, **options)[0])
 
-        logits = list(runs(self, encoder))
+        logits = list(runs(tuner, encoder))
         found = metrics.classification(logits[0], truth, data.classes)
         yield from summary("", [metrics.accuracy(values, truth) for values in logits])
         yield from ((name, value) for name, value in found.items() if name != "accuracy")
-        if self.scratch is not None:
-            yield from summary("scratch/", [metrics.accuracy(values, truth) for values in runs(self.scratch, None)])
+        if baseline is not None:
+            yield from summary("scratch/", [metrics.accuracy(values, truth) for values in runs(baseline, None)])
         yield "majority/accuracy", majority(labels, truth)
 
 
@@ -185,7 +249,11 @@ def summary(prefix: str, values: list[float], name: str = "accuracy") -> Iterato
         yield f"{prefix}stderr", float(np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
-def same_or_longer(scratch: int, finetune: int, what: str) -> None:
-    """UserError where the baseline would get fewer steps than the method it is compared with."""
-    if scratch < finetune:
-        raise UserError(f"scratch.training.duration: {scratch} steps {what}, but fine-tuning takes {finetune}; give it as many")
+def same_or_longer(scratch: FineTuner, finetune: FineTuner, examples: int, what: str, duration: str | None = None) -> None:
+    """UserError where the baseline would get less training than the method it is compared with.
+
+    At another batch size than fine-tuning's it may take fewer steps, if it sees as many images.
+    """
+    own, other = scratch.steps(examples, duration), finetune.steps(examples, duration)
+    if own < other and own * scratch.recipe.batch_size < other * finetune.recipe.batch_size:
+        raise UserError(f"scratch.training.duration: {own} steps {what}, but fine-tuning takes {other}; give it as many")

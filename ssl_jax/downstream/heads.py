@@ -1,7 +1,9 @@
 """Linear heads on arrays of features: logistic regression to the optimum, and grids of heads by stochastic descent."""
 
+import copy
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -138,76 +140,98 @@ class Descent:
 
 
 def descend(
-    x: Float[np.ndarray, "examples dim"],
+    x: Float[np.ndarray, "examples dim"] | Sequence[Float[np.ndarray, "examples _"]],
     labels: Int[np.ndarray, "examples"],
     classes: int,
     settings: Descent,
     seed: int,
-) -> list[Linear]:
-    """One head for each of `settings.heads`, all trained in one program on the same stream of batches."""
-    batch = min(settings.batch_size, len(x))
-    per_epoch = len(x) // batch
+) -> list[Linear] | list[list[Linear]]:
+    """One head for each of `settings.heads`, all trained in one program on the same stream of batches.
+
+    Of several representations of the same examples, a list for each; a head does not depend on which others are trained.
+    """
+    if not isinstance(x, np.ndarray):
+        return _descend_all(tuple(x), labels, classes, settings, seed)
+    return _descend_all((x,), labels, classes, settings, seed)[0]
+
+
+def _descend_all(xs, labels, classes, settings: Descent, seed: int) -> list[list[Linear]]:
+    count = len(labels)
+    batch = min(settings.batch_size, count)
+    per_epoch = count // batch
     steps = max(round(settings.epochs * per_epoch), 1)
     random = np.random.default_rng(seed)
-    order = [random.permutation(len(x))[: per_epoch * batch] for _ in range(-(-steps // per_epoch))]
+    order = [random.permutation(count)[: per_epoch * batch] for _ in range(-(-steps // per_epoch))]
     order = np.concatenate(order)[: steps * batch].reshape(steps, batch).astype(np.int32)
     progress = np.arange(steps) / steps
     warmup = min(settings.warmup_epochs / settings.epochs, 1.0)
     cosine = 0.5 * (1 + np.cos(np.pi * np.clip((progress - warmup) / max(1 - warmup, 1e-9), 0, 1)))
     schedule = np.where(progress < warmup, progress / max(warmup, 1e-9), cosine).astype(np.float32)
     rates, decays = (jnp.asarray(v, jnp.float32) for v in zip(*settings.heads, strict=True))
-    mean, std = moments(x)
-    weight = settings.init_std * random.standard_normal((x.shape[1], classes)).astype(np.float32)
+    draw = lambda x: copy.deepcopy(random).standard_normal((x.shape[1], classes)).astype(np.float32)
+    starts, scales = [settings.init_std * draw(x) for x in xs], [moments(x) for x in xs]
     if settings.norm == "batch":
-        mean, std = np.zeros_like(mean), np.ones_like(std)
-    heads, (mean2, var) = _descend(
-        jnp.asarray(x), jnp.asarray(labels), weight, order, schedule, rates * batch / 256, decays, mean, std,
+        scales = [(np.zeros_like(mean), np.ones_like(std)) for mean, std in scales]
+    heads, running = _descend(
+        [jnp.asarray(x) for x in xs], jnp.asarray(labels), starts, order, schedule, rates * batch / 256, decays, scales,
         optimizer=settings.optimizer, norm=settings.norm,
     )  # fmt: skip
     if settings.norm == "batch":
-        mean, std = np.asarray(mean2), np.sqrt(np.asarray(var) + 1e-6)
-    weights, biases = np.asarray(heads["weight"]) / std[:, None], np.asarray(heads["bias"])
-    return [Linear(w, b - mean @ w) for w, b in zip(weights, biases, strict=True)]
+        scales = [(np.asarray(mean), np.sqrt(np.asarray(var) + 1e-6)) for mean, var in running]
+    found = []
+    for (weights, biases), (mean, std) in zip(heads, scales, strict=True):
+        folded = np.moveaxis(np.asarray(weights), -1, 0) / std[:, None]
+        found.append([Linear(w, b - mean @ w) for w, b in zip(folded, np.asarray(biases).T, strict=True)])
+    return found
 
 
-def lars_ratio(weight: Float[Array, "*shape"], grad: Float[Array, "*shape"], trust: float = 0.001) -> Float[Array, ""]:
-    """trust |w| / |g|, and 1 where either vanishes (You et al. 2017, equation 6)."""
-    w, g = jnp.linalg.norm(weight), jnp.linalg.norm(grad)
+def lars_ratio(
+    weight: Float[Array, "dim classes heads"], grad: Float[Array, "dim classes heads"], trust: float = 0.001
+) -> Float[Array, "heads"]:
+    """trust |w| / |g| of each head, and 1 where either vanishes (You et al. 2017, equation 6)."""
+    w, g = (jnp.sqrt(jnp.sum(jnp.square(v), axis=(0, 1))) for v in (weight, grad))
     return jnp.where((w > 0) & (g > 0), trust * w / jnp.where(g > 0, g, 1.0), 1.0)
 
 
 @functools.partial(jax.jit, static_argnames=("optimizer", "norm"))
-def _descend(x, labels, weight, order, schedule, rates, decays, mean, std, *, optimizer: str, norm: str):
-    """Momentum 0.9, weight decay in the gradient; LARS on the weight only. Batch norm keeps torch's running moments."""
+def _descend(xs, labels, starts, order, schedule, rates, decays, scales, *, optimizer: str, norm: str):
+    """Momentum 0.9, weight decay in the gradient; LARS on the weight only. Batch norm keeps torch's running moments.
 
-    def loss(head, xb, yb):
-        logits = xb @ head["weight"] + head["bias"]
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, yb))
+    The heads of a representation are one matrix [dim, classes * heads]: two multiplications a step, whatever their number.
+    They lie innermost, so that what is done for each (softmax over classes, rate, decay) runs along them.
+    """
+    heads, classes = len(rates), starts[0].shape[1]
 
-    def update(head, momentum, rate, decay, xb, yb):
-        grad = jax.grad(loss)(head, xb, yb)
-        g = grad["weight"] + decay * head["weight"]
+    def normalised(xb, scale):
+        if norm == "standard":
+            return (xb - scale[0]) / scale[1], scale
+        mean, var = jnp.mean(xb, axis=0), jnp.var(xb, axis=0)
+        unbiased = var * len(xb) / max(len(xb) - 1, 1)
+        running = 0.9 * scale[0] + 0.1 * mean, 0.9 * scale[1] + 0.1 * unbiased
+        return (xb - mean) * jax.lax.rsqrt(var + 1e-6), running
+
+    def update(head, momentum, xb, own, rate):
+        weight, bias = head
+        logits = (xb @ weight.reshape(len(weight), -1)).reshape(-1, classes, heads) + bias
+        error = (jax.nn.softmax(logits, axis=1) - own) / len(xb)  # of the mean cross entropy
+        grad = (xb.T @ error.reshape(len(xb), -1)).reshape(weight.shape) + decays * weight
         if optimizer == "lars":
-            g = g * lars_ratio(head["weight"], g)
-        momentum = jax.tree.map(lambda m, d: 0.9 * m + d, momentum, grad | {"weight": g})
-        return jax.tree.map(lambda p, m: p - rate * m, head, momentum), momentum
+            grad = grad * lars_ratio(weight, grad)
+        momentum = tuple(0.9 * m + g for m, g in zip(momentum, (grad, jnp.sum(error, axis=0)), strict=True))
+        return tuple(p - rate * m for p, m in zip(head, momentum, strict=True)), momentum
 
     def step(carry, now):
-        heads, momentum, (mean_, var_) = carry
         index, factor = now
-        xb, yb = x[index], labels[index]
-        if norm == "batch":
-            m, v = jnp.mean(xb, axis=0), jnp.var(xb, axis=0)
-            unbiased = v * len(xb) / max(len(xb) - 1, 1)
-            mean_, var_ = 0.9 * mean_ + 0.1 * m, 0.9 * var_ + 0.1 * unbiased
-            xb = (xb - m) * jax.lax.rsqrt(v + 1e-6)
-        else:
-            xb = (xb - mean) / std
-        heads, momentum = jax.vmap(update, (0, 0, 0, 0, None, None))(heads, momentum, rates * factor, decays, xb, yb)
-        return (heads, momentum, (mean_, var_)), None
+        own = jax.nn.one_hot(labels[index], classes)[:, :, None]
+        after = []
+        for x, (head, momentum, scale) in zip(xs, carry, strict=True):
+            xb, scale = normalised(x[index], scale)
+            after.append((*update(head, momentum, xb, own, rates * factor), scale))
+        return after, None
 
-    head = {"weight": jnp.asarray(weight), "bias": jnp.zeros(weight.shape[1])}
-    heads = jax.tree.map(lambda p: jnp.broadcast_to(p, (len(rates), *p.shape)), head)
-    momentum = jax.tree.map(jnp.zeros_like, heads)
-    (heads, _, running), _ = jax.lax.scan(step, (heads, momentum, (mean, jnp.square(std))), (order, schedule))
-    return heads, running
+    carry = []
+    for start, scale in zip(starts, scales, strict=True):
+        head = jnp.broadcast_to(start[:, :, None], (*start.shape, heads)), jnp.zeros((classes, heads))
+        carry.append((head, jax.tree.map(jnp.zeros_like, head), jax.tree.map(jnp.asarray, scale)))
+    carry, _ = jax.lax.scan(step, carry, (order, schedule))
+    return [head for head, _, _ in carry], [scale for _, _, scale in carry]

@@ -10,7 +10,7 @@ from ssl_jax.data.pipeline import balanced_subset
 from ssl_jax.downstream import metrics
 from ssl_jax.downstream.baselines import flat, majority
 from ssl_jax.downstream.features import Encoder, EvaluationData
-from ssl_jax.downstream.finetune import FineTuner, Recipe, same_or_longer, summary
+from ssl_jax.downstream.finetune import FineTuner, Recipe, Scratch, same_or_longer, summary
 from ssl_jax.downstream.linear_probe import LinearProbe, probe
 from ssl_jax.errors import UserError
 
@@ -20,22 +20,23 @@ class LabelEfficiency:
     """Test accuracy with `fractions` of the training labels: class-balanced subsets, one drawn for each seed, nested.
 
     From scratch is the same model under its own recipe, with its own learning rate (several in scratch.learning_rates are
-    tried on a held-out fifth of the subset) and at least as many steps. The linear probe is logistic regression on frozen
-    features. Yields "1%/finetune/mean", "1%/finetune/stderr" (with several seeds), the same of "scratch" and
-    "linear_probe", and "majority/accuracy".
+    tried on a held-out fifth of the subset), the same augmentation and at least as many steps. The linear probe is logistic
+    regression on frozen features, and on those of the baselines.
+
+    Yields "1%/finetune/mean", "1%/finetune/stderr" (with several seeds), the same of "scratch", "linear_probe",
+    "random_encoder/linear_probe" and so on, and "majority/accuracy". Fine-tuning is compared with from scratch seed by seed,
+    on the same examples: "1%/finetune_minus_scratch/mean", its "stderr", and "1%/finetune_minus_scratch/standard_errors",
+    how many of them the mean is.
     """
 
     fractions: tuple = (0.01, 0.1, 1.0)
     seeds: int = 3
     seed: int = 0
     finetune: Recipe = dataclasses.field(default_factory=Recipe)
-    scratch: Recipe | None = dataclasses.field(
-        default_factory=lambda: Recipe(
-            optimizer=dict(name="adamw", lr=1e-3, weight_decay=0.05, warmup="10 %"), learning_rates=(5e-4, 1e-3, 2e-3)
-        )
-    )
+    scratch: Scratch | None = Scratch()
     durations: tuple = ()  # of both, one for each fraction; (): the recipes' own
     linear_probe: LinearProbe | None = dataclasses.field(default_factory=lambda: LinearProbe(held_out=0.2))
+    baselines: bool = True  # of the linear probe
 
     requires_labels = True
 
@@ -49,40 +50,70 @@ class LabelEfficiency:
         for text in self.durations:
             Duration.parse(text, "durations")
 
+    def check(self, data: EvaluationData) -> None:
+        """UserError for what labels and sizes alone tell."""
+        metrics.check_labels(data.train.labels(), data.test.labels(), data.classes)
+
     def __call__(self, encoder: Encoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
+        self.check(data)
         labels, truth = data.train.labels(), data.test.labels()
-        classes = metrics.check_labels(labels, truth, data.classes)
         methods = {"finetune": FineTuner(self.finetune, data)}
         if self.scratch is not None:
-            methods["scratch"] = FineTuner(self.scratch, data)
+            methods["scratch"] = FineTuner(self.scratch.beside(self.finetune), data)
         for i, fraction in enumerate(self.fractions):
             percent = f"{100 * fraction:g}%"
             parts = [self._part(labels, fraction, self.seed + n) for n in range(self.seeds)]
             duration = self.durations[i] if self.durations else None
-            steps = {name: tuner.steps(len(parts[0]), duration) for name, tuner in methods.items()}
-            if "scratch" in steps:
-                same_or_longer(steps["scratch"], steps["finetune"], f"on {percent} of the labels")
+            if "scratch" in methods:
+                what = f"on {percent} of the labels"
+                same_or_longer(methods["scratch"], methods["finetune"], len(parts[0]), what, duration)
+            found = {}
             for name, tuner in methods.items():
-                scores, rates = [], []
-                for n, part in enumerate(parts):
-                    source = encoder if name == "finetune" else None
-                    params, lr = tuner.fit_tuned(part, seed=self.seed + n, steps=steps[name], source=source)
-                    scores.append(metrics.accuracy(tuner.logits(params), truth))
-                    rates.append(lr)
-                chosen = "" if rates[0] is None else f", learning rate {', '.join(f'{lr:g}' for lr in rates)}"
-                data.log(f"{len(parts[0]):,} labels, {name}: {np.mean(scores):.4f} ({steps[name]:,} steps{chosen})")
-                yield from summary(f"{percent}/{name}/", scores, "mean")
+                source = encoder if name == "finetune" else None
+                found[name] = self._runs(tuner, source, parts, tuner.steps(len(parts[0]), duration), truth, name, data.log)
+                yield from summary(f"{percent}/{name}/", found[name], "mean")
+            if "scratch" in found and self.seeds > 1:
+                yield from self._comparison(percent, np.subtract(found["finetune"], found["scratch"]), data.log)
             if self.linear_probe is not None:
-                scores = [self._probe(encoder, data, part, classes) for part in parts]
-                yield from summary(f"{percent}/linear_probe/", scores, "mean")
+                parts = parts[:1] if fraction == 1 else parts  # nothing differs between seeds
+                encoders = {"": encoder} | (encoder.baselines if self.baselines else {})
+                for name, source in encoders.items():
+                    scores = [self._probe(source, data, part) for part in parts]
+                    yield from summary(f"{percent}/{name + '/' if name else ''}linear_probe/", scores, "mean")
         yield "majority/accuracy", majority(labels, truth)
+
+    def _runs(self, tuner, source, parts, steps, truth, name, log) -> list[float]:
+        """Test accuracy of each seed."""
+        scores, rates = [], []
+        for n, part in enumerate(parts):
+            params, lr = tuner.fit_tuned(part, seed=self.seed + n, steps=steps, source=source)
+            scores.append(metrics.accuracy(tuner.logits(params), truth))
+            rates.append(lr)
+        chosen = "" if rates[0] is None else f", learning rate {', '.join(f'{lr:g}' for lr in rates)}"
+        log(f"{len(parts[0]):,} labels, {name}: {np.mean(scores):.4f} ({steps:,} steps{chosen})")
+        return scores
+
+    @staticmethod
+    def _comparison(percent: str, gains, log) -> Iterator[tuple[str, float]]:
+        """The mean gain over the seeds, its standard error, and the one divided by the other."""
+        found = dict(summary("", list(gains), "mean"))
+        mean, stderr = found["mean"], found["stderr"]
+        yield from ((f"{percent}/finetune_minus_scratch/{key}", value) for key, value in found.items())
+        if stderr > 0:
+            yield f"{percent}/finetune_minus_scratch/standard_errors", mean / stderr
+        verdict = "more" if mean > 2 * stderr else "not more"
+        log(
+            f"{percent} of the labels, fine-tuned minus from scratch: {mean:+.4f} ± {stderr:.4f} (standard error, {len(gains)}"
+            f" seeds), {verdict} than two standard errors"
+        )
 
     @staticmethod
     def _part(labels, fraction, seed):
         return np.arange(len(labels)) if fraction == 1 else balanced_subset(labels, fraction=fraction, seed=seed)
 
-    def _probe(self, encoder: Encoder, data: EvaluationData, part: np.ndarray, classes: int) -> float:
+    def _probe(self, encoder: Encoder, data: EvaluationData, part: np.ndarray) -> float:
         name = self.linear_probe.representations[0]
         train, test = (encoder.extract(split, (name,)) for split in (data.train, data.test))
-        _, _, head = probe(flat(train[name])[part], train["label"][part], classes, self.linear_probe)
+        classes = metrics.check_labels(train["label"], test["label"], data.classes)
+        ((_, _, head),) = probe([flat(train[name])[part]], train["label"][part], classes, self.linear_probe)
         return metrics.accuracy(head(flat(test[name])), test["label"])

@@ -1,7 +1,7 @@
 """Linear probe: a linear classifier on frozen features, by one of three published protocols."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from ssl_jax.downstream import metrics
 from ssl_jax.downstream.baselines import flat, majority
 from ssl_jax.downstream.features import Encoder, EvaluationData
-from ssl_jax.downstream.heads import Descent, Linear, LogisticRegression, descend, moments
+from ssl_jax.downstream.heads import Descent, Linear, LogisticRegression, descend
 from ssl_jax.errors import UserError
 
 PROTOCOLS = ("lbfgs", "grid", "mae")
@@ -21,12 +21,12 @@ class LinearProbe:
 
     "lbfgs": logistic regression on standardised features, its strength chosen on a held-out part of the training split,
     then fitted to all of it.
-    "grid" (DINOv2): heads for all learning rates x weight decays x representations at once over one stream of features,
-    the best chosen on the held-out part; it is reported as trained, on the rest.
+    "grid" (DINOv2): heads for all learning rates x weight decays x representations in one program over one stream of
+    features, the best chosen on the held-out part; it is reported as trained, on the rest.
     "mae" (He et al. 2022, table 10): LARS, base lr 0.1 per 256 examples, batch 16,384, 90 epochs, 10 of warm-up, batch norm
     without affine (eps 1e-6) before the head. With `augment` every batch is augmented and goes through the frozen encoder
-    (its class token), by the loop that trains everything; the test split is then normalised by the moments of the training
-    split's features. Without, on the features of the evaluation transform; the running moments serve the test split.
+    (its class token), by the loop that trains everything. Without, on the features of the evaluation transform. Either way
+    the test split is normalised by the running moments of the training batches (momentum 0.1, as torch keeps them).
 
     Yields "accuracy", "top5", "ece", "per_class/<name>" and what was chosen; of each baseline "<baseline>/accuracy".
     """
@@ -90,23 +90,18 @@ class LinearProbe:
         classes = metrics.check_labels(train.get("label"), test.get("label"), data.classes)
         if "input" in train:  # a baseline whose only representation is its input
             names = ("input",)
-        labels = train["label"]
-        best: tuple[float, dict, str, Linear] | None = None
-        for i, name in enumerate(names):
-            score, chosen, head = probe(flat(train[name]), labels, classes, self)
-            if best is None or score > best[0]:
-                best = score, {"held_out_accuracy": score} | chosen, name, head
-                if len(names) > 1:
-                    best[1]["chosen/representation"] = float(i)
-        _, chosen, name, head = best
-        return chosen, head(flat(test[name])), test["label"]
+        found = probe([flat(train[name]) for name in names], train["label"], classes, self)
+        best = int(np.argmax([score for score, _, _ in found]))
+        score, chosen, head = found[best]
+        place = {"chosen/representation": float(best)} if len(names) > 1 else {}
+        return {"held_out_accuracy": score, **chosen, **place}, head(flat(test[names[best]])), test["label"]
 
     def _augmented(self, encoder, data) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
         """As `_probe`, the head trained by the loop on augmented images."""
         from ssl_jax.downstream.finetune import FineTuner, Recipe
 
-        train, test = (encoder.extract(split, ("cls",)) for split in (data.train, data.test))
-        metrics.check_labels(train.get("label"), test.get("label"), data.classes)
+        self.check(data)
+        test = encoder.extract(data.test, ("cls",))
         settings = self.descent
         (lr, decay), batch_size = settings.heads[0], min(settings.batch_size, data.train.size)
         warmup = f"{settings.warmup_epochs} epochs"
@@ -119,27 +114,39 @@ class LinearProbe:
             blocks=0,
         )
         tuner, every = FineTuner(recipe, data), np.arange(data.train.size)
-        head = tuner.fit(every, seed=self.seed, steps=tuner.steps(len(every)), source=encoder)["head"]
-        mean, std = moments(train["cls"])
-        x = (test["cls"] - mean) / np.sqrt(np.square(std) + 1e-6)
+        steps = tuner.steps(len(every))
+        params = tuner.fit(every, seed=self.seed, steps=steps, source=encoder)
+        mean, var = tuner.running_moments(params, every, seed=self.seed, steps=steps)
+        x = (test["cls"] - mean) / np.sqrt(var + 1e-6)
+        head = params["head"]
         return {}, x @ np.asarray(head["kernel"]) + np.asarray(head["bias"]), test["label"]
+
+    def check(self, data: EvaluationData) -> None:
+        """UserError for what labels and sizes alone tell."""
+        metrics.check_labels(data.train.labels(), data.test.labels(), data.classes)
 
 
 def probe(
-    x: Float[np.ndarray, "examples dim"], labels: Int[np.ndarray, "examples"], classes: int, settings: LinearProbe
-) -> tuple[float, dict[str, float], Linear]:
-    """The best head for one representation: its accuracy on the held-out part, what was chosen, the head."""
+    xs: Sequence[Float[np.ndarray, "examples _"]],
+    labels: Int[np.ndarray, "examples"],
+    classes: int,
+    settings: LinearProbe,
+) -> list[tuple[float, dict[str, float], Linear]]:
+    """The best head for each representation: its accuracy on the held-out part, what was chosen, the head."""
     kept, held = metrics.held_out(labels, settings.held_out, settings.seed)
     if settings.protocol == "lbfgs":
-        return _logistic(x, labels, classes, settings.l2, held)
+        return [_logistic(x, labels, classes, settings.l2, held) for x in xs]
     if settings.protocol == "mae":  # nothing to choose: all of the split is trained on
-        head = descend(x, labels, classes, settings.descent, settings.seed)[0]
-        return metrics.accuracy(head(x[held]), labels[held]), {}, head
-    heads = descend(x[kept], labels[kept], classes, settings.descent, settings.seed)
-    scores = [metrics.accuracy(head(x[held]), labels[held]) for head in heads]
-    best = int(np.argmax(scores))
-    lr, wd = settings.descent.heads[best]
-    return scores[best], {"chosen/lr": lr, "chosen/weight_decay": wd}, heads[best]
+        heads = [found[0] for found in descend(xs, labels, classes, settings.descent, settings.seed)]
+        return [(metrics.accuracy(head(x[held]), labels[held]), {}, head) for x, head in zip(xs, heads, strict=True)]
+    grids = descend([x[kept] for x in xs], labels[kept], classes, settings.descent, settings.seed)
+    found = []
+    for x, heads in zip(xs, grids, strict=True):
+        scores = [metrics.accuracy(head(x[held]), labels[held]) for head in heads]
+        best = int(np.argmax(scores))
+        lr, wd = settings.descent.heads[best]
+        found.append((scores[best], {"chosen/lr": lr, "chosen/weight_decay": wd}, heads[best]))
+    return found
 
 
 def _logistic(x, labels, classes, strengths, held):

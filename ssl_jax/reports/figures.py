@@ -16,7 +16,14 @@ THEMES = {
     "dark": dict(background="#1b1f26", text="#d7dce3", grid="#343b46", colours=_DARK),
 }
 _EFFICIENCY = re.compile(r"label_efficiency/([\d.]+)\s*%/(?:(\w+)/)?(?:\w+/)?(mean|accuracy)$")
-METHODS = {"finetune": "fine-tuned", "scratch": "from scratch", "linear_probe": "linear probe"}
+METHODS = {
+    "finetune": "fine-tuned",
+    "scratch": "from scratch",
+    "linear_probe": "linear probe",
+    "random_encoder": "linear probe, random encoder",
+    "raw_pixels": "linear probe, raw pixels",
+    "bag_of_tokens": "linear probe, bag of tokens",
+}
 
 
 def _axes(theme: str, size: tuple[float, float] = (6.0, 3.5), rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
@@ -142,7 +149,8 @@ def label_efficiency(results: Mapping[str, float]) -> dict[str, list[tuple[float
     """method -> [(percent of the labels, accuracy, standard error or None)], in order of the percentage."""
     curves: dict[str, list] = {}
     for name, value in results.items():
-        if match := _EFFICIENCY.fullmatch(name):
+        match = _EFFICIENCY.fullmatch(name)
+        if match and match[2] != "finetune_minus_scratch":  # a difference, no accuracy
             stderr = results.get(f"{name.rpartition('/')[0]}/stderr") if match[3] == "mean" else None
             curves.setdefault(match[2] or "finetune", []).append((float(match[1]), value, stderr))
     return {method: sorted(points, key=lambda point: point[0]) for method, points in curves.items()}

@@ -1,11 +1,13 @@
 """kNN against scikit-learn and against the definition."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from downstream_toys import ToyTask, blobs, toy_params
 from sklearn.neighbors import KNeighborsClassifier
 
-from ssl_jax.downstream.features import Encoder
+from ssl_jax.downstream.features import Encoder, EvaluationData
 from ssl_jax.downstream.knn import KNN, knn_votes, nearest_neighbours
 from ssl_jax.errors import UserError
 
@@ -68,6 +70,30 @@ def test_leave_one_out_leaves_each_example_out():
         others = np.delete(np.arange(40), i)
         _, alone = nearest_neighbours(bank[others], bank[i : i + 1], 4)
         np.testing.assert_array_equal(index[i], others[alone[0]])
+
+
+def test_f64_decides_who_is_last_where_f32_cannot_tell():
+    """A dozen neighbours whose similarities f32 rounds to a few values: the nearest are those of exact arithmetic."""
+    random = np.random.default_rng(2)
+    bank = random.standard_normal((300, 24)).astype(np.float32)
+    bank[::25] = bank[:1] + 3e-5 * random.standard_normal((12, 24)).astype(np.float32)
+    queries = (bank[:1] + 0.02 * random.standard_normal((30, 24))).astype(np.float32)
+    unit = lambda a: a / np.linalg.norm(a, axis=1, keepdims=True)
+    exact = np.argsort(-(unit(queries.astype(np.float64)) @ unit(bank.astype(np.float64)).T), axis=1, kind="stable")
+    _, index = nearest_neighbours(bank, queries, 8, exact=(1, 5))
+    for k in (1, 5, 8):
+        np.testing.assert_array_equal(np.sort(index[:, :k]), np.sort(exact[:, :k]))
+
+
+def test_a_split_that_queries_itself_leaves_each_example_out():
+    """One neighbour of noise says little; the example itself would say everything."""
+    data = blobs(noise=1e3)
+    encoder = Encoder(ToyTask(), toy_params(data))
+    both = EvaluationData(data.train, dataclasses.replace(data.train))
+    assert both.one_split and not data.one_split
+    assert dict(KNN(k=1, baselines=False)(encoder, both))["accuracy"] < 0.8
+    with pytest.raises(UserError, match="k=300: there are only 299"):
+        dict(KNN(k=300)(encoder, both))
 
 
 def test_the_evaluator_prints_its_baselines_beside():
