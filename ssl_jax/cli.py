@@ -1,12 +1,14 @@
 """The command line: parse, call, print. Exit status 0 on success, 2 on a user's mistake, 1 on a failure of our own."""
 
 import argparse
+import errno
 import sys
 
 from ssl_jax.errors import UserError
 from ssl_jax.training.stopping import Stopped
 
 OVERRIDE = "--config."
+NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # the user's to mend, wherever they come up
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,6 +32,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except OSError as error:
+        if error.errno not in NO_WRITING:
+            raise
+        print(f"ssl-jax: {error.filename or 'a file'}: {error.strerror}; make room, or change its permissions", file=sys.stderr)
+        return 2
 
 
 def take_overrides(argv: list[str]) -> tuple[dict[str, str], list[str]]:

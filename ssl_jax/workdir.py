@@ -50,7 +50,11 @@ class Workdir:
     def config(self) -> ConfigDict | None:
         """The resolved config of the run, or None before the first start."""
         stored = self.read("config.json")
-        return None if stored is None else ConfigDict(_tuples(stored["config"]))
+        if stored is None:
+            return None
+        if not isinstance(stored.get("config"), dict):
+            raise UserError(f"{self.path / 'config.json'}: holds no config; restore it or take another --workdir")
+        return ConfigDict(_tuples(stored["config"]))
 
     def read(self, name: str, default: Any = None) -> Any:
         """A JSON file of the directory, `default` where there is none."""
@@ -58,9 +62,12 @@ class Workdir:
         if not file.is_file():
             return default
         try:
-            return json.loads(file.read_text())
+            value = json.loads(file.read_text())
         except ValueError as error:
             raise UserError(f"{file}: is not JSON ({error}); restore it or take another --workdir") from None
+        if not isinstance(value, dict):
+            raise UserError(f"{file}: is not what a run writes there; restore it or take another --workdir")
+        return value
 
     def write(self, name: str, value: Any) -> None:
         """Write a JSON file whole: a kill leaves the old one or the new one."""

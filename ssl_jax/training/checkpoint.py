@@ -41,7 +41,7 @@ def _handler():
 
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what it logs it also raises
     return ocp
 
 
@@ -265,7 +265,7 @@ def _from_primary(step: int | None) -> int | None:
 
 def _reason(folder: pathlib.Path, error: BaseException) -> str:
     text = str(error) or type(error).__name__
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text or "RESOURCE_EXHAUSTED" in text:
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "quota exceeded" in text:
         return f"checkpoint {folder} could not be saved: the disk is full; make room and run the same command again"
     return f"checkpoint {folder} could not be saved: {text.splitlines()[0][:300]}"
 

@@ -17,7 +17,6 @@ class TrainingSettings:
     steps_per_call: int | str = "auto"  # several steps in one program, where steps are short
     log_every: int = 50  # steps; a line holds the mean since the last one
     evaluate_every: str | None = None  # a duration; None: not during training
-    evaluators: tuple = ()  # which of `downstream` run then; (): all
     evaluators: tuple = ()  # names in `downstream`; empty: all of them
     on_nonfinite: str = "stop"  # "stop", "skip" (the update) or "rewind" (to the last checkpoint, past the batches since)
     skip_outliers: float | None = None  # skip updates whose gradient norm lies so many standard deviations above the mean
@@ -55,6 +54,7 @@ class CheckpointSettings:
     keep_every: int | None = None  # and every one whose step this divides
     best: str | None = None  # and the one best by this metric of the evaluation, such as "linear_probe/accuracy"
     mode: str = "max"  # or "min"
+    features: bool = False  # keep what the evaluators extract in the work directory, for the next evaluation
     grace: float = 25.0  # seconds from SIGTERM or SIGINT to the end of the process
 
     def __post_init__(self):

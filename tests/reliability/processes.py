@@ -6,7 +6,6 @@ import pathlib
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 
@@ -21,34 +20,41 @@ class Child:
     def __init__(self, command: list[str], *, devices: int = 1, **environment: str):
         # unoptimized code compiles in half the time, and is as exact
         flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-        variables = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), **environment}
+        variables = {"SSL_JAX_CACHE": str(ROOT / ".pytest_cache/compiled"), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+        variables = {**os.environ, **variables, "XLA_FLAGS": flags, **environment}
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         self.lines: list[str] = []
+        self.ended = False  # its output is read to the end
         self._condition = threading.Condition()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         for line in self.process.stdout:
             with self._condition:
                 self.lines.append(line.rstrip("\n"))
                 self._condition.notify_all()
-
-    def wait_for(self, text: str, count: int = 1, timeout: float = 600) -> None:
-        """Until `text` has come `count` times."""
         with self._condition:
-            seen = lambda: sum(text in line for line in self.lines) >= count
-            assert self._condition.wait_for(seen, timeout), f"no {count} x {text!r} in:\n" + "\n".join(self.lines)
+            self.ended = True
+            self._condition.notify_all()
 
-    def end(self, timeout: float = 1200) -> int:
+    def wait_for(self, text: str, count: int = 1, timeout: float = 300, *, or_the_end: bool = False) -> None:
+        """Until `text` has come `count` times; fails when the process ends before, unless that is as good."""
+        seen = lambda: sum(text in line for line in self.lines) >= count
+        with self._condition:
+            self._condition.wait_for(lambda: seen() or self.ended, timeout)
+            assert seen() or (or_the_end and self.ended), f"no {count} x {text!r} in:\n" + self.output
+
+    def end(self, timeout: float = 300) -> int:
         """The exit status."""
         try:
             status = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise AssertionError("the run hangs:\n" + "\n".join(self.lines[-30:])) from None
-        time.sleep(0.05)
+        self._reader.join(10)
         return status
 
     @property
@@ -74,7 +80,7 @@ def arrays(workdir: pathlib.Path, step: int | None = None) -> dict[str, np.ndarr
 
 
 def assert_same_run(a: pathlib.Path, b: pathlib.Path) -> None:
-    """Parameters, optimizer state, moving average and metrics, bit for bit."""
+    """Parameters, optimizer state, moving average, metrics and the evaluators' results, bit for bit."""
     ends = [complete_steps(run / "checkpoints")[-1] for run in (a, b)]
     assert ends[0] == ends[1], f"ended at {ends}"
     left, right = arrays(a), arrays(b)
@@ -85,3 +91,5 @@ def assert_same_run(a: pathlib.Path, b: pathlib.Path) -> None:
     assert lines == (b / "metrics.jsonl").read_text(), "metrics.jsonl differs"
     steps = [json.loads(line)["step"] for line in lines.splitlines()]
     assert steps == sorted(set(steps)), "a step is missing its turn or is there twice"
+    left, right = [file.read_text() if file.exists() else None for file in (a / "results.json", b / "results.json")]
+    assert left == right, "results.json differs"

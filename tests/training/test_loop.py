@@ -10,6 +10,7 @@ import pytest
 
 from ssl_jax.errors import UserError
 from ssl_jax.training import state as states
+from ssl_jax.training.checkpoint import complete_steps
 from ssl_jax.training.loop import Trainer, train
 from ssl_jax.training.optimizer import OptimizerSettings
 from ssl_jax.training.rules import flatten
@@ -76,6 +77,20 @@ def test_resuming_is_exact(tmp_path, accumulation, many, placement):
 def test_a_run_that_is_complete_is_not_trained_again(tmp_path):
     first = run(tmp_path)
     same_bits(first, run(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "settings, saved",
+    [
+        (dict(every=2, every_minutes=None), [2, 4, 5]),
+        (dict(every_minutes=1e-9), [1, 2, 3, 4, 5]),
+        (dict(every=2, every_minutes=60.0), [2, 4, 5]),
+        (dict(every_minutes=None), [5]),
+    ],
+)
+def test_checkpoints_are_saved_by_steps_and_by_minutes(tmp_path, settings, saved):
+    run(tmp_path, total_steps=5, checkpoint=CheckpointSettings(keep=9, **settings))
+    assert complete_steps(tmp_path / "checkpoints") == saved
 
 
 def test_several_steps_a_call_change_no_bit(tmp_path):
