@@ -10,19 +10,7 @@ from ssl_jax.data.sources import BUNDLED_DIR, check_split
 from ssl_jax.errors import UserError
 
 SIDE = 64
-
-# CLDR's groups in plain words: their names ("smileys-emotion") say nothing to a model that has only read emoji's own names.
-CLASS_TEXTS = {
-    "smileys-emotion": ("face", "smiling face", "sad face", "heart", "cat face"),
-    "people-body": ("person", "man", "woman", "hand", "body part", "family"),
-    "animals-nature": ("animal", "bird", "fish", "insect", "flower", "tree"),
-    "food-drink": ("food", "fruit", "vegetable", "drink", "dessert"),
-    "travel-places": ("building", "place", "car", "train", "airplane", "clock", "weather"),
-    "activities": ("sport", "ball", "game", "celebration", "medal", "art"),
-    "objects": ("object", "clothes", "tool", "book", "phone", "money", "musical instrument", "household"),
-    "symbols": ("symbol", "sign", "button", "arrow", "circle", "square", "zodiac"),
-}
-
+VALIDATION_EVERY = 7
 
 @functools.cache
 def records() -> tuple[dict[str, Any], ...]:
@@ -44,19 +32,46 @@ def pictures() -> np.ndarray:
     return sheet.reshape(rows, SIDE, columns, SIDE, 3).swapaxes(1, 2).reshape(rows * columns, SIDE, SIDE, 3)
 
 
+@functools.cache
+def held_out() -> frozenset[int]:
+    """The families of "validation": every seventh of each group's training families, in CLDR's order."""
+    families: dict[str, dict[int, None]] = {}
+    for record in records():
+        if record["split"] == "train":
+            families.setdefault(record["group"], {})[record["family"]] = None
+    return frozenset(family for of in families.values() for family in list(of)[3::VALIDATION_EVERY])
+
+
+@functools.cache
+def class_texts() -> dict[str, tuple[str, ...]]:
+    """What each group is in words, by one rule: the names of CLDR's subgroups in it, hyphens as spaces ("animal bird").
+
+    A group's own name ("smileys-emotion") says little to a model that has only read emoji's names.
+    """
+    found: dict[str, dict[str, None]] = {}
+    for record in records():
+        found.setdefault(record["group"], {})[record["subgroup"].replace("-", " ")] = None
+    return {group: tuple(texts) for group, texts in found.items()}
+
+
 class Emoji:
     """One example an emoji: {"image": u8[64, 64, 3], "label", "captions"}; the first caption is the name.
 
-    `draw` gives its skin tones too, each with its own picture and name. The label is the CLDR group.
+    `draw` gives its skin tones too, each with its own picture and name. The label is the CLDR group. To choose settings
+    without the test split, "train" falls into "fit" and "validation", by families too.
     """
 
     def __init__(self, split: str):
-        check_split("bundled:emoji", split, ("train", "test"))
+        check_split("bundled:emoji", split, ("train", "test", "fit", "validation"))
         self.name = f"bundled:emoji/{split}"
-        self.records = [record for record in records() if record["split"] == split]
+        whole = split if split == "test" else "train"
+        self.records = [record for record in records() if record["split"] == whole]
+        if whole != split:
+            held = held_out()
+            self.records = [record for record in self.records if (record["family"] in held) == (split == "validation")]
         self.classes = tuple(dict.fromkeys(record["group"] for record in records()))
         self._labels = np.array([self.classes.index(record["group"]) for record in self.records], np.int32)
-        self.class_texts = CLASS_TEXTS
+        self.class_texts = class_texts()
         self.arrays = {"image": pictures()[[record["image"] for record in self.records]], "label": self._labels}
 
     def __len__(self) -> int:

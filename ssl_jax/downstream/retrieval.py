@@ -19,7 +19,7 @@ from ssl_jax.data.sources import load_source
 from ssl_jax.downstream.cross_modal import embed_texts, hit_chance, in_batches
 from ssl_jax.downstream.features import Encoder, EvaluationData
 from ssl_jax.errors import UserError
-from ssl_jax.reports.contact_sheet import ranked
+from ssl_jax.reports.contact_sheet import described, ranked
 from ssl_jax.reports.panels import save_panels, write
 
 BLOCK = 2**26  # similarities held at a time
@@ -66,16 +66,24 @@ class Retrieval:
         return encoder.extract(test, ("image_embedding",), self.batch_size)["image_embedding"], vectors, owner
 
     def save(self, images, texts, owner, data: EvaluationData) -> None:
-        """The panel "retrieved": evenly spaced captions, each with its own image and the five best."""
+        """The panels "retrieved" and "described": evenly spaced captions, each with its own image and the five best; their
+        images, each with its own caption and the five best."""
         test = data.test
         chosen = np.linspace(0, len(texts) - 1, min(self.panels, len(texts))).astype(int)
         scores = texts[chosen] @ images.T
         best = np.argsort(-scores, axis=1, kind="stable")[:, :5]
         needed = np.unique(np.concatenate([best.ravel(), owner[chosen]]))
         pixels = np.stack([test.read(int(i), None)["image"] for i in needed]).astype(np.float32) / 255
-        captions = [(_captions(test.source, int(owner[i])) or ("",))[int(np.sum(owner[:i] == owner[i]))] for i in chosen]
-        panel = ranked(captions, pixels, scores[:, needed], top=5, own=np.searchsorted(needed, owner[chosen]))
-        save_panels({"retrieved": panel}, pathlib.Path(data.workdir) / "panels")
+        words = lambda i: (_captions(test.source, int(owner[i])) or ("",))[int(np.sum(owner[:i] == owner[i]))]
+        own = np.searchsorted(needed, owner[chosen])
+        panel = ranked([words(i) for i in chosen], pixels, scores[:, needed], top=5, own=own)
+        scores = images[owner[chosen]] @ texts.T
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+        theirs = [np.flatnonzero(owner == image) for image in owner[chosen]]
+        shown = np.unique(np.concatenate([best.ravel(), *theirs]))
+        theirs = [np.searchsorted(shown, of).tolist() for of in theirs]
+        back = described(pixels[own], [words(i) for i in shown], scores[:, shown], top=5, own=theirs)
+        save_panels({"retrieved": panel, "described": back}, pathlib.Path(data.workdir) / "panels")
 
 
 def _captions(source, index: int) -> tuple[str, ...]:

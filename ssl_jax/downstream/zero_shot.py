@@ -38,13 +38,25 @@ class ZeroShot:
             if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
                 raise UserError(f"class_texts.{name}={texts!r}: must be a text or several, none of them empty")
 
-    def __call__(self, encoder: Encoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
-        labels, train_labels = data.test.labels(), data.train.labels()
+    def check(self, data: EvaluationData) -> None:
+        """UserError where there are no labels, no classes or no words for them: told before a run trains."""
+        labels = data.test.labels()
         if labels is None:
-            raise UserError(f"zero_shot: {data.test.source.name} has no labels to compare with; leave zero_shot out")
-        vectors = self.classifier(encoder, data)
-        if labels.max() >= len(vectors):
-            raise UserError(f"zero_shot: {data.test.source.name} has label {labels.max()} but {len(vectors)} class names")
+            raise UserError(f"{data.test.source.name} has no labels to compare with; leave zero_shot out")
+        classes = self.classes(data)
+        if labels.max() >= len(classes):
+            raise UserError(f"{data.test.source.name} has label {labels.max()} but {len(classes)} class names")
+
+    def classes(self, data: EvaluationData) -> list[tuple[str, ...]]:
+        """The texts of each class."""
+        names = tuple(data.test.info.classes) or data.classes
+        if not names:
+            raise UserError(f"{data.test.source.name} has no classes; give a source with labels and class names")
+        return texts_of(names, self.class_texts or data.test.info.extra.get("class_texts") or {})
+
+    def __call__(self, encoder: Encoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
+        self.check(data)
+        train_labels, vectors = data.train.labels(), self.classifier(encoder, data)
         found = encoder.extract(data.test, ("image_embedding",), self.batch_size)
         labels, scores = found["label"], found["image_embedding"] @ vectors.T
         own = scores[np.arange(len(labels)), labels][:, None]
@@ -60,10 +72,7 @@ class ZeroShot:
 
     def classifier(self, encoder: Encoder, data: EvaluationData) -> Float[np.ndarray, "classes dim"]:
         """A unit vector for each class."""
-        names = tuple(data.test.info.classes) or data.classes
-        if not names:
-            raise UserError(f"zero_shot: {data.test.source.name} has no classes; give a source with labels and class names")
-        texts = texts_of(names, self.class_texts or data.test.info.extra.get("class_texts") or {})
+        texts = self.classes(data)
         prompts = [template.replace("{}", text) for own in texts for text in own for template in self.templates]
         vectors = embed_texts(encoder, data.test.info, prompts, self.batch_size)
         counts = [len(own) * len(self.templates) for own in texts]
@@ -75,6 +84,6 @@ def texts_of(names: Sequence[str], given: Mapping) -> list[tuple[str, ...]]:
     """Each class's texts: those given, or its name with "_" and "-" as spaces."""
     unknown = [name for name in given if name not in names]
     if unknown:
-        raise UserError(f"zero_shot.class_texts.{unknown[0]}: there is no such class; the classes are {', '.join(names[:10])}")
+        raise UserError(f"class_texts.{unknown[0]}: there is no such class; the classes are {', '.join(names[:10])}")
     found = [given.get(name, name.replace("_", " ").replace("-", " ")) for name in names]
     return [(text,) if isinstance(text, str) else tuple(text) for text in found]

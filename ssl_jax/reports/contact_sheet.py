@@ -1,4 +1,6 @@
-"""Ranked images beside the captions that they were ranked for."""
+"""Ranked images beside the captions that they were ranked for, and the other way round."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -6,6 +8,7 @@ from jaxtyping import Float, Int
 from ssl_jax.task import Images
 
 SIDE = 128  # pixels of a cell's shorter side at least: text must stay legible
+FRAME, GREEN = 4, (0.12, 0.55, 0.30)  # of a right answer: pixels, colour
 
 
 def text_cell(text: str, height: int, width: int, *, size: int = 14) -> Float[np.ndarray, "{height} {width} 3"]:
@@ -36,20 +39,55 @@ def enlarged(image: Float[np.ndarray, "height width channels"]) -> Float[np.ndar
     return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
 
+def framed(cell: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
+    """A cell with a green frame, drawn over its edge: the right answer."""
+    cell = np.array(cell)
+    for edge in (cell[:FRAME], cell[-FRAME:], cell[:, :FRAME], cell[:, -FRAME:]):
+        edge[:] = GREEN
+    return cell
+
+
 def ranked(
-    captions: list[str],
+    captions: Sequence[str],
     images: Float[np.ndarray, "images height width channels"],
     scores: Float[np.ndarray, "captions images"],
     *,
     top: int,
     own: Int[np.ndarray, "captions"] | None = None,
 ) -> Images:
-    """One row a caption: the caption, its own image (`own`, where known), then the `top` images of the highest score."""
+    """One row a caption: the caption, its own image (`own`, where known), then the `top` images of the highest score.
+
+    Its own image is framed where it is among them.
+    """
     rows = []
     order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     for i, caption in enumerate(captions):
-        chosen = [images[j] for j in ([] if own is None else [own[i]]) + list(order[i])]
-        cells = [enlarged(image) for image in chosen]
-        rows.append([text_cell(caption, *cells[0].shape[:2]), *cells])
+        found = [enlarged(images[j]) for j in order[i]]
+        if own is not None:
+            found = [framed(cell) if j == own[i] else cell for cell, j in zip(found, order[i], strict=True)]
+            found = [enlarged(images[own[i]]), *found]
+        rows.append([text_cell(caption, *found[0].shape[:2]), *found])
     columns = ("caption", *(() if own is None else ("its image",)), *(f"{n}" for n in range(1, order.shape[1] + 1)))
     return Images(np.array(rows, np.float32), columns)
+
+
+def described(
+    images: Float[np.ndarray, "images height width channels"],
+    captions: Sequence[str],
+    scores: Float[np.ndarray, "images captions"],
+    *,
+    top: int,
+    own: Sequence[Sequence[int]],
+) -> Images:
+    """One row an image: the image, the first of its own captions (`own`), then the `top` captions of the highest score.
+
+    A caption of its own is framed.
+    """
+    rows = []
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+    for i, image in enumerate(images):
+        cell = enlarged(image)
+        texts = [text_cell(captions[j], *cell.shape[:2]) for j in (own[i][0], *order[i])]
+        found = [framed(text) if j in own[i] else text for text, j in zip(texts[1:], order[i], strict=True)]
+        rows.append([cell, texts[0], *found])
+    return Images(np.array(rows, np.float32), ("image", "its caption", *(f"{n}" for n in range(1, order.shape[1] + 1))))

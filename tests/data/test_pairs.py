@@ -67,6 +67,16 @@ def test_the_split_is_stratified_and_complete():
     assert numbers == list(range(len(numbers))) and len(numbers) <= len(emoji.pictures())
 
 
+def test_training_falls_into_two_parts_to_choose_settings_by():
+    """By families, all groups in both: what is chosen on "validation" has seen no twin of it, and no test emoji."""
+    records = {split: load_source(f"bundled:emoji/{split}").records for split in ("train", "fit", "validation")}
+    of = lambda split, key: {record[key] for record in records[split]}
+    assert of("fit", "hexcode") | of("validation", "hexcode") == of("train", "hexcode")
+    assert not of("fit", "family") & of("validation", "family")
+    assert of("fit", "group") == of("validation", "group") == of("train", "group")
+    assert 0.1 < len(records["validation"]) / len(records["train"]) < 0.2
+
+
 def test_pictures_stand_over_white_and_match_their_names():
     pictures = emoji.pictures()
     by_name = {r["name"]: pictures[r["image"]] for r in emoji.records()}

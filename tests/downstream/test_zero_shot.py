@@ -50,7 +50,7 @@ def test_accuracy_is_that_of_the_nearest_class(monkeypatch, data):
         oracle = Oracle(data, right)
         found, prompts = run(monkeypatch, data, oracle, templates=("{}", "an emoji of {}"))
         assert found["accuracy"] == pytest.approx(np.mean(oracle.seen == oracle.labels))
-        assert "an emoji of bird" in prompts and len(prompts) == len(set(prompts))
+        assert "an emoji of animal bird" in prompts and len(prompts) == len(set(prompts))
     counts = np.bincount(data.test.labels())
     assert found["chance/accuracy"] == 1 / 8
     assert found["majority/accuracy"] == counts[np.argmax(np.bincount(data.train.labels()))] / counts.sum()
@@ -81,8 +81,8 @@ def test_no_classes_and_no_labels_are_told_in_one_line(tmp_path):
 
     uri = table(tmp_path, ROWS)
     dataset = pairs.build(section(train=uri, test=uri, image_size=8), split="test", train=False)
-    with pytest.raises(UserError, match="zero_shot: jsonl:.* has no labels to compare with") as caught:
-        dict(ZeroShot()(Encoder(None), EvaluationData(dataset, dataset)))
+    with pytest.raises(UserError, match="^jsonl:.* has no labels to compare with") as caught:
+        ZeroShot().check(EvaluationData(dataset, dataset))
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="has no classes; give a source with labels"):
         ZeroShot().classifier(Encoder(None), EvaluationData(dataset, dataset))
@@ -103,5 +103,5 @@ def test_wrong_settings(settings, message):
 
 
 def test_an_unknown_class_is_named():
-    with pytest.raises(UserError, match="zero_shot.class_texts.dogs: there is no such class; the classes are cat, dog"):
+    with pytest.raises(UserError, match="class_texts.dogs: there is no such class; the classes are cat, dog"):
         texts_of(("cat", "dog"), {"dogs": "x"})
