@@ -9,6 +9,7 @@ EVALUATORS = {
     "few_shot": "ssl_jax.downstream.few_shot:FewShot",
     "label_efficiency": "ssl_jax.downstream.label_efficiency:LabelEfficiency",
     "finetune": "ssl_jax.downstream.finetune:FineTune",
+    "classification": "ssl_jax.downstream.classification_metrics:ClassificationMetrics",
     "text_classification": "ssl_jax.downstream.text_classification:TextClassificationMetrics",
     "question_answering": "ssl_jax.downstream.question_answering:QuestionAnsweringMetrics",
     "translation": "ssl_jax.downstream.bleu:TranslationMetrics",

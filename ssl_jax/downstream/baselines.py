@@ -1,5 +1,6 @@
 """Encoders that learnt nothing, through the interface of the one that did; and the majority class."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
@@ -26,9 +27,15 @@ class InputEncoder(Encoder):
         return lambda params, batch: {"input": function(batch)}
 
 
+LARGE, SMALL = 64, 32  # pixels: an image longer than LARGE is averaged down, else ImageNet's would take 770 GB
+
+
 def raw_pixels(batch):
-    """Normalised pixels, flattened: f32[batch, height * width * channels]."""
-    return batch["image"].reshape(len(batch["image"]), -1)
+    """Normalised pixels, flattened: f32[batch, height * width * channels]; of large images, those of SMALL x SMALL."""
+    images = batch["image"]
+    if max(images.shape[1:3]) > LARGE:
+        images = jax.image.resize(images, (len(images), SMALL, SMALL, images.shape[3]), "linear")
+    return images.reshape(len(images), -1)
 
 
 def bag_of_tokens(batch):

@@ -145,11 +145,14 @@ class Encoder:
         read(*pending)
         outputs = {name: value[:place] for name, value in outputs.items()}  # fewer where unreadable examples are skipped
         for name, value in outputs.items():
-            bad = np.count_nonzero(~np.isfinite(value.reshape(len(value), -1)).all(axis=1))
-            if bad:
+            bad = np.flatnonzero(~np.isfinite(value.reshape(len(value), -1)).all(axis=1))
+            if len(bad):
+                mend = "training diverged: lower optimizer.lr, or evaluate an earlier checkpoint"
+                if len(bad) < len(value):
+                    mend = f"the first is {dataset.source.describe(int(np.concatenate(seen)[bad[0]]))}; look at it, else {mend}"
                 raise UserError(
-                    f"features {name!r} of {dataset.source.name}: {bad} of {len(value)} examples hold NaN or infinity; training"
-                    " diverged: lower optimizer.lr, or evaluate an earlier checkpoint"
+                    f"features {name!r} of {dataset.source.name}: {len(bad)} of {len(value)} examples hold NaN or infinity;"
+                    f" {mend}"
                 )
         label = None if labels is None else np.asarray(labels, np.int32)[np.concatenate(seen)]
         return outputs | {"label": label}

@@ -217,16 +217,22 @@ class FineTune(Recipe):
             raise UserError(f"seeds={self.seeds}: must be at least 1")
 
     def check(self, data: EvaluationData) -> None:
-        """UserError for what labels and sizes alone tell."""
+        """UserError for what labels, sizes and recipes alone tell."""
         metrics.check_labels(data.train.labels(), data.test.labels(), data.classes)
+        self._tuners(data)
+
+    def _tuners(self, data: EvaluationData) -> tuple[FineTuner, FineTuner | None]:
+        tuner = FineTuner(self, data)
+        if self.scratch is None:
+            return tuner, None
+        baseline = FineTuner(self.scratch.beside(self), data)
+        same_or_longer(baseline, tuner, data.train.size, "on all labels")
+        return tuner, baseline
 
     def __call__(self, encoder: Encoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
-        self.check(data)
         labels, truth, everything = data.train.labels(), data.test.labels(), np.arange(data.train.size)
-        tuner = FineTuner(self, data)
-        baseline = None if self.scratch is None else FineTuner(self.scratch.beside(self), data)
-        if baseline is not None:
-            same_or_longer(baseline, tuner, len(everything), "on all labels")
+        metrics.check_labels(labels, truth, data.classes)
+        tuner, baseline = self._tuners(data)
 
         def runs(tuner, source):
             for i in range(self.seeds):

@@ -128,7 +128,7 @@ def nearest_neighbours(
         block = bank[start : start + bank_block]
         pad = np.zeros((bank_block - len(block), bank.shape[1]), np.float32)
         blocks.append((start, len(block), np.concatenate([block, pad]) if len(pad) else block))
-    fits = bank.nbytes <= 2**30  # a small bank stays on the device, a large one is streamed for every block of queries
+    fits = bank.nbytes <= RESIDENT  # else every block of queries reads the bank again
     blocks = [(jnp.int32(s), jnp.int32(n), jnp.asarray(b) if fits else b) for s, n, b in blocks]
     best, places = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int32)
     for start in range(0, len(queries), query_block):
@@ -144,6 +144,7 @@ def nearest_neighbours(
     return best[:, :wanted], places[:, :wanted]
 
 
+RESIDENT = 2**30  # bytes of a bank that may lie on the device whole
 SPARE = 16  # candidates beyond the last neighbour; more that are as near are as good as equal, and the earlier go first
 CLOSE = 2e-6  # f32 similarities of unit vectors are this exact
 

@@ -51,22 +51,30 @@ class LabelEfficiency:
             Duration.parse(text, "durations")
 
     def check(self, data: EvaluationData) -> None:
-        """UserError for what labels and sizes alone tell."""
+        """UserError for what labels, sizes and recipes alone tell."""
         metrics.check_labels(data.train.labels(), data.test.labels(), data.classes)
+        self._tuners(data)
+
+    def _tuners(self, data: EvaluationData) -> dict[str, FineTuner]:
+        tuners = {"finetune": FineTuner(self.finetune, data)}
+        if self.scratch is not None:
+            tuners["scratch"] = FineTuner(self.scratch.beside(self.finetune), data)
+            for fraction, duration in zip(self.fractions, self.durations or [None] * len(self.fractions), strict=True):
+                examples, what = (
+                    len(self._part(data.train.labels(), fraction, self.seed)),
+                    f"on {100 * fraction:g}% of the labels",
+                )
+                same_or_longer(tuners["scratch"], tuners["finetune"], examples, what, duration)
+        return tuners
 
     def __call__(self, encoder: Encoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
-        self.check(data)
         labels, truth = data.train.labels(), data.test.labels()
-        methods = {"finetune": FineTuner(self.finetune, data)}
-        if self.scratch is not None:
-            methods["scratch"] = FineTuner(self.scratch.beside(self.finetune), data)
+        metrics.check_labels(labels, truth, data.classes)
+        methods = self._tuners(data)
         for i, fraction in enumerate(self.fractions):
             percent = f"{100 * fraction:g}%"
             parts = [self._part(labels, fraction, self.seed + n) for n in range(self.seeds)]
             duration = self.durations[i] if self.durations else None
-            if "scratch" in methods:
-                what = f"on {percent} of the labels"
-                same_or_longer(methods["scratch"], methods["finetune"], len(parts[0]), what, duration)
             found = {}
             for name, tuner in methods.items():
                 source = encoder if name == "finetune" else None

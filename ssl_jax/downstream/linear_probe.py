@@ -98,22 +98,9 @@ class LinearProbe:
 
     def _augmented(self, encoder, data) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
         """As `_probe`, the head trained by the loop on augmented images."""
-        from ssl_jax.downstream.finetune import FineTuner, Recipe
-
-        self.check(data)
+        metrics.check_labels(data.train.labels(), data.test.labels(), data.classes)
         test = encoder.extract(data.test, ("cls",))
-        settings = self.descent
-        (lr, decay), batch_size = settings.heads[0], min(settings.batch_size, data.train.size)
-        warmup = f"{settings.warmup_epochs} epochs"
-        recipe = Recipe(
-            task=dict(pooling="cls", head_norm="batch", head_std=settings.init_std),
-            data=dict(augment=dict(self.augment)),
-            training=dict(duration=f"{settings.epochs} epochs"),
-            optimizer=dict(name="lars", base_lr=lr, weight_decay=decay, warmup=warmup),
-            batch_size=batch_size,
-            blocks=0,
-        )
-        tuner, every = FineTuner(recipe, data), np.arange(data.train.size)
+        tuner, every = self._tuner(data), np.arange(data.train.size)
         steps = tuner.steps(len(every))
         params = tuner.fit(every, seed=self.seed, steps=steps, source=encoder)
         mean, var = tuner.running_moments(params, every, seed=self.seed, steps=steps)
@@ -122,8 +109,25 @@ class LinearProbe:
         return {}, x @ np.asarray(head["kernel"]) + np.asarray(head["bias"]), test["label"]
 
     def check(self, data: EvaluationData) -> None:
-        """UserError for what labels and sizes alone tell."""
+        """UserError for what labels, sizes and settings alone tell."""
         metrics.check_labels(data.train.labels(), data.test.labels(), data.classes)
+        if self.augment is not None:
+            self._tuner(data)
+
+    def _tuner(self, data: EvaluationData):
+        from ssl_jax.downstream.finetune import FineTuner, Recipe
+
+        settings = self.descent
+        (lr, decay), batch_size = settings.heads[0], min(settings.batch_size, data.train.size)
+        recipe = Recipe(
+            task=dict(pooling="cls", head_norm="batch", head_std=settings.init_std),
+            data=dict(augment=dict(self.augment)),
+            training=dict(duration=f"{settings.epochs} epochs"),
+            optimizer=dict(name="lars", base_lr=lr, weight_decay=decay, warmup=f"{settings.warmup_epochs} epochs"),
+            batch_size=batch_size,
+            blocks=0,
+        )
+        return FineTuner(recipe, data)
 
 
 def probe(

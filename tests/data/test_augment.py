@@ -219,7 +219,7 @@ def test_mixup_mixes_images_and_labels_by_the_same_share():
 
 def test_cutmix_labels_count_the_pixels():
     areas = []
-    for images, result, labels in mixed(Mix(cutmix=1.0, mixup=0.0, smoothing=0.0), 60):
+    for images, result, labels in mixed(Mix(cutmix=1.0, mixup=0.0, smoothing=0.0), 400):
         pasted = result[0, ..., 0] == images[3, 0, 0, 0]
         assert ((result == images) | (result == images[::-1])).all()
         assert labels[0, 3] == pytest.approx(pasted.mean(), abs=1e-6) and labels[0, 0] == pytest.approx(
@@ -228,7 +228,20 @@ def test_cutmix_labels_count_the_pixels():
         rows, columns = pasted.any(1), pasted.any(0)
         assert (pasted == rows[:, None] & columns[None]).all()
         areas.append(pasted.mean())
-    assert 0.1 < np.mean(areas) < 0.6 and len(set(areas)) > 20
+    assert len(set(areas)) > 20
+    expected = [cutmix_area(np.random.default_rng(i), 10, 12) for i in range(20000)]
+    assert np.mean(areas) == pytest.approx(np.mean(expected), abs=4 * np.std(expected) / len(areas) ** 0.5)
+    assert np.std(areas) == pytest.approx(np.std(expected), rel=0.15)
+
+
+def cutmix_area(random, height, width):
+    """The share that one box of Yun et al. 2019 covers, alpha 1: sides sqrt(1 - lambda), whole pixels, cut at the border."""
+    share = random.beta(1.0, 1.0)
+    covered = 1.0
+    for size in (height, width):
+        centre, side = random.integers(size), int(size * np.sqrt(1 - share))
+        covered *= (min(centre + side // 2, size) - max(centre - side // 2, 0)) / size
+    return covered
 
 
 def test_mix_switches_and_smooths():

@@ -11,6 +11,7 @@ from ssl_jax.data.augment import Mix
 from ssl_jax.downstream.classification import Classification, ClassificationSettings, freeze, partial
 from ssl_jax.errors import UserError
 from ssl_jax.pretext.masked_image import MaskedImage
+from ssl_jax.randomness import example_keys
 from ssl_jax.task import DataInfo
 from ssl_jax.training import optimizer, rules
 
@@ -171,6 +172,18 @@ def test_drop_path_acts_in_training_only_and_by_position():
     assert (half(slice(0, 3)) + half(slice(3, 6))) / 2 == pytest.approx(whole, abs=1e-5)
 
 
+def test_drop_path_grows_linearly_with_depth_and_drops_each_branch_by_itself():
+    """Rates linspace(0, 0.6, 3), as timm: a block leaves an example as it was where both of its branches are dropped."""
+    count = 3000
+    t, b = task(model=dict(drop_path=0.6)), batch(count=count)
+    keys = example_keys(jax.random.key(5), jnp.arange(count))
+    inner = jax.jit(lambda p: t.encoder.apply({"params": p["encoder"]}, b["image"], keys=keys)[1])(fresh(t))
+    blocks = [np.asarray(inner[f"block{i:02d}"]) for i in range(3)]
+    for before, after, rate in zip(blocks, blocks[1:], (0.3, 0.6), strict=False):
+        same = np.mean(np.all(before == after, axis=(1, 2)))
+        assert same == pytest.approx(rate**2, abs=4.5 * (rate**2 * (1 - rate**2) / count) ** 0.5), rate
+
+
 def test_batch_norm_before_the_head_is_affine_free():
     t, b = task(head_norm="batch", head_std=0.9), batch()
     params = fresh(t)
@@ -203,23 +216,35 @@ def test_partial_fine_tuning_trains_the_last_blocks_the_norm_and_the_head():
     assert trained(3) == set(rules.flatten(fresh(task())))
 
 
-def test_layer_decay_of_a_vit_b_is_the_references():
-    """decay ** (num_layers - id): id 0 the embeddings, i + 1 block i, depth + 1 the fc_norm and the head (MAE, lr_decay.py)."""
-    section = ConfigDict(dict(task=dict(), model=dict(size="B"), training={}))
+# lr_scale of param_groups_lrd(vit_base_patch16, layer_decay=0.65): cls_token, pos_embed and patch_embed; blocks.0 to
+# blocks.11; fc_norm and head. 0.65 ** 13, 0.65 ** 12 ... 0.65 ** 1, 1.
+REFERENCE = (
+    0.0036972, 0.0056880, 0.0087508, 0.0134627, 0.0207119, 0.0318645, 0.0490223,
+    0.0754189, 0.1160291, 0.1785063, 0.2746250, 0.4225000, 0.6500000, 1.0000000,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("positions", ["sincos2d", "learned"])
+def test_layer_decay_of_a_vit_b_is_the_references(positions):
+    """Every parameter of the model by name: the embeddings, then sixteen of each block, then norm and head."""
+    section = ConfigDict(dict(task=dict(), model=dict(size="B", positions=positions), training={}))
     t = Classification.from_config(section, info(224))
     params = jax.eval_shape(lambda: t.init(jax.random.key(0), {"image": jnp.zeros((1, 224, 224, 1))}))
     settings = optimizer.OptimizerSettings(lr=1.0, layer_decay=0.65)
     found = rules.flatten(optimizer.multipliers(settings, params).lr)
-    for path, value in found.items():
-        if path.startswith(("encoder/patch_embedding", "encoder/class_token")):
-            expected = 0.65**13
-        elif "block" in path:
-            expected = 0.65 ** (12 - int(path.split("block")[1][:2]))
-        else:
-            assert path.startswith(("encoder/pooled_norm", "head/"))
-            expected = 1.0
-        assert value == pytest.approx(expected), path
-    assert sum("block" in path for path in found) == 12 * 16
+    names = {0: ["class_token", "patch_embedding/kernel", "patch_embedding/bias"]}
+    names[0] += ["positions"] if positions == "learned" else []
+    attention = [f"attention/{part}/{leaf}" for part in ("query", "key", "value", "out") for leaf in ("kernel", "bias")]
+    mlp = [f"mlp/{part}/{leaf}" for part in ("up", "down") for leaf in ("kernel", "bias")]
+    norms = [f"{norm}/{leaf}" for norm in ("attention_norm", "mlp_norm") for leaf in ("scale", "bias")]
+    for block in range(12):
+        names[block + 1] = [f"stack/block{block:02d}/{name}" for name in (*attention, *mlp, *norms)]
+    names[13] = ["pooled_norm/scale", "pooled_norm/bias"]
+    expected = {f"encoder/{name}": REFERENCE[layer] for layer, group in names.items() for name in group}
+    expected |= {"head/kernel": 1.0, "head/bias": 1.0}
+    assert found.keys() == expected.keys()
+    for path, value in expected.items():
+        assert found[path] == pytest.approx(value, abs=5e-8), path
 
 
 # A user's mistakes --------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Features: each example once, the same in every way of asking."""
 
+import dataclasses
+import functools
 import json
 
 import jax.numpy as jnp
@@ -7,6 +9,8 @@ import numpy as np
 import pytest
 from downstream_toys import ToyTask, blobs, dataset, toy_params
 
+from ssl_jax.data.pipeline import subset
+from ssl_jax.downstream.baselines import raw_pixels
 from ssl_jax.downstream.features import Encoder
 from ssl_jax.downstream.few_shot import FewShot
 from ssl_jax.downstream.knn import KNN
@@ -70,6 +74,18 @@ def test_the_disk_cache_gives_back_what_was_stored_and_knows_the_checkpoint(data
     assert np.abs(fresh["mean"] - first["mean"]).max() > 0.1
 
 
+def test_the_disk_cache_tells_parts_of_one_source_apart_and_transforms(data, tmp_path):
+    """Two halves of one file have its name, and one size; the same images may be cropped otherwise."""
+    e = encoder(data, cache=tmp_path, checkpoint="step 1")
+    halves = [subset(data.train, np.arange(start, start + 150)) for start in (0, 150)]
+    same = subset(data.train, np.arange(150))
+    scaled = dataclasses.replace(data.train, on_device=functools.partial(data.train.on_device, keys=None))
+    paths = [e._path(part) for part in (*halves, data.train, scaled)]
+    assert len(set(paths)) == 3 + 1 and e._path(same) == paths[0]
+    changed = dataset(255 - data.train.arrays["image"], data.train.label_array, data.train.info.classes, "memory:train")
+    assert e._path(changed) not in paths  # another file under the same name
+
+
 def test_baselines_have_the_encoders_interface(data):
     e = encoder(data)
     assert list(e.baselines) == ["random_encoder", "raw_pixels"]
@@ -81,6 +97,14 @@ def test_baselines_have_the_encoders_interface(data):
     np.testing.assert_array_equal(pixels["label"], data.test.labels())
 
 
+def test_raw_pixels_of_large_images_are_averaged_down():
+    small, large = (np.arange(2 * n * n * 3, dtype=np.float32).reshape(2, n, n, 3) for n in (64, 96))
+    np.testing.assert_array_equal(raw_pixels({"image": small}), small.reshape(2, -1))
+    found = np.asarray(raw_pixels({"image": large})).reshape(2, 32, 32, 3)
+    inner = large.reshape(2, 32, 3, 32, 3, 3).mean((2, 4))[:, 1:-1, 1:-1]  # a triangle and a box agree on a plane
+    np.testing.assert_allclose(found[:, 1:-1, 1:-1], inner, rtol=1e-4)
+
+
 def test_an_unknown_representation_names_the_nearest(data):
     with pytest.raises(UserError, match="did you mean mean"):
         encoder(data).extract(data.test, ["meen"])
@@ -88,8 +112,13 @@ def test_an_unknown_representation_names_the_nearest(data):
 
 def test_features_that_are_not_finite_are_refused(data):
     params = {"kernel": toy_params(data)["kernel"].at[0, 0].set(jnp.nan)}
-    with pytest.raises(UserError, match=r"'mean' of memory:test: 101 of 101 examples hold NaN"):
+    with pytest.raises(UserError, match=r"'mean' of memory:test: 101 of 101 examples hold NaN.*training diverged"):
         Encoder(ToyTask(), params).extract(data.test, ["mean"])
+    images = data.test.arrays["image"].astype(np.float32)
+    images[[17, 40]] = np.nan
+    broken = dataset(images, data.test.label_array, data.test.info.classes, "memory:broken")
+    with pytest.raises(UserError, match=r"2 of 101 examples hold NaN or infinity; the first is memory:broken\[17\]"):
+        encoder(data).extract(broken, ["mean"])
 
 
 def test_a_split_without_labels_has_none(data):

@@ -7,6 +7,7 @@ import pytest
 from downstream_toys import ToyTask, blobs, toy_params
 from sklearn.neighbors import KNeighborsClassifier
 
+from ssl_jax.downstream import knn
 from ssl_jax.downstream.features import Encoder, EvaluationData
 from ssl_jax.downstream.knn import KNN, knn_votes, nearest_neighbours
 from ssl_jax.errors import UserError
@@ -38,8 +39,11 @@ def test_agrees_exactly_with_scikit_learn_on_fashion_mnist(fashion, bank, querie
         np.testing.assert_allclose(ours[k] / ours[k].sum(1, keepdims=True), probability, atol=2e-5)
 
 
+@pytest.mark.parametrize("resident", [0, 2**30])
 @pytest.mark.parametrize("blocks", [(1, 7), (3, 16), (64, 1000)])
-def test_blocks_change_nothing(blocks):
+def test_blocks_change_nothing(blocks, resident, monkeypatch):
+    """Nor does it where the bank lies: on the device whole, or read block by block."""
+    monkeypatch.setattr(knn, "RESIDENT", resident)
     random = np.random.default_rng(0)
     bank, queries = random.standard_normal((50, 6)).astype(np.float32), random.standard_normal((9, 6)).astype(np.float32)
     similar, index = nearest_neighbours(bank, queries, 7, query_block=blocks[0], bank_block=blocks[1])
