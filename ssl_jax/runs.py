@@ -284,7 +284,8 @@ def evaluate_all(
     results = {} if again else wd.read(name, {})
     done = {} if again else dict(status.get("evaluated", {}))
     timings = wd.read("timings.json", {})
-    encoder, evaluation = encoder_of(parts, params), evaluation_data(parts, test, wd)
+    cache = wd.path / "features" if parts.checkpoint.features else None
+    encoder, evaluation = encoder_of(parts, params, cache, f"step {step}"), evaluation_data(parts, test, wd)
     for key, evaluator in parts.evaluators.items():
         mark = _fingerprint(parts.config.downstream[key])
         if done.get(key) == mark:
@@ -320,10 +321,11 @@ def _left_out(evaluator: Any, evaluation: Any) -> bool:
     return needs and (evaluation.test.labels() is None or evaluation.train.labels() is None)
 
 
-def encoder_of(parts: Parts, params: Params) -> Any:
+def encoder_of(parts: Parts, params: Params, cache: pathlib.Path | None = None, checkpoint: str | None = None) -> Any:
     from ssl_jax.downstream.features import Encoder
 
-    return Encoder(parts.task, params, parts.mesh, seed=parts.config.get("seed", 0))
+    seed = parts.config.get("seed", 0)
+    return Encoder(parts.task, params, parts.mesh, seed=seed, cache=cache, checkpoint=checkpoint)
 
 
 def evaluation_data(parts: Parts, test: Any, wd: Workdir | None) -> Any:
