@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.task = dict(name="masked_image", mask=dict(kind="random", ratio=0.75), target="normalized_pixels")
     config.task.decoder = dict(width=64, depth=2, heads=4)
     config.model = dict(name="vit", patch_size=8, width=128, depth=4, heads=4, positions="learned", class_token=False)
-    config.training = dict(duration="300 epochs", dtype="float32")
+    config.training = dict(duration="100 epochs", dtype="float32")
     config.optimizer = dict(name="adamw", lr=1.5e-3, b1=0.9, b2=0.95, weight_decay=0.05, warmup="10 %")
-    config.downstream = dict(linear_probe=dict(), knn=dict())
+    config.downstream = dict(linear_probe=dict(l2=(1e-1, 1e-2, 1e-3)), knn=dict())
     return config
