@@ -79,9 +79,9 @@ def override(config: ConfigDict, key: str, text: str) -> None:
 
 
 def literal(text: str, old: Any = None) -> Any:
-    """A value from the command line: a Python literal where it is one, else the text itself."""
+    """A value from the command line: a Python literal where it is one, else the text itself; None unsets."""
     if isinstance(old, str):
-        return text
+        return None if text == "None" else text
     if text.lower() in ("true", "false", "none"):
         return {"true": True, "false": False, "none": None}[text.lower()]
     try:
