@@ -177,7 +177,8 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         elif isinstance(option, type) and isinstance(value, option) and not isinstance(value, bool | int):
             return value
     names = " or ".join("nothing" if o is types.NoneType else getattr(o, "__name__", str(o)) for o in options)
-    raise UserError(f"{path}={value!r}: expected {names}, not {type(value).__name__}")
+    shown, kind = (value.to_dict(), "a section") if isinstance(value, ConfigDict) else (value, type(value).__name__)
+    raise UserError(f"{path}={shown!r}: expected {names}, not {kind}")
 
 
 def _finite(value: float, path: str) -> float:

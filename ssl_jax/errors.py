@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+    def __str__(self) -> str:
+        """One line, whatever the value or another library's message brought with it."""
+        return " ".join(line.strip() for line in super().__str__().splitlines() if line.strip())

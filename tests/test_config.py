@@ -45,6 +45,7 @@ def test_sections_become_nested_settings():
         (dict(depth="4"), "task.depth='4': expected int, not str"),
         (dict(depth=True), "task.depth=True: expected int, not bool"),
         (dict(depth=2**40), "task.depth=1099511627776: must lie within 32 bits"),
+        (ConfigDict(dict(depth=dict(x=1, y=2))), "task.depth={'x': 1, 'y': 2}: expected int, not a section"),
         (3, "task=3: expected a section with keys, such as dict(...)"),
     ],
 )
