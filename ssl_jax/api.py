@@ -1,7 +1,8 @@
 """What a notebook uses: `model = ssl_jax.load("runs/mae")`, NumPy in, NumPy out."""
 
+import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -9,6 +10,9 @@ import numpy as np
 
 from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo, Params, Task
+from ssl_jax.training.rules import flatten
+
+INPUTS = {"images": ("image",), "tokens": ("tokens",), "pairs": ("image", "tokens")}  # of a batch, by the kind of data
 
 
 class Pretrained:
@@ -26,9 +30,12 @@ class Pretrained:
     def features(self, batch: Mapping[str, Any], *, batch_size: int = 256) -> dict[str, np.ndarray]:
         """Named representations f32[examples, ...], computed `batch_size` examples at a time; nothing is masked."""
         batch = self.prepare(batch)
-        count = len(next(iter(batch.values())))
+        self._need(batch, any)
+        count = _count(batch)
         if count == 0:
             raise UserError("features: the batch is empty")
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size}: must be at least 1")
         size = min(batch_size, count)
         parts = []
         for start in range(0, count, size):
@@ -39,14 +46,18 @@ class Pretrained:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def forward(self, batch: Mapping[str, Any], **inputs: Any) -> dict[str, np.ndarray]:
-        """The task's own outputs by name (docs/interop.md), the whole batch at once; `inputs` join the batch (noise=...)."""
+        """The task's own outputs by name (docs/interop.md), the whole batch at once; `inputs` join the batch (noise=...).
+
+        Of image and text there may be different numbers: all are compared with all.
+        """
         batch = self.prepare({**batch, **inputs})
-        count = len(next(iter(batch.values())))
+        self._need(batch, all)
+        count = len(batch["image"]) if self.task.data == "pairs" else _count(batch)
         batch.setdefault("position", np.arange(count, dtype=np.int32))
         return jax.tree.map(np.asarray, dict(self._forward(self.params, batch)))
 
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The batch as the task takes it: u8 images normalised, text tokenised, shapes checked."""
+        """The batch as the task takes it: u8 images normalised, text tokenised, shapes and ids checked."""
         batch = {name: value if name == "text" else np.asarray(value) for name, value in batch.items()}
         if "text" in batch:
             batch.update(self._tokenise(batch.pop("text")))
@@ -56,12 +67,43 @@ class Pretrained:
                 image = image[..., None]
             expected = tuple(self.info.shapes["image"].shape) if "image" in self.info.shapes else image.shape[1:]
             if image.shape[1:] != expected:
-                raise UserError(f"image: expected [batch, {', '.join(map(str, expected))}], got {list(image.shape)}")
+                other = "; load(path, image_size=(height, width)) makes it another" if "encoder" in self.params else ""
+                raise UserError(f"image: expected [batch, {', '.join(map(str, expected))}], got {list(image.shape)}{other}")
             if image.dtype == np.uint8:
                 mean, std = np.float32(self.info.mean or (0.0,)), np.float32(self.info.std or (1.0,))
                 image = (image.astype(np.float32) / 255 - mean) / std
             batch["image"] = image.astype(np.float32)
+        if "noise" in batch and hasattr(self.task, "encoder") and image is not None:
+            expected = [len(image), self.task.encoder.patches]
+            if list(batch["noise"].shape) != expected:
+                raise UserError(f"noise: expected [batch, patches] = {expected}, got {list(batch['noise'].shape)}")
+        self._check_ids(batch, "tokens", "token_embedding")
+        for name, table in (("attention_mask", ""), ("token_type_ids", "type_embedding")):
+            if name in batch and "tokens" in batch and batch[name].shape != batch["tokens"].shape:
+                raise UserError(
+                    f"{name}: expected the shape of tokens, {list(batch['tokens'].shape)}, got {list(batch[name].shape)}"
+                )
+            if table:
+                self._check_ids(batch, name, table)
         return batch
+
+    def _check_ids(self, batch: Mapping[str, np.ndarray], name: str, table: str) -> None:
+        """UserError for ids that no row of the table stands for: they would be NaN."""
+        ids = batch.get(name)
+        if ids is None:
+            return
+        if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
+            raise UserError(f"{name}: expected whole numbers [batch, time], got {ids.dtype} {list(ids.shape)}")
+        rows = [len(leaf) for path, leaf in flatten(self.params).items() if path.split("/")[-1] == table] or [1]
+        if ids.size and not 0 <= ids.min() <= ids.max() < min(rows):
+            wrong = int(ids.min() if ids.min() < 0 else ids.max())
+            raise UserError(f"{name}: {wrong} is none of the model's {min(rows)} ids, 0 to {min(rows) - 1}")
+
+    def _need(self, batch: Mapping[str, Any], quantity: Callable[[Iterable[bool]], bool]) -> None:
+        needed = INPUTS.get(self.task.data, ())
+        if needed and not quantity(name in batch for name in needed):
+            held = ", ".join(batch) or "nothing"
+            raise UserError(f"batch: a model of {self.task.data} takes {' and '.join(needed)}, but the batch holds {held}")
 
     def _tokenise(self, texts: Any) -> dict[str, np.ndarray]:
         tokenizer = self.info.tokenizer
@@ -80,21 +122,54 @@ class Pretrained:
         return {"tokens": tokens, "attention_mask": mask}
 
 
+def _count(batch: Mapping[str, np.ndarray]) -> int:
+    """The number of examples; UserError where the arrays differ."""
+    counts = {name: len(value) for name, value in batch.items()}
+    if len(set(counts.values())) > 1:
+        raise UserError(f"batch: {', '.join(f'{count} of {name}' for name, count in counts.items())}; expected as many of each")
+    return next(iter(counts.values()), 0)
+
+
 def _pad(value: np.ndarray, size: int) -> np.ndarray:
     """Repeat the first example up to `size`, so that one compiled shape serves every batch."""
     return value if len(value) == size else np.concatenate([value, np.repeat(value[:1], size - len(value), axis=0)])
 
 
-def load(path: str | os.PathLike[str], checkpoint: int | None = None) -> Pretrained:
+def load(
+    path: str | os.PathLike[str], checkpoint: int | None = None, *, image_size: tuple[int, int] | None = None
+) -> Pretrained:
     """A trained model from a work directory (its newest checkpoint, EMA weights where kept) or from `hf:DIR`.
 
-    Raises UserError when there is no such directory, no checkpoint in it, or its files do not make a model.
+    `image_size` (height, width) has an image encoder or classifier take images of another size than it was trained on, its
+    learned positions interpolated. Raises UserError when there is no such directory, no checkpoint in it, or its files do not
+    make a model.
     """
-    path = str(path)
+    parts = _parts(str(path), checkpoint)
+    return Pretrained(*(parts if image_size is None else at_size(*parts, image_size)))
+
+
+def at_size(task: Task, params: Params, info: DataInfo, image_size: tuple[int, int]) -> tuple[Task, Params, DataInfo]:
+    """A task over single images, for images of another size (models.vit.resize_positions)."""
+    from ssl_jax.models.vit import resize_positions, vit_for
+
+    encoder = getattr(task, "encoder", None)
+    if encoder is None or "decoder" in params:
+        raise UserError(f"image_size={image_size}: a {task.name} model has one size; image encoders and classifiers have more")
+    if len(image_size) != 2 or not all(isinstance(n, int) and n > 0 for n in image_size):
+        raise UserError(f"image_size={image_size!r}: expected (height, width) in pixels")
+    shape = (*image_size, encoder.channels)
+    vit = vit_for(encoder.config, shape, encoder.dtype)
+    params = {**params, "encoder": resize_positions(params["encoder"], encoder.config, encoder.grid, vit.grid)}
+    shapes = {**info.shapes, "image": jax.ShapeDtypeStruct(shape, info.shapes["image"].dtype)}
+    info = dataclasses.replace(info, shapes=shapes)
+    return dataclasses.replace(task, encoder=vit, info=info), params, info
+
+
+def _parts(path: str, checkpoint: int | None) -> tuple[Task, Params, DataInfo]:
     if path.startswith("hf:"):
         from ssl_jax.interop import load_pretrained
 
-        return Pretrained(*load_pretrained(path.removeprefix("hf:")))
+        return load_pretrained(path.removeprefix("hf:"))
     from ssl_jax import runs
 
-    return Pretrained(*runs.restore(path, checkpoint))
+    return runs.restore(path, checkpoint)

@@ -233,6 +233,27 @@ def restore(path: str, checkpoint: int | None = None) -> tuple[Task, Params, Dat
     return task, params, info
 
 
+def as_trained(section: Any, task: Task, info: DataInfo, workdir: str) -> dict[str, Any]:
+    """A section `data` under which other sources are read as the model's own were.
+
+    Imported weights come without one (`section` is empty): then each line or row of a text is a sequence for a masked-token
+    model.
+    """
+    imported, section = not section, {"batch_size": 1, **dict(section)}
+    image, tokens = info.shapes.get("image"), info.shapes.get("tokens")
+    if task.data in ("images", "pairs"):
+        section |= {"image_size": tuple(image.shape[:2]), "normalize": (tuple(info.mean) or (0.0,), tuple(info.std) or (1.0,))}
+        section |= {"channels": image.shape[2]} if task.data == "images" else {"context_length": tokens.shape[0]}
+    if task.data == "tokens":
+        section["block"] = min(section.get("block", 128), tokens.shape[0] - (task.name == "next_token"))
+        if imported and task.name == "masked_token":
+            section |= {"packing": "documents", "documents": "line"}
+    if info.tokenizer is not None:
+        folder = pathlib.Path(workdir.removeprefix("hf:")).expanduser()
+        section["tokenizer"] = {"name": "file", "path": str(folder if workdir.startswith("hf:") else folder / "tokenizer")}
+    return section
+
+
 # Evidence -----------------------------------------------------------------------------------------------------------
 
 
@@ -244,7 +265,13 @@ def evaluate(workdir: str, *, config: ConfigDict | None = None, checkpoint: int 
 
     wd = Workdir.existing(workdir)
     own = wd.config()
+    if not own.data and config is None:
+        raise UserError(f"--workdir={workdir}: imported weights have no data of their own; give --config=FILE with some")
     if config is not None:
+        if not own.data:
+            task, _, info = restore(workdir)
+            own.data = {**config.data, **as_trained({}, task, info, workdir), "batch_size": config.data.batch_size}
+            own.training, own.optimizer = config.training, config.optimizer  # of evaluators that train
         own.downstream = config.get("downstream", ConfigDict())
         own.expected = config.get("expected", ConfigDict())
     enable_cache()

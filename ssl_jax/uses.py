@@ -21,23 +21,17 @@ def restore_task(workdir: str, needed: tuple[str, ...], command: str) -> tuple[T
     return task, params, info
 
 
-def dataset_of(workdir: str, kind: str, uri: str | None, info: DataInfo) -> Any:
-    """The run's test data, or the source `uri` read as the run's data are, normalised as the model was trained."""
-    if workdir.startswith("hf:"):
-        if uri is None:
-            raise UserError(f"{workdir} has no data of its own; name a source, such as folder:DIR")
-        config = ConfigDict(dict(data=dict(batch_size=1), task=dict()))
-    else:
+def dataset_of(workdir: str, task: Task, uri: str | None, info: DataInfo) -> Any:
+    """The run's test data, or the source `uri` read as the run's data are: its size, normalisation and tokenizer."""
+    config = ConfigDict(dict(data={}, task=dict(name=task.name)))
+    if not workdir.startswith("hf:"):
         config = Workdir.existing(workdir).config()
-    section = ConfigDict(config.data.to_dict())
+    if uri is None and not config.data:
+        raise UserError(f"{workdir} has no data of its own; name a source, such as folder:DIR")
+    section = config.data
     if uri is not None:
-        section.train, section.test, section.holdout = uri, None, 0.0
-        if kind in ("images", "pairs"):
-            section.image_size = tuple(info.shapes["image"].shape[:2])
-            section.channels = info.shapes["image"].shape[2]
-            section.normalize = (tuple(info.mean), tuple(info.std))
-    split = "test" if uri is None else "train"
-    return data.build(kind, section, split=split, train=False, task_section=config.task, workdir=workdir)
+        section = ConfigDict(runs.as_trained(config.data, task, info, workdir) | dict(train=uri, test=uri))
+    return data.build(task.data, section, split="test", train=False, task_section=config.task, workdir=workdir)
 
 
 def reconstruct(workdir: str, *, images: str | None, count: int, seed: int, to: str | None) -> None:
@@ -48,7 +42,7 @@ def reconstruct(workdir: str, *, images: str | None, count: int, seed: int, to: 
     if count < 1:
         raise UserError(f"--count={count}: must be at least 1")
     task, params, info = restore_task(workdir, ("masked_image",), "reconstruct")
-    batch = runs.panel_batch(dataset_of(workdir, task.data, images, info), count)
+    batch = runs.panel_batch(dataset_of(workdir, task, images, info), count)
     panel = task.panels(params, batch, stream(seed, "reconstruct"))["reconstruction"]
     path = pathlib.Path(to or f"{workdir}/reconstructions.png")
     if not path.parent.is_dir():
@@ -59,15 +53,32 @@ def reconstruct(workdir: str, *, images: str | None, count: int, seed: int, to: 
 
 def generate(workdir: str, *, prompt: str, max_tokens: int, temperature: float, top_k: int | None, top_p: float | None,
              num_samples: int, seed: int) -> None:  # fmt: skip
-    """Print continuations of `prompt`."""
-    from ssl_jax.pretext.generation import generate_text
+    """Print continuations of `prompt`; of an empty one, what follows the end of a text."""
+    from ssl_jax.pretext import generation
 
     task, params, info = restore_task(workdir, ("next_token",), "generate")
-    samples = generate_text(
-        task, params, info.tokenizer, prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-        num_samples=num_samples, seed=seed,
+    tokenizer = info.tokenizer
+    given = prompt_tokens(tokenizer, prompt)
+    samples = generation.generate(
+        task, params, given, max_tokens=max_tokens, temperature=temperature, top_k=top_k,
+        top_p=top_p, num_samples=num_samples, key=seed,
     )  # fmt: skip
-    print("\n\n---\n\n".join(samples))
+    texts = []
+    for row in samples.tolist():
+        row = [token for token in row if token != tokenizer.eos_id]
+        start, whole = tokenizer.decode(given), tokenizer.decode([*given, *row])  # some decoders look at the token before
+        texts.append(prompt + (whole[len(start) :] if whole.startswith(start) else tokenizer.decode(row)))
+    print("\n\n---\n\n".join(texts))
+
+
+def prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
+    """The prompt's ids, behind those that the published tokenizer puts before a text (LLaMA's <s>)."""
+    ids, whole = tokenizer.encode(prompt), tokenizer.encode(prompt, special=True)
+    if ids:
+        return whole if whole[len(whole) - len(ids) :] == ids else ids
+    if tokenizer.separator_id is None:
+        raise UserError("--prompt: is empty, and this tokenizer has no token that ends a text; give at least one character")
+    return [tokenizer.separator_id]
 
 
 def fill_mask(workdir: str, *, text: str, top: int) -> None:
@@ -87,7 +98,7 @@ def embed(workdir: str, *, data: str, features: tuple[str, ...], to: str) -> Non
     if path.suffix != ".npz" or not path.absolute().parent.is_dir():
         raise UserError(f"--to={to}: name a .npz file in a directory that exists")
     task, params, info = restore_task(workdir, (), "embed")
-    arrays = Encoder(task, params).extract(dataset_of(workdir, task.data, data, info), features)
+    arrays = Encoder(task, params).extract(dataset_of(workdir, task, data, info), features)
     np.savez(path, **{name.replace("/", "."): value for name, value in arrays.items()})
     print(f"{path}: " + ", ".join(f"{name} {list(value.shape)}" for name, value in arrays.items()))
 

@@ -25,7 +25,7 @@ def load_pretrained(directory: str | os.PathLike[str]) -> tuple[Task, dict, Data
 
     UserError for what is no model, for an architecture that is not known here, and for tensors that do not fit it.
     """
-    return _load(pathlib.Path(directory))[:3]
+    return _load(_path(directory))[:3]
 
 
 def convert(source: str, target: str) -> str:
@@ -33,11 +33,18 @@ def convert(source: str, target: str) -> str:
 
     Nothing is written to the target before all of it is known to be right.
     """
+    if source.startswith("hf:") and target.startswith("hf:"):
+        raise UserError(f"--from={source} --to={target}: one of the two is a work directory")
     if target.startswith("hf:"):
-        return _export(source, pathlib.Path(target.removeprefix("hf:")))
+        return _export(source, _path(target))
     if not source.startswith("hf:") and not source.endswith(originals.SUFFIXES):
         raise UserError(f"--from={source}: one side is hf:DIR, a directory in Hugging Face layout, or --from is a .pth file")
-    return _import(pathlib.Path(source.removeprefix("hf:")), pathlib.Path(target))
+    return _import(_path(source), pathlib.Path(target))
+
+
+def _path(name: str | os.PathLike[str]) -> pathlib.Path:
+    """The shell does not see the "~" of hf:~/models."""
+    return pathlib.Path(str(name).removeprefix("hf:")).expanduser()
 
 
 # In --------------------------------------------------------------------------------------------------------------------
@@ -49,9 +56,9 @@ def _load(path: pathlib.Path) -> tuple[Task, dict, DataInfo, ConfigDict, str]:
         source = str(path)
     else:
         theirs = files.read_config(path)
-        family = family_named(theirs, path)
+        named = family_named(theirs, path)
         tensors, beside = files.read_tensors(path), files.beside(path, theirs)
-        source = beside.source
+        family, source = fullest(named, tensors, bool(theirs.get("architectures"))), beside.source
         sections = family.read(theirs, tensors, beside)
     config = config_of(sections)
     try:
@@ -72,8 +79,20 @@ def family_named(theirs: dict, path: pathlib.Path) -> Family:
         for family in FAMILIES:
             if family.model_type == theirs.get("model_type"):
                 return family
-    said = ", ".join(map(str, named)) or theirs.get("model_type")
+    said = ", ".join(map(str, named)) if isinstance(named, list) and named else theirs.get("model_type")
+    if said is None:
+        raise UserError(f'hf:{path}: config.json names neither "architectures" nor "model_type"; add one of {", ".join(known)}')
     raise UserError(f"hf:{path}: architecture {said!s} is not known here; those that are: {', '.join(known)}")
+
+
+def fullest(family: Family, tensors: Tensors, named: bool) -> Family:
+    """`family`, or the one of its model type whose marks the tensors hold, where it has more: bert-base-uncased says that it is
+    a BertForMaskedLM and holds a BertForPreTraining."""
+    least = len(family.marks) if named else -1
+    for other in sorted(FAMILIES, key=lambda other: -len(other.marks)):
+        if other.model_type == family.model_type and len(other.marks) > least and all(mark in tensors for mark in other.marks):
+            return other
+    return family
 
 
 def config_of(sections: Sections) -> ConfigDict:
@@ -107,8 +126,9 @@ def nested(flat: Tensors) -> dict[str, Any]:
 
 
 def read_params(family: Family, task: Task, tensors: Tensors, source: str) -> dict[str, Any]:
-    tensors = family.names(task, tensors, source)
-    return nested(to_ours(family.rows(task), tensors, shapes_of(task), source))
+    tensors, shapes = family.names(task, tensors, source), shapes_of(task)
+    shapes |= {path: shapes[like] for path, like in family.carried(task).items()}
+    return nested(to_ours(family.rows(task), tensors, shapes, source))
 
 
 def _import(path: pathlib.Path, target: pathlib.Path) -> str:
@@ -120,6 +140,7 @@ def _import(path: pathlib.Path, target: pathlib.Path) -> str:
     with files.appearing_whole(target) as folder:
         workdir = Workdir(folder)
         workdir.start(config, info)
+        files.carry_tokenizer(path, folder / "tokenizer")
         checkpoints = Checkpoints(folder / "checkpoints", CheckpointSettings(keep=1))
         checkpoints.save(0, {"params": params}, {"exported": True, "from": str(path)})
         checkpoints.close()
@@ -142,7 +163,7 @@ def _export(source: str, target: pathlib.Path) -> str:
     _, params = load_params(workdir.path / "checkpoints")
     architecture, theirs, tensors = exported(task, params)
     with files.appearing_whole(target) as folder:
-        files.write_directory(folder, theirs, tensors, info)
+        files.write_directory(folder, theirs, tensors, info, workdir.path / "tokenizer")
     return f"hf:{target}: {architecture}, {_count(params)} parameters"
 
 
@@ -153,7 +174,9 @@ def exported(task: Task, params: Params) -> tuple[str, dict[str, Any], dict[str,
         raise UserError(f"task.name={task.name!r}: no architecture that can be written holds it")
     theirs = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": "float32"}
     theirs |= family.write(task)
-    return family.architecture, theirs, to_theirs(family.rows(task), flatten(params), family.architecture)
+    ours = flatten(params)
+    ours = {path: ours[like] for path, like in family.carried(task).items() if like in ours} | ours
+    return family.architecture, theirs, to_theirs(family.rows(task), ours, family.architecture)
 
 
 def _count(params: Params) -> str:

@@ -40,6 +40,7 @@ class Family:
     model_type: ClassVar[str]
     base: ClassVar[str] = ""  # the prefix that stands before the base model's names, or is left out
     ignored: ClassVar[tuple[str, ...]] = ()  # buffers that older files hold: expressions over names
+    marks: ClassVar[tuple[str, ...]] = ()  # tensors that others of its model type have not
 
     def takes(self, task: Task) -> bool:
         """Whether a task of ours is of this kind (its settings may still not fit)."""
@@ -54,6 +55,11 @@ class Family:
 
     def rows(self, task: Task) -> Sequence[Row]:
         raise NotImplementedError
+
+    def carried(self, task: Task) -> Mapping[str, str]:
+        """Parameters that nothing reads, there as here, kept so that a file comes back whole: our path -> the parameter of the
+        same shape that is written in its place where there is none."""
+        return {}
 
     def tied(self, task: Task) -> Mapping[str, str]:
         """Names that may stand in a file beside the one tensor they are another name of."""
@@ -92,12 +98,66 @@ def look_up(tensors: Tensors, name: str, base: str, source: str) -> np.ndarray:
     raise UserError(f"{source}: lacks {name}")
 
 
+def number(settings: Mapping[str, Any], key: str, default: Any, source: str, *, least: float = 1, kind: type = int) -> Any:
+    """A number of a config.json, `default` where it is left out: whole ones, or with kind=float any."""
+    value = settings.get(key)
+    value = default if value is None else value
+    numeric = isinstance(value, int | float if kind is float else int) and not isinstance(value, bool)
+    if not numeric or not least <= value < (1e30 if kind is float else 2**31):
+        what = "a number" if kind is float else "a whole number"
+        raise UserError(f"{source}: {key}={value!r}: expected {what} of at least {least}")
+    return value
+
+
+def section(settings: Mapping[str, Any], key: str, source: str) -> Mapping[str, Any]:
+    """A section of a config.json, empty where it is left out."""
+    value = settings.get(key)
+    if value is not None and not isinstance(value, Mapping):
+        raise UserError(f"{source}: {key}={value!r}: expected a section")
+    return value or {}
+
+
+def vocabulary(settings: Mapping[str, Any], default: int | None, beside: Beside) -> dict[str, int]:
+    """Our `vocabulary`, where the model has room for more tokens than its tokenizer has."""
+    size, tokenizer = number(settings, "vocab_size", default, beside.source), beside.tokenizer
+    if tokenizer is None:
+        raise UserError(f"{beside.source}: vocab_size={size}: is more than any vocabulary has")
+    if tokenizer.size > size:
+        raise UserError(f"{beside.source}: tokenizer.json has {tokenizer.size} tokens, config.json vocab_size={size}")
+    return {"vocabulary": size} if tokenizer.size < size else {}
+
+
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
+
+
+def read_ids(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json says of special tokens: of no influence here, and handed on."""
+    return {"special_ids": {key: settings[key] for key in IDS if key in settings}}
+
+
+def write_ids(task: Task, *more: str) -> dict[str, Any]:
+    """The ids that config.json repeats of the tokenizer: as they were read, or else the tokenizer's."""
+    names = {key: f"{key[:3]}_id" for key in ("pad_token_id", "bos_token_id", "eos_token_id", *more)}
+    ids = {key: getattr(task.info.tokenizer, name) for key, name in names.items()}
+    return {key: None if value is None else int(value) for key, value in ids.items()} | task.info.extra.get("special_ids", {})
+
+
 def pair(value: Any, key: str, source: str) -> tuple[int, int]:
     """A size that may be one number or [height, width]."""
     size = (value, value) if isinstance(value, int) else value
-    if not isinstance(size, list | tuple) or len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+    fits = lambda n: isinstance(n, int) and not isinstance(n, bool) and 0 < n < 2**16
+    if not isinstance(size, list | tuple) or len(size) != 2 or not all(map(fits, size)):
         raise UserError(f"{source}: {key}={value!r}: expected a number of pixels or [height, width]")
     return tuple(size)
+
+
+def patches(settings: Mapping[str, Any], default: int, size: tuple[int, int], key: str, source: str) -> dict[str, Any]:
+    """Our `patch_size` for images of `size`, and `crop` where they do not fit."""
+    value = settings.get("patch_size", default)
+    p, q = pair(value, key, source)
+    if p > size[0] or q > size[1]:
+        raise UserError(f"{source}: {key}={value!r} is larger than the image, {size[0]} x {size[1]}")
+    return {"patch_size": p if p == q else (p, q)} | ({"crop": True} if size[0] % p or size[1] % q else {})
 
 
 def one_or_two(size: tuple[int, int]) -> int | list[int]:

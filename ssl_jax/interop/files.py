@@ -15,6 +15,9 @@ import numpy as np
 from ssl_jax.errors import UserError
 from ssl_jax.interop.family import Beside
 
+LARGEST = 2**22  # tokens of a vocabulary
+# What stands beside a tokenizer.json and says which of its tokens pads, masks ...; handed on, read by nothing here
+TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json")
 WEIGHTS, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 
 
@@ -31,7 +34,7 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
 def read_config(directory: pathlib.Path) -> dict[str, Any]:
     """config.json of a model directory."""
     if not directory.is_dir():
-        raise UserError(f"hf:{directory}: there is no such directory")
+        raise UserError(f"hf:{directory}: there is no such directory; hf: takes one on this machine, with config.json in it")
     if not (directory / "config.json").is_file():
         raise UserError(f"hf:{directory}: is not a model directory (config.json is missing)")
     return read_json(directory / "config.json")
@@ -92,6 +95,9 @@ def read_pickle(file: pathlib.Path) -> tuple[dict[str, np.ndarray], Mapping[str,
         with torch.serialization.safe_globals([argparse.Namespace]):  # a record of options; it runs nothing
             content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, ImportError) as error:
+        if "TorchScript" in str(error):  # what github.com/openai/CLIP hands out
+            save = f'torch.save(torch.jit.load("{file.name}").state_dict(), "{file.stem}.pth")'
+            raise UserError(f"{file}: is a program (TorchScript), which is not run; save its tensors with {save}") from None
         raise UserError(f"{file}: refused, it is no file of tensors ({_line(error)})") from None
     rest = {}
     if isinstance(content, dict):
@@ -123,6 +129,7 @@ def beside(directory: pathlib.Path, theirs: Mapping[str, Any]) -> Beside:
 def read_tokenizer(directory: pathlib.Path, theirs: Mapping[str, Any]) -> Any:
     """The directory's tokenizer; for a text model without one, a stand-in whose text is numbers: "101 7592 102"."""
     text = theirs.get("text_config") or theirs
+    text = text if isinstance(text, Mapping) else {}
     size = text.get("vocab_size")
     if (directory / "tokenizer.json").is_file():
         from ssl_jax.data.text import Tokenizer
@@ -130,7 +137,9 @@ def read_tokenizer(directory: pathlib.Path, theirs: Mapping[str, Any]) -> Any:
         return Tokenizer.load(directory)
     if "vocab_size" not in text and theirs.get("model_type") not in ("clip", "siglip"):
         return None
-    return numbers(size or {"clip": 49408, "siglip": 32000}[theirs["model_type"]], text)
+    text = {"pad_token_id": 1, **text} if theirs.get("model_type") == "roberta" else text
+    size = {"clip": 49408, "siglip": 32000}.get(theirs.get("model_type")) if size is None else size
+    return numbers(size, text) if isinstance(size, int) and 0 < size <= LARGEST else None  # what else is refused later
 
 
 def numbers(size: int, theirs: Mapping[str, Any]) -> Any:
@@ -156,6 +165,12 @@ def numbers(size: int, theirs: Mapping[str, Any]) -> Any:
     inner.pre_tokenizer = t.pre_tokenizers.WhitespaceSplit()
     inner.add_special_tokens(sorted(special, key=special.get))
     return FastTokenizer(inner)
+
+
+def stands_in(tokenizer: Any) -> bool:
+    """Whether it is what `numbers` makes, and no tokenizer."""
+    named = sum(tokenizer.token(i) == str(i) for i in range(tokenizer.size))
+    return named >= tokenizer.size - 6
 
 
 # Writing ---------------------------------------------------------------------------------------------------------------
@@ -189,14 +204,48 @@ def appearing_whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
         raise
 
 
-def write_directory(folder: pathlib.Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], info: Any) -> None:
-    """config.json, model.safetensors and, where there are such, tokenizer.json and preprocessor_config.json."""
+def carry_tokenizer(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies a tokenizer's files as they are, where `target` has its tokenizer.json already."""
+    for name in ("tokenizer.json", *TOKENIZER):
+        if (source / name).is_file() and (target / "tokenizer.json").is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def tokenizer_config(tokenizer: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """tokenizer_config.json of a tokenizer that was made here."""
+    roles = ("bos", "eos", "unk", "pad") if tokenizer.mask_id is None else ("unk", "pad", "cls", "sep", "mask")
+    found = {f"{role}_token": getattr(tokenizer, f"{role}_id") for role in roles}
+    named = {name: tokenizer.token(index) for name, index in found.items() if index is not None}
+    if config["model_type"] == "clip":  # its published tokenizer pads with it; a text is read at the first
+        named.setdefault("pad_token", named["eos_token"])
+    kind, config = config["model_type"], config.get("text_config", config)
+    types = ["token_type_ids"] if config.get("type_vocab_size", 0) > 1 else []
+    length = config.get("n_positions", config.get("max_position_embeddings"))
+    if kind == "roberta":  # its table has rows that no text takes
+        length -= config["pad_token_id"] + 1
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", *types, "attention_mask"],
+        "model_max_length": length, **named,
+    }  # fmt: skip
+
+
+def write_directory(
+    folder: pathlib.Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], info: Any, tokenizer: pathlib.Path
+) -> None:
+    """config.json, model.safetensors and, where there are such, the tokenizer's files and preprocessor_config.json.
+
+    `tokenizer`: the directory that holds what was carried along with it.
+    """
     from safetensors.numpy import save_file
 
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     save_file(dict(tensors), folder / WEIGHTS, metadata={"format": "pt"})
-    if info.tokenizer is not None and hasattr(info.tokenizer, "inner"):
+    if info.tokenizer is not None and hasattr(info.tokenizer, "inner") and not stands_in(info.tokenizer):
         info.tokenizer.save(folder)
+        carry_tokenizer(tokenizer, folder)
+        if not any((folder / name).is_file() for name in TOKENIZER):
+            made = tokenizer_config(info.tokenizer, config)
+            (folder / TOKENIZER[0]).write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", "utf-8")
     if info.mean and info.std and "image" in info.shapes:
         height, width, channels = info.shapes["image"].shape
         kind = "CLIPImageProcessor" if "text_config" in config else "ViTImageProcessor"

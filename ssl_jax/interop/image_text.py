@@ -9,7 +9,20 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.errors import UserError
-from ssl_jax.interop.family import Beside, Family, Sections, image_info, one_or_two, pair
+from ssl_jax.interop.family import (
+    Beside,
+    Family,
+    Sections,
+    image_info,
+    number,
+    one_or_two,
+    pair,
+    patches,
+    read_ids,
+    section,
+    vocabulary,
+    write_ids,
+)
 from ssl_jax.interop.mapping import Row, blocks, convolution, dense, fused, leading, norm, row
 from ssl_jax.interop.settings import Settings
 from ssl_jax.pretext.image_text import ImageText
@@ -28,7 +41,7 @@ BASE = {
 CLIP_DEFAULTS = {**BASE, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 SIGLIP_DEFAULTS = {**BASE, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 TEXT = ("context_length",)
-IMAGE = ("patch_size",)
+IMAGE = ("patch_size", "crop")
 
 
 def tower(ours: str, theirs: str, depth: int) -> list[Row]:
@@ -60,24 +73,22 @@ class _ImageText(Family):
     def takes(self, task):
         return isinstance(task, ImageText) and (task.config.loss == "sigmoid") == (self.model_type == "siglip")
 
+    @staticmethod
+    def parts(theirs: Mapping[str, Any], source: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """The sections of text and vision; older files hold what counts a second time, under "..._dict"."""
+        both = lambda name: {**section(theirs, f"{name}_config", source), **section(theirs, f"{name}_config_dict", source)}
+        return both("text"), both("vision")
+
     def sections(self, theirs: Mapping[str, Any], beside: Beside, task: dict) -> Sections:
-        parts = {}
-        for name in ("text", "vision"):
-            parts[name] = theirs.get(f"{name}_config") or theirs.get(f"{name}_config_dict") or {}
-            if not isinstance(parts[name], Mapping):
-                raise UserError(f"{beside.source}: {name}_config={parts[name]!r}: expected a section")
-        text, vision, source = parts["text"], parts["vision"], beside.source
-        length = text.get("max_position_embeddings", self.text_length)
+        source = beside.source
+        text, vision = self.parts(theirs, source)
+        length = number(text, "max_position_embeddings", self.text_length, source)
         size = pair(vision.get("image_size", 224), "vision_config.image_size", source)
-        patch = pair(vision.get("patch_size", self.patch_default), "vision_config.patch_size", source)
-        image = self.image.read(vision, source) | {"patch_size": patch[0] if patch[0] == patch[1] else patch}
-        words = self.text.read(text, source) | {"context_length": length}
-        vocabulary, tokenizer = text.get("vocab_size", self.vocabulary), beside.tokenizer
-        if tokenizer.size > vocabulary:
-            raise UserError(f"{source}: tokenizer.json has {tokenizer.size} tokens, config.json vocab_size={vocabulary}")
-        if tokenizer.size < vocabulary:
-            words["vocabulary_multiple"] = vocabulary
-        info = image_info(size, vision.get("num_channels", 3), beside, tokenizer=tokenizer)
+        image = self.image.read(vision, source)
+        image |= patches(vision, self.patch_default, size, "vision_config.patch_size", source)
+        words = self.text.read(text, source) | {"context_length": length, **vocabulary(text, self.vocabulary, beside)}
+        text_info = dict(tokenizer=beside.tokenizer, extra=read_ids(text))
+        info = image_info(size, number(vision, "num_channels", 3, source), beside, **text_info)
         shapes = {**info.shapes, "tokens": jax.ShapeDtypeStruct((length,), jnp.int32)}
         model = {"name": "dual_encoder", "image": image, "text": words, **self.space(theirs, text, image, source)}
         return Sections({"name": "image_text", **task}, model, dataclasses.replace(info, shapes=shapes))
@@ -92,12 +103,10 @@ class _ImageText(Family):
             "image_size": one_or_two(model.image_size), "patch_size": one_or_two(model.config.image.patch),
             "num_channels": model.channels,
         }  # fmt: skip
-        text = self.text.write(model.config.text, "model.text", name, checked=(*TEXT, "vocabulary_multiple"))
+        text = self.text.write(model.config.text, "model.text", name, checked=(*TEXT, "vocabulary", "vocabulary_multiple"))
         text["vocab_size"] = model.config.text.padded(model.vocabulary)
         text["max_position_embeddings"] = model.config.text.context_length or model.context_length
-        tokenizer = task.info.tokenizer
-        text |= {"eos_token_id": model.end_id, "bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id}
-        return text, vision
+        return text | write_ids(task) | {"eos_token_id": model.end_id}, vision
 
 
 class CLIP(_ImageText):
@@ -110,7 +119,7 @@ class CLIP(_ImageText):
     )  # our TextConfig's defaults are CLIP's
 
     def read(self, theirs, tensors, beside):
-        text = theirs.get("text_config") or {}
+        text, _ = self.parts(theirs, beside.source)
         end, size = text.get("eos_token_id", 49407), text.get("vocab_size", self.vocabulary)
         end = size - 1 if end == 2 else end  # the first config.json had a wrong one: the largest id is meant
         if beside.tokenizer.separator_id != end:
@@ -119,7 +128,7 @@ class CLIP(_ImageText):
         return self.sections(theirs, beside, {"loss": "infonce"})
 
     def space(self, theirs, text, image, source):
-        return {"dim": theirs.get("projection_dim", 512)}
+        return {"dim": number(theirs, "projection_dim", 512, source)}
 
     def write(self, task):
         c = task.model.config
@@ -159,10 +168,10 @@ class SigLIP(_ImageText):
         return self.sections(theirs, beside, {"loss": "sigmoid", "max_scale": None})
 
     def space(self, theirs, text, image, source):
-        dim = text.get("projection_size") or text.get("hidden_size", 768)
+        dim = number(text, "projection_size", text.get("hidden_size", 768), source)
         if dim != image["width"]:
             raise UserError(f"{source}: text_config.projection_size={dim}: must be vision_config.hidden_size={image['width']}")
-        if not (theirs.get("vision_config") or {}).get("vision_use_head", True):
+        if not self.parts(theirs, source)[1].get("vision_use_head", True):
             raise UserError(f"{source}: vision_use_head=False: cannot be expressed here; expected True")
         return {"dim": dim, "image_projection": False, "projection_bias": True}
 

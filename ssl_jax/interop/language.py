@@ -1,14 +1,12 @@
 """Transformers over tokens: GPT2LMHeadModel, LlamaForCausalLM, the BERT family, ModernBertForMaskedLM."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.errors import UserError
-from ssl_jax.interop.family import Family, Sections
-from ssl_jax.interop.mapping import SAME, Row, Transform, blocks, constant, dense, fused, norm, row
+from ssl_jax.interop.family import Family, Sections, number, read_ids, section, vocabulary, write_ids
+from ssl_jax.interop.mapping import SAME, Row, blocks, constant, dense, fused, norm, row
 from ssl_jax.interop.settings import Settings
 from ssl_jax.models.language import LanguageConfig
 from ssl_jax.pretext.masked_token import MaskedToken
@@ -21,39 +19,26 @@ TIED, POSITIONS = "tie_word_embeddings", "max_position_embeddings"
 
 
 class _Language(Family):
-    task_class = NextToken
     settings: Settings
-    extra_positions = 0
 
     def sections(self, task: dict, model: dict, theirs: dict, beside, *, one_more: int, **shapes) -> Sections:
-        size, tokenizer = theirs.get("vocab_size"), beside.tokenizer
-        if not isinstance(size, int) or size < 1:
-            raise UserError(f"{beside.source}: vocab_size={size!r}: expected the number of tokens")
-        if tokenizer.size > size:
-            raise UserError(f"{beside.source}: tokenizer.json has {tokenizer.size} tokens, config.json vocab_size={size}")
-        if tokenizer.size < size:
-            model["vocabulary_multiple"] = size
+        model |= vocabulary(theirs, None, beside)
         shape = lambda *n: jax.ShapeDtypeStruct(n, jnp.int32)
         length = model["context_length"]
         shapes = {"tokens": shape(length + one_more)} | {n: shape(*((length,) if wide else ())) for n, wide in shapes.items()}
-        return Sections(task, {"name": "transformer", **model}, DataInfo(shapes, tokenizer=tokenizer))
+        info = DataInfo(shapes, tokenizer=beside.tokenizer, extra=read_ids(theirs))
+        return Sections(task, {"name": "transformer", **model}, info)
 
     def write_shape(self, task) -> dict:
         """The settings, with the length and the vocabulary."""
         c = task.model.config
-        checked = ("context_length", "vocabulary_multiple", *self.checked)
+        checked = ("context_length", "vocabulary", "vocabulary_multiple", *self.checked)
         theirs = self.settings.write(c, "model", self.architecture, checked=checked)
         theirs["vocab_size"] = c.padded(task.model.vocabulary)
-        theirs |= special_ids(task.info.tokenizer)
-        return theirs
+        return theirs | write_ids(task, *self.ids)
 
     checked: tuple[str, ...] = ()
-
-
-def special_ids(tokenizer) -> dict:
-    """The ids that config.json repeats of the tokenizer."""
-    ids = {"pad_token_id": tokenizer.pad_id, "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    return {key: None if value is None else int(value) for key, value in ids.items()}
+    ids: tuple[str, ...] = ()  # special tokens that config.json names beside pad, bos and eos
 
 
 def zeros(theirs: str, shape: tuple[int, ...]) -> Row:
@@ -87,7 +72,8 @@ class GPT2(_Language):
         return isinstance(task, NextToken) and task.model.config.positions != "rope"
 
     def read(self, theirs, tensors, beside):
-        model = self.settings.read(theirs, beside.source) | {"context_length": theirs.get("n_positions", 1024)}
+        model = self.settings.read(theirs, beside.source)
+        model["context_length"] = number(theirs, "n_positions", 1024, beside.source)
         return self.sections({"name": "next_token"}, model, theirs, beside, one_more=1)
 
     def write(self, task):
@@ -155,10 +141,10 @@ class Llama(_Language):
         bias = bool(theirs.get("attention_bias", False))
         if bias != bool(theirs.get("mlp_bias", False)):
             raise UserError(f"{beside.source}: attention_bias and mlp_bias differ, which cannot be expressed here")
-        rope = dict(theirs.get("rope_parameters") or theirs.get("rope_scaling") or {})
+        rope = {**section(theirs, "rope_scaling", beside.source), **section(theirs, "rope_parameters", beside.source)}
         model |= {
-            "bias": bias, "qkv_bias": bias, "context_length": theirs.get(POSITIONS, 2048),
-            "rope_theta": float(rope.get("rope_theta", theirs.get("rope_theta", 10_000.0))),
+            "bias": bias, "qkv_bias": bias, "context_length": number(theirs, POSITIONS, 2048, beside.source),
+            "rope_theta": theta({**theirs, **rope}, "rope_theta", 10_000.0, beside.source),
         }  # fmt: skip
         model |= rope_scaling(rope, beside.source)
         return self.sections({"name": "next_token"}, model, theirs, beside, one_more=1)
@@ -206,16 +192,24 @@ ROPE = {  # rope_type -> its numbers, in the order of our rope_scaling
 }
 
 
+def theta(settings, key: str, default: float, source: str) -> float:
+    """The base of rotary positions."""
+    return float(number(settings, key, default, source, kind=float))
+
+
 def rope_scaling(rope: dict, source: str) -> dict:
     kind = rope.get("rope_type", rope.get("type", "default"))
+    if rope.get("partial_rotary_factor") not in (None, 1):
+        value = rope["partial_rotary_factor"]
+        raise UserError(f"{source}: partial_rotary_factor={value!r} cannot be expressed here; expected 1.0")
     if kind == "default":
         return {}
-    if kind not in ROPE:
+    if not isinstance(kind, str) or kind not in ROPE:
         raise UserError(f"{source}: rope_type={kind!r}: must be one of default, {', '.join(ROPE)}")
     missing = [key for key in ROPE[kind] if key not in rope]
     if missing:
         raise UserError(f"{source}: rope_parameters lack {', '.join(missing)}")
-    return {"rope_scaling": (kind, *(float(rope[key]) for key in ROPE[kind]))}
+    return {"rope_scaling": (kind, *(float(number(rope, key, None, source, least=0, kind=float)) for key in ROPE[kind]))}
 
 
 # Masked --------------------------------------------------------------------------------------------------------------
@@ -241,27 +235,27 @@ class Bert(_Language):
         demands={"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
     )  # fmt: skip
     checked = ("position_offset", "tied", "head_transform", "output_bias", "pooler")
-    head, pooler, next_sentence = True, False, False
+    marks = ("cls.predictions.transform.dense.weight",)
+    head, next_sentence = True, False
 
     def takes(self, task):
         if not isinstance(task, MaskedToken) or task.model.config.position_offset or task.model.config.positions == "rope":
             return False
-        c = task.model.config
-        return (c.head_transform, c.pooler, task.settings.next_sentence) == (self.head, self.pooler, self.next_sentence)
+        return (task.model.config.head_transform, task.settings.next_sentence) == (self.head, self.next_sentence)
 
     def read(self, theirs, tensors, beside):
-        offset = self.offset(theirs)
+        offset = self.offset(theirs, beside.source)
         model = self.settings.read(theirs, beside.source) | {
-            "context_length": theirs.get(POSITIONS, 512) - offset, "position_offset": offset, "pooler": self.pooler,
+            "context_length": number(theirs, POSITIONS, 512, beside.source, least=offset + 1) - offset,
             "head_transform": self.head, "output_bias": self.head, "tied": theirs.get(TIED, True) or not self.head,
+            "pooler": self.next_sentence or any(name.endswith("pooler.dense.weight") for name in tensors),
+            "position_offset": offset,
         }  # fmt: skip
-        if not self.head:
-            model["pooler"] = any(name.endswith("pooler.dense.weight") for name in tensors)
         task = {"name": "masked_token", "next_sentence": self.next_sentence}
         shapes = {"token_types": True, "is_random": False} if self.next_sentence else {}
         return self.sections(task, model, theirs, beside, one_more=0, **shapes)
 
-    def offset(self, theirs) -> int:
+    def offset(self, theirs, source) -> int:
         return 0
 
     def write(self, task):
@@ -309,9 +303,11 @@ class Bert(_Language):
         if c.tied:
             return [*rows, row("head/bias", f"{output}.bias")]
         # the reference then uses the decoder's own bias; the other stands in its files without being read
-        both = Transform(lambda used, unused: (used,), lambda used: (used, used))
-        bias = row("head/bias", (f"{output}.decoder.bias", f"{output}.bias"), both)
-        return [*rows, row("head/weight", f"{output}.decoder.weight"), bias]
+        rows += [row("head/weight", f"{output}.decoder.weight"), row("head/bias", f"{output}.decoder.bias")]
+        return [*rows, row("head/unread_bias", f"{output}.bias")]
+
+    def carried(self, task):
+        return {"head/unread_bias": "head/bias"} if self.head and not task.model.config.tied else {}
 
     def tied(self, task):
         if not self.head or not task.model.config.tied:
@@ -323,31 +319,25 @@ class Bert(_Language):
 
 class BertForPreTraining(Bert):
     architecture = "BertForPreTraining"
-    pooler = next_sentence = True
+    marks = (*Bert.marks, "cls.seq_relationship.weight")
+    next_sentence = True
 
 
 class BertModel(Bert):
     """The encoder alone, such as a sentence encoder; its output layer here is the embedding, untrained."""
 
-    architecture = "BertModel"
+    architecture, marks = "BertModel", ()
     head = False
-
-    def takes(self, task):
-        c = getattr(task.model, "config", None) if isinstance(task, MaskedToken) else None
-        if c is None or c.position_offset or c.positions == "rope" or task.settings.next_sentence:
-            return False
-        return not c.head_transform
 
 
 class Roberta(Bert):
-    architecture, model_type, base = "RobertaForMaskedLM", "roberta", "roberta"
-    settings = dataclasses.replace(Bert.settings, defaults={**Bert.settings.defaults, "type_vocab_size": 2})
+    architecture, model_type, base, marks = "RobertaForMaskedLM", "roberta", "roberta", ()
 
     def takes(self, task):
         return isinstance(task, MaskedToken) and task.model.config.position_offset > 0
 
-    def offset(self, theirs):
-        return theirs.get("pad_token_id", 1) + 1  # its positions start behind the padding token's
+    def offset(self, theirs, source):
+        return number(theirs, "pad_token_id", 1, source, least=0) + 1  # its positions start behind the padding token's
 
     def write(self, task):
         return super().write(task) | {"pad_token_id": task.model.config.position_offset - 1}
@@ -374,6 +364,7 @@ class ModernBert(_Language):
         },
     )  # fmt: skip
     checked = ("rope_theta", "local_rope_theta", "window", "global_every")
+    ids = ("cls_token_id", "sep_token_id")
 
     def takes(self, task):
         return isinstance(task, MaskedToken) and task.model.config.positions == "rope"
@@ -385,26 +376,29 @@ class ModernBert(_Language):
                 raise UserError(f"{source}: {key} and attention_bias differ, which cannot be expressed here")
         if theirs.get("classifier_activation", "gelu") != theirs.get("hidden_activation", "gelu"):
             raise UserError(f"{source}: classifier_activation and hidden_activation differ, which cannot be expressed here")
-        every, rope = self._every(theirs, model["depth"], source), theirs.get("rope_parameters") or {}
+        every = self._every(theirs, number(model, "depth", None, source), source)
+        rope = section(theirs, "rope_parameters", source)
         for kind in rope.values():
-            if isinstance(kind, dict) and kind.get("rope_type", "default") != "default":
+            if isinstance(kind, dict) and rope_scaling(kind, source):
                 raise UserError(f"{source}: rope_type={kind['rope_type']!r} cannot be expressed here; expected 'default'")
-        theta = lambda kind, older, default: float((rope.get(kind) or {}).get("rope_theta", theirs.get(older) or default))
+
+        def base(kind, older, default):
+            return theta({"rope_theta": theirs.get(older), **section(rope, kind, source)}, "rope_theta", default, source)
+
         model |= {
-            "context_length": theirs.get(POSITIONS, 8192), "global_every": every,
-            "window": theirs.get("local_attention", 128) // 2,
-            "rope_theta": theta("full_attention", "global_rope_theta", 160_000.0),
-            "local_rope_theta": theta("sliding_attention", "local_rope_theta", 10_000.0),
+            "context_length": number(theirs, POSITIONS, 8192, source), "global_every": every,
+            "window": number(theirs, "local_attention", 128, source, least=2) // 2,
+            "rope_theta": base("full_attention", "global_rope_theta", 160_000.0),
+            "local_rope_theta": base("sliding_attention", "local_rope_theta", 10_000.0),
         }  # fmt: skip
         return self.sections({"name": "masked_token"}, model, theirs, beside, one_more=0)
 
     def _every(self, theirs, depth: int, source: str) -> int:
         """Every how many blocks one attends globally."""
-        kinds = theirs.get("layer_types")
+        kinds, told = theirs.get("layer_types"), number(theirs, "global_attn_every_n_layers", 3, source)
         if kinds is None:
-            return theirs.get("global_attn_every_n_layers", 3)
-        most = range(2, max(depth, 2) + 1)
-        for every in (theirs.get("global_attn_every_n_layers", 3), *most):
+            return told
+        for every in (told, *range(2, max(depth, 2) + 1)):
             if kinds == _kinds(depth, every):
                 return every
         raise UserError(f"{source}: layer_types: expected block 0 and every n-th one to be full_attention, the others not")
@@ -416,9 +410,7 @@ class ModernBert(_Language):
         if c.window is None or c.global_every < 2:
             raise UserError(f"model.window={c.window}, global_every={c.global_every}: {self.architecture} has local blocks")
         local = c.local_rope_theta or c.rope_theta
-        tokenizer = task.info.tokenizer
         return theirs | {
-            "cls_token_id": tokenizer.cls_id, "sep_token_id": tokenizer.sep_id,
             "mlp_bias": c.bias, "classifier_bias": c.bias, "classifier_activation": theirs["hidden_activation"],
             POSITIONS: task.model.context, "local_attention": 2 * c.window, "global_attn_every_n_layers": c.global_every,
             "layer_types": _kinds(c.depth, c.global_every), "global_rope_theta": c.rope_theta, "local_rope_theta": local,

@@ -76,6 +76,7 @@ class OriginalMAE(Family):
         info = image_info((side * p, side * q), channels, beside)
         if "decoder_embed.weight" not in tensors:
             return Sections({"name": "image_encoder"}, model, info)
+        model.pop("pooling")
         decoder_width = tensors["decoder_embed.weight"].shape[0]
         decoder = stack("decoder_blocks.", decoder_width, 16 if decoder_width % 16 == 0 else 1)
         decoder["positions"] = kind_of_positions(tensors["decoder_pos_embed"], decoder_width, (side, side))

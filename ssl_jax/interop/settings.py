@@ -63,7 +63,7 @@ class Settings:
                 if field.name == "kv_heads" and value is None:
                     value = ours.heads
                 if field.name == "activation":
-                    value = next((name for name, own in ACTIVATIONS.items() if own == value), value)
+                    value = self._spelling(self.keys["activation"], value)
                 theirs[self.keys[field.name]] = list(value) if isinstance(value, tuple) else value
             elif field.name in self.fixed:
                 if value != self.fixed[field.name] and not self._harmless(field.name, ours):
@@ -74,6 +74,11 @@ class Settings:
         missing = set(self.keys) - names
         assert not missing, f"no such settings: {missing}"
         return theirs
+
+    def _spelling(self, key: str, activation: str) -> str:
+        """The architecture's own name where it has several: they are computed in other ways, and differ by rounding."""
+        names = [name for name, ours in ACTIVATIONS.items() if ours == activation]
+        return next((name for name in names if name == self.defaults.get(key)), names[0])
 
     @staticmethod
     def _harmless(field: str, ours: Any) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 
 from ssl_jax.downstream.classification import Classification
 from ssl_jax.errors import UserError
-from ssl_jax.interop.family import Beside, Family, Sections, image_info, look_up, one_or_two, pair
+from ssl_jax.interop.family import Beside, Family, Sections, image_info, look_up, number, one_or_two, pair, patches, section
 from ssl_jax.interop.image_encoder import ImageEncoder
 from ssl_jax.interop.mapping import Row, blocks, constant, convolution, dense, fused, leading, norm, row
 from ssl_jax.interop.settings import Settings
@@ -39,7 +39,7 @@ DECODER = Settings(
     },
 )  # fmt: skip
 SHARED = ("activation", "norm_eps", "qkv_bias", "dropout", "attention_dropout")  # one key for encoder and decoder
-LOOKED_AFTER = ("patch_size", "positions", "pooling", "pooler", "mask_token")
+LOOKED_AFTER = ("patch_size", "crop", "positions", "pooling", "pooler", "mask_token")
 
 
 def _block(ours: str, theirs: str) -> list[Row]:
@@ -101,14 +101,15 @@ class _Vision(Family):
         source = beside.source
         model = self.settings.read(theirs, source)
         size = pair(theirs.get("image_size", 224), "image_size", source)
-        patch = pair(theirs.get("patch_size", self.patch_default), "patch_size", source)
+        cut = patches(theirs, self.patch_default, size, "patch_size", source)
+        patch = pair(cut["patch_size"], "patch_size", source)
         table = look_up(tensors, "embeddings.position_embeddings", self.base, source)
         grid = (size[0] // patch[0], size[1] // patch[1])
         model |= {
-            "name": "vit", "patch_size": patch[0] if patch[0] == patch[1] else patch, "pooling": "cls",
+            **cut, "name": "vit", "pooling": "cls",
             "positions": kind_of_positions(table, model["width"], grid),
         }  # fmt: skip
-        return model, size, theirs.get("num_channels", 3)
+        return model, size, number(theirs, "num_channels", 3, source)
 
     def write_encoder(self, vit: ViT, path: str = "model") -> dict:
         theirs = self.settings.write(vit.config, path, self.architecture, checked=LOOKED_AFTER)
@@ -124,12 +125,15 @@ class ViTMAE(_Vision):
 
     def read(self, theirs, tensors, beside):
         model, size, channels = self.encoder(theirs, tensors, beside)
+        model.pop("crop", None)  # its loss is over whole images
+        model.pop("pooling")  # it has none: "pooled" is what masked autoencoders have here
         decoder = DECODER.read(theirs, beside.source) | {name: model[name] for name in SHARED}
         patch = pair(model["patch_size"], "patch_size", beside.source)
         table = look_up(tensors, "decoder.decoder_pos_embed", "", beside.source)
         decoder["positions"] = kind_of_positions(table, decoder["width"], (size[0] // patch[0], size[1] // patch[1]))
+        ratio = number(theirs, "mask_ratio", 0.75, beside.source, least=0, kind=float)
         task = {
-            "name": "masked_image", "decoder": decoder, "mask": {"kind": "random", "ratio": theirs.get("mask_ratio", 0.75)},
+            "name": "masked_image", "decoder": decoder, "mask": {"kind": "random", "ratio": float(ratio)},
             "target": "normalized_pixels" if theirs.get("norm_pix_loss", False) else "pixels",
         }  # fmt: skip
         return Sections(task, model, image_info(size, channels, beside))
@@ -221,7 +225,7 @@ class ViTEncoder(_Vision):
 
 
 class ViTClassifier(ViTEncoder):
-    architecture = "ViTForImageClassification"
+    architecture, marks = "ViTForImageClassification", ("classifier.weight",)
 
     def takes(self, task):
         return isinstance(task, Classification)
@@ -229,8 +233,11 @@ class ViTClassifier(ViTEncoder):
     def read(self, theirs, tensors, beside):
         model, size, channels = self.encoder(theirs, tensors, beside)
         model.pop("pooling")
-        names = theirs.get("id2label") or {str(i): f"LABEL_{i}" for i in range(theirs.get("num_labels", 2))}
-        classes = tuple(names[key] for key in sorted(names, key=int))
+        names = dict(section(theirs, "id2label", beside.source))
+        if not all(str(key).isdecimal() for key in names):
+            raise UserError(f"{beside.source}: id2label: expected names by number")
+        names = names or {str(i): f"LABEL_{i}" for i in range(number(theirs, "num_labels", 2, beside.source))}
+        classes = tuple(str(names[key]) for key in sorted(names, key=int))
         task = {"name": "classification", "pooling": "cls"}
         return Sections(task, model, image_info(size, channels, beside, classes=classes))
 
@@ -259,7 +266,8 @@ class Dinov2(_Vision):
 
     def read(self, theirs, tensors, beside):
         model, size, channels = self.encoder(theirs, tensors, beside)
-        inner = int(model["width"] * theirs.get("mlp_ratio", 4))
+        width = number(model, "width", None, beside.source)
+        inner = int(width * number(theirs, "mlp_ratio", 4, beside.source, kind=float))
         model["gated"] = bool(theirs.get("use_swiglu_ffn", False))
         if model["gated"]:  # two thirds, rounded up to a multiple of 8
             inner, model["activation"] = (int(inner * 2 / 3) + 7) // 8 * 8, "silu"

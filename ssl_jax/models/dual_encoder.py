@@ -107,19 +107,22 @@ class DualEncoder(nn.Module):
         return unit(self.image_projection(pooled) if self.config.image_projection else pooled), tokens, intermediates
 
     def encode_text(
-        self, tokens: Int[Array, "batch time"], *, keys: Keys = None
+        self, tokens: Int[Array, "batch time"], *, mask: Int[Array, "batch time"] | None = None, keys: Keys = None
     ) -> tuple[Float[Array, "batch dim"], Float[Array, "batch time width"]]:
-        """Unit vectors f32, and the hidden states."""
+        """Unit vectors f32, and the hidden states. No token is attended to where `mask` is 0; default: by `mask_padding`."""
         c = self.config.text
         # 1 up to and including the first end of the text, 0 behind it; some vocabularies pad with the end token
         end = jnp.argmax(tokens == self.end_id, axis=1) if self.end_id is not None else None
-        segments = None
-        if c.mask_padding:
+        segments, options = None, {}
+        if mask is not None:  # hides keys only, as in the reference: the last place is read even where it is padding
+            segments = (mask > 0).astype(jnp.int32)
+            options = {"segments": jnp.ones_like(segments), "key_segments": segments}
+        elif c.mask_padding:
             if end is not None:
                 segments = (jnp.arange(tokens.shape[1]) <= end[:, None]).astype(jnp.int32)
             else:
                 segments = (tokens != self.pad_id).astype(jnp.int32)
-        hidden, _ = self.text(tokens, keys=keys, segments=segments)
+        hidden, _ = self.text(tokens, keys=keys, **(options or {"segments": segments}))
         if c.pooling == "eos":
             vector = jax.vmap(lambda row, i: row[i])(hidden, end)
         elif c.pooling == "last":
@@ -127,14 +130,6 @@ class DualEncoder(nn.Module):
         else:
             vector = pooled(hidden, segments)[c.pooling].astype(self.dtype)
         return unit(self.text_projection(vector) if self.config.text_projection else vector), hidden
-
-    def check_mask(self) -> None:
-        """UserError unless padding behind the end of a text changes nothing: causal and read at the end, or masked already."""
-        c = self.config.text
-        if not c.mask_padding and not (c.causal and c.pooling == "eos"):
-            raise UserError(
-                "attention_mask: this text tower was trained to read padding; pad to its full length, leave the mask out"
-            )
 
     def flops_forward(self, kept: int | None = None) -> float:
         """Matmul FLOPs of one pair, forward, with `kept` visible patches."""
@@ -152,6 +147,7 @@ def build_dual_encoder(
     """The dual encoder of a config section; UserError where it does not fit the images or the tokenizer."""
     config = DualEncoderConfig.read(section, path)
     vit = vit_for(config.image, image_shape, dtype, f"{path}.image")
+    vocabulary = config.text.tokens(vocabulary)
     if config.text.pooling == "eos" and end_id is None:
         raise UserError(f'{path}.text.pooling="eos": the tokenizer has no token that ends a text; use "mean" or "last"')
     if config.text.mask_padding and end_id is None and pad_id is None:

@@ -23,7 +23,7 @@ class LanguageConfig(TransformerConfig):
     init: str = "gpt2"
     context_length: int | None = None  # the longest sequence; default: the data's
     positions: str = "learned"  # one of POSITIONS; "sincos" is sinusoidal with a learned scale (Hua et al. 2022)
-    position_offset: int = 0  # RoBERTa's first position is 2
+    position_offset: int = 0  # RoBERTa: 2, one more than the id of its padding, which takes no position (`places`)
     token_types: int = 0  # BERT: 2, which of two sentences
     embedding_norm: bool = False  # BERT, ModernBERT
     final_norm: bool = True  # False for post-norm blocks, which end with one
@@ -31,6 +31,7 @@ class LanguageConfig(TransformerConfig):
     output_bias: bool = False
     head_transform: bool = False  # BERT: dense, activation and norm before the output layer
     pooler: bool = False  # BERT: dense and tanh over [CLS], for next-sentence prediction
+    vocabulary: int | None = None  # tokens of the embedding and the logits; default: the tokenizer's
     vocabulary_multiple: int = 1  # pad the embedding to a multiple (nanoGPT: 64)
 
     def __post_init__(self):
@@ -43,13 +44,20 @@ class LanguageConfig(TransformerConfig):
         for name in ("position_offset", "token_types"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)}: must not be negative")
-        if self.vocabulary_multiple < 1:
-            raise UserError(f"vocabulary_multiple={self.vocabulary_multiple}: must be at least 1")
+        for name in ("vocabulary", "vocabulary_multiple"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
         super().__post_init__()
 
     def padded(self, vocabulary: int) -> int:
         """Rows of the embedding for `vocabulary` tokens."""
         return -(-vocabulary // self.vocabulary_multiple) * self.vocabulary_multiple
+
+    def tokens(self, tokenizer_size: int) -> int:
+        """The number of tokens: `vocabulary`, which may leave room for more than the tokenizer has, or else the tokenizer's."""
+        if self.vocabulary is not None and self.vocabulary < tokenizer_size:
+            raise UserError(f"vocabulary={self.vocabulary}: the tokenizer has {tokenizer_size} tokens; use at least as many")
+        return self.vocabulary or tokenizer_size
 
     def flops_head(self, tokens: float, vocabulary: int) -> float:
         """Matmul FLOPs of the output layer on `tokens` tokens, forward."""
@@ -62,6 +70,22 @@ def sinusoids(positions: Int[Array, "batch time"], width: int) -> Float[Array, "
     frequency = jnp.exp(-math.log(10_000.0) * jnp.arange(0, width, 2) / width)
     angle = positions[..., None] * frequency
     return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(*positions.shape, -1)[..., :width]
+
+
+def places(
+    tokens: Int[Array, "batch time"], positions: Int[Array, "#batch time"] | None, offset: int
+) -> Int[Array, "#batch time"]:
+    """Rows of the table of learned positions: `positions`, by default 0, 1, 2 ..., behind `offset` rows.
+
+    With an offset RoBERTa counts only tokens that are not padding, whose id and whose row are offset - 1 (Liu et al. 2019,
+    fairseq's `make_positions`).
+    """
+    if positions is not None:
+        return positions + offset
+    if not offset:
+        return jnp.arange(tokens.shape[1])[None]
+    real = tokens != offset - 1
+    return jnp.where(real, jnp.cumsum(real, axis=1), 0) + offset - 1
 
 
 class Transformer(nn.Module):
@@ -100,6 +124,7 @@ class Transformer(nn.Module):
         init = nn.initializers.normal(c.init_std)
         table = self.param("token_embedding", init, (c.padded(self.vocabulary), c.width))
         x = jnp.take(table, tokens, axis=0)
+        rows = places(tokens, positions, c.position_offset)
         if positions is None:
             positions = jnp.arange(tokens.shape[1])[None]
         if c.positions == "learned":
@@ -107,9 +132,8 @@ class Transformer(nn.Module):
                 raise UserError(
                     f"tokens: a sequence of {tokens.shape[1]} is longer than the model's context of {self.context}; cut it"
                 )
-            rows = self.context + c.position_offset
-            place = self.param("position_embedding", init, (rows, c.width))
-            x = x + jnp.take(place, positions + c.position_offset, axis=0)
+            table = self.param("position_embedding", init, (self.context + c.position_offset, c.width))
+            x = x + jnp.take(table, rows, axis=0)
         elif c.positions == "sincos":
             scale = self.param("position_scale", nn.initializers.constant(c.width**-0.5), ())
             x = x + scale * sinusoids(positions, c.width)

@@ -235,7 +235,10 @@ def rotate(
 
 
 class Attention(nn.Module):
-    """Multi-head attention, to itself or to `context`; with a cache, one more piece of a sequence."""
+    """Multi-head attention, to itself or to `context`; with a cache, one more piece of a sequence.
+
+    `segments` are those of the queries and, unless `key_segments` differ, of the keys.
+    """
 
     config: TransformerConfig
     causal: bool = False
@@ -250,6 +253,7 @@ class Attention(nn.Module):
         keys: Keys = None,
         positions: Int[Array, "#batch time"] | None = None,
         segments: Int[Array, "#batch time"] | None = None,
+        key_segments: Int[Array, "#batch time"] | None = None,
         context_segments: Int[Array, "#batch kv"] | None = None,
         prefix: Int[Array, "#batch"] | None = None,
         window: int | Array | None = None,
@@ -273,7 +277,8 @@ class Attention(nn.Module):
         if theta is not None and context is None:
             q, k = rotate(q, positions, theta, c.rope_scaling), rotate(k, positions, theta, c.rope_scaling)
         kv_positions = positions if context is None else jnp.arange(source.shape[1])[None]
-        kv_segments = segments if context is None else context_segments
+        own = segments if key_segments is None else key_segments
+        kv_segments = own if context is None else context_segments
         if cache is not None:  # write the new keys behind the old ones; places not yet written lie in the future
             start = cache["length"]
             k = jax.lax.dynamic_update_slice(cache["key"], k.astype(cache["key"].dtype), (0, 0, start, 0))

@@ -9,10 +9,13 @@ Grid = tuple[int, int]
 
 
 def patchify(images: Float[Array, "batch height width channels"], patch: Grid) -> Float[Array, "batch patches pixels"]:
-    """Patches row by row, the pixels of one in the order (row, column, channel): `nchpwq->nhwpqc` of the MAE reference."""
+    """Patches row by row, the pixels of one in the order (row, column, channel): `nchpwq->nhwpqc` of the MAE reference.
+
+    Pixels on the right and at the bottom that fill no whole patch are left out, as by a convolution with strides.
+    """
     b, h, w, c = images.shape
     p, q = patch
-    x = images.reshape(b, h // p, p, w // q, q, c).swapaxes(2, 3)
+    x = images[:, : h - h % p, : w - w % q].reshape(b, h // p, p, w // q, q, c).swapaxes(2, 3)
     return x.reshape(b, (h // p) * (w // q), p * q * c)
 
 

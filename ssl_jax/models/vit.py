@@ -45,6 +45,7 @@ class ViTConfig(TransformerConfig):
     pooler: bool = False  # tanh(dense(pooled)), BERT's and the original ViT's
     norm_pooled: bool = False  # the final norm after pooling instead of before (MAE's fine-tuning: "fc_norm")
     patch_bias: bool = True
+    crop: bool = False  # images may have pixels that fill no whole patch; they are not read (SigLIP: 384 = 27 x 14 + 6)
     pre_norm: bool = False  # a norm before the first block (CLIP)
 
     def __post_init__(self):
@@ -205,7 +206,7 @@ def build_vit(section: Any, image_shape: tuple[int, ...], dtype: Any = jnp.float
 def vit_for(config: ViTConfig, image_shape: tuple[int, ...], dtype: Any = jnp.float32, path: str = "model") -> ViT:
     height, width, channels = image_shape
     (p, q), size = config.patch, config.patch_size
-    if height % p or width % q:
+    if (height % p or width % q) and not (config.crop and height >= p and width >= q):
         fits = [n for n in range(1, min(height, width) + 1) if height % n == 0 and width % n == 0]
         fits = f"{', '.join(map(str, fits[:-1]))} or {fits[-1]}" if len(fits) > 1 else "1"
         raise UserError(f"{path}.patch_size={size} does not divide the image, {height} x {width}; use {fits}")

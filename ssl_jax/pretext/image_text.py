@@ -145,18 +145,18 @@ class ImageText:
             vector, tokens, intermediates = self.model.apply({"params": towers}, batch["image"], method="encode_image")
             named = representations(self.model.config.image, tokens, intermediates) | {"image_embedding": vector}
         if "tokens" in batch:
-            named["text_embedding"] = self.model.apply({"params": towers}, batch["tokens"], method="encode_text")[0]
+            read, mask = dict(method="encode_text"), batch.get("attention_mask")
+            named["text_embedding"] = self.model.apply({"params": towers}, batch["tokens"], mask=mask, **read)[0]
         return named
 
     def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
         """ "image_embedding", "text_embedding" f32[batch, dim], "logits_per_image" f32[images, texts], also as "logits", and
-        "loss". "attention_mask" may say where text is padding; what a tower reads does not depend on it (`check_mask`)."""
-        if "attention_mask" in batch:
-            self.model.check_mask()
-        image, text = self.encode(params, batch["image"], batch["tokens"], None)
+        for as many texts as images "loss". "attention_mask" may say where text is padding, which is then not attended to."""
+        named = self.features(params, batch)
+        image, text = named["image_embedding"], named["text_embedding"]
         logits = jnp.exp(params["logit_scale"]) * image @ text.T + params.get("logit_bias", 0.0)
-        loss = self.contrast(params, image, text, batch["tokens"])
-        return {"image_embedding": image, "text_embedding": text, "logits_per_image": logits, "logits": logits, "loss": loss}
+        out = {"image_embedding": image, "text_embedding": text, "logits_per_image": logits, "logits": logits}
+        return out | ({"loss": self.contrast(params, image, text, batch["tokens"])} if len(image) == len(text) else {})
 
     def panels(self, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, Images | Text]:
         """For each caption of the batch, its images in the order of their similarity."""

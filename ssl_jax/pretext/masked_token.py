@@ -94,7 +94,8 @@ class MaskedToken:
         )  # fmt: skip
 
     def encode(self, params: Params, batch: Batch, tokens: Int[Array, "batch time"], keys=None):
-        options = {name: batch[name] for name in ("segments", "token_types", "positions") if name in batch}
+        names = ("segments", "key_segments", "token_types", "positions")
+        options = {name: batch[name] for name in names if name in batch}
         return self.model.apply({"params": params["transformer"]}, tokens, keys=keys, **options)[0]
 
     def output(self, params: Params, hidden: Float[Array, "*batch dim"]):

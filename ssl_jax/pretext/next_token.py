@@ -99,7 +99,7 @@ class NextToken:
     def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
         """ "logits" f32[batch, time, vocabulary] of all the batch's tokens; padding may be told by "attention_mask"."""
         batch = by_our_names(batch)
-        options = {name: batch[name] for name in ("segments", "positions") if name in batch}
+        options = {name: batch[name] for name in ("segments", "key_segments", "positions") if name in batch}
         hidden, _ = self.model.apply({"params": params["transformer"]}, batch["tokens"], **options)
         return {"logits": logits(*self.output(params, hidden))[..., : self.head.vocabulary]}
 
@@ -141,7 +141,12 @@ def language_inputs(config: ConfigDict, info: DataInfo) -> tuple[LanguageConfig,
     name = (config.get("training") or {}).get("dtype", "float32")
     if name not in DTYPES:
         raise UserError(f"training.dtype={name!r}: must be one of {', '.join(DTYPES)}")
-    return shape, DTYPES[name], info.tokenizer.size
+    if shape.position_offset and info.tokenizer.pad_id != shape.position_offset - 1:
+        raise UserError(
+            f"model.position_offset={shape.position_offset}: positions start behind the padding token's id, which must then be "
+            f"{shape.position_offset - 1}; the tokenizer's is {info.tokenizer.pad_id}"
+        )
+    return shape, DTYPES[name], shape.tokens(info.tokenizer.size)
 
 
 def with_context(shape: LanguageConfig, length: int) -> LanguageConfig:
@@ -163,21 +168,28 @@ def init_language(model: Transformer, head: Head, key: Key[Array, ""], tokens: A
 
 
 def by_our_names(batch: Batch) -> dict[str, Array]:
-    """The batch with "attention_mask" and "token_type_ids", as tokenizers call them, as "segments" and "token_types"."""
-    names = {"attention_mask": "segments", "token_type_ids": "token_types"}
-    return {names.get(name, name): value for name, value in batch.items()}
+    """The batch with "attention_mask" and "token_type_ids", as tokenizers call them, under our names.
+
+    A mask hides keys only, as it does in the reference implementations: what stands at a padded place still reads the text.
+    """
+    named = {"token_types" if name == "token_type_ids" else name: value for name, value in batch.items()}
+    if "attention_mask" in named:
+        mask = (jnp.asarray(named.pop("attention_mask")) > 0).astype(jnp.int32)
+        named |= {"segments": jnp.ones_like(mask), "key_segments": mask}
+    return named
 
 
 def language_features(model: Transformer, params: Params, batch: Batch) -> dict[str, Array]:
     """Pooled hidden states by name, of the batch's first `context` tokens."""
     batch = by_our_names(batch)
     cut = lambda name: batch[name][:, : model.context] if name in batch else None
-    options = {name: cut(name) for name in ("segments", "positions", "token_types") if name in batch}
+    options = {name: cut(name) for name in ("segments", "key_segments", "positions", "token_types") if name in batch}
     if not model.config.token_types:
         options.pop("token_types", None)
     hidden, inner = model.apply({"params": params["transformer"]}, cut("tokens"), **options)
-    out = {"tokens": hidden.astype(jnp.float32), **pooled(hidden, options.get("segments"))}
+    real = options.get("key_segments", options.get("segments"))
+    out = {"tokens": hidden.astype(jnp.float32), **pooled(hidden, real)}
     for name, value in inner.items():
         if name.startswith("block"):
-            out |= {f"{name}/{kind}": x for kind, x in pooled(value, options.get("segments")).items()}
+            out |= {f"{name}/{kind}": x for kind, x in pooled(value, real).items()}
     return out

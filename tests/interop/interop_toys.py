@@ -64,6 +64,8 @@ def task_of(architecture, **changes):
     """A task of ours that the architecture can hold; `changes` are made to its model."""
     task, model = OURS[architecture]
     special = dict(pad_token_id=0, mask_token_id=3, cls_token_id=1, sep_token_id=2, eos_token_id=22)
+    if model.get("position_offset"):  # behind the padding token's
+        special |= dict(pad_token_id=1, cls_token_id=0)
     shapes = {
         "image": jax.ShapeDtypeStruct((6, 8, 3), np.float32), "tokens": jax.ShapeDtypeStruct((9,), np.int32),
         "token_types": jax.ShapeDtypeStruct((9,), np.int32), "is_random": jax.ShapeDtypeStruct((), np.int32),

@@ -109,7 +109,10 @@ BAD = {
         ["ResNetForImageClassification", "ViTModel"],
     ),
     "a pickle": (pickled, []),
-    "a patch that does not fit": (lambda d: edited(d, patch_size=4), ["patch_size"]),
+    "another patch": (lambda d: edited(d, patch_size=4), ["patch_embeddings", "[12, 3, 2, 2]", "[12, 3, 4, 4]"]),
+    "a patch larger than the image": (lambda d: edited(d, patch_size=7), ["patch_size=7", "6 x 8"]),
+    "a number that is text": (lambda d: edited(d, num_channels="3"), ["num_channels='3'"]),
+    "no architecture": (lambda d: edited(d, architectures=None, model_type=None), ["architectures", "model_type"]),
     "no JSON": (lambda d: (d / "config.json").write_text("{"), ["config.json", "JSON"]),
     "a negative size": (lambda d: edited(d, hidden_size=-12), ["width=-12"]),
     "text for a number": (lambda d: edited(d, num_hidden_layers="two"), ["depth='two'"]),
@@ -137,8 +140,8 @@ def test_sources_and_targets_that_are_none(hf, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for source, target in (
         (f"hf:{tmp_path / 'nowhere'}", tmp_path / "run"), (tmp_path / "nowhere", f"hf:{tmp_path / 'out'}"),
-        (hf, tmp_path / "run"), (f"hf:{hf}", tmp_path / "full"), (f"hf:{hf}", tmp_path / "file"),
-        (tmp_path / "none.pth", tmp_path / "run"),
+        (hf, tmp_path / "run"), (f"hf:{hf}", f"hf:{tmp_path / 'out'}"), (f"hf:{hf}", tmp_path / "full"),
+        (f"hf:{hf}", tmp_path / "file"), (tmp_path / "none.pth", tmp_path / "run"),
     ):  # fmt: skip
         assert convert(source, target) == 2
         error = capsys.readouterr().err

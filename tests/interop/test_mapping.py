@@ -25,6 +25,8 @@ def test_what_is_written_is_read_back_exactly(architecture, tmp_path):
     else:
         model = lambda t: t.model.config if hasattr(t, "model") else t.encoder.config
         assert exported(again, loaded)[1] == theirs and type(model(again)) is type(model(task))
+    if architecture == "BertForMaskedLM":  # untied, it has a second bias that nothing reads
+        np.testing.assert_array_equal(after.pop("head/unread_bias"), after["head/bias"])
     assert set(before) == set(after)
     assert all(np.array_equal(before[path], after[path]) for path in before)
 

@@ -1,6 +1,7 @@
 """A published sentence encoder, MiniLM, on the same sentences in `transformers` and here.
 
-The directory that holds it: $SSL_JAX_MINILM, or ~/.cache/ssl_jax_data/minilm.
+The directory that holds it: $SSL_JAX_MINILM, or ~/.cache/ssl_jax_data/minilm. $SSL_JAX_SENTENCES may name SST-2's file of
+sentences (a line of names, then label and sentence), of which 400 are taken.
 """
 
 import os
@@ -18,6 +19,16 @@ SAID = [
     for what in ("a moving story", "the laughs it promises", "an hour of pure noise", "what the first part began")
     for end in ("", " , and that is all .", " ... again !")
 ]
+
+
+def sentences() -> tuple[list[str], str]:
+    """400 of SST-2's where they are, else the made ones; and what they are."""
+    file = os.environ.get("SSL_JAX_SENTENCES")
+    if file is None:
+        return SAID, f"{len(SAID)} made sentences"
+    lines = pathlib.Path(file).read_text().splitlines()[1:]
+    found = sorted({line.split("\t")[-1].strip() for line in lines})[:400]
+    return found, f"{len(found)} sentences of SST-2"
 
 
 def measure(sentences: list[str]) -> tuple[float, int]:

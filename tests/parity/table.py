@@ -27,9 +27,9 @@ def main() -> None:
         listed = ", ".join(f"{output} {value:.0e}" for output, value in together(outputs).items())
         print(f"| `{case.cls.__name__}` | {name} | {listed} | {gradient:.0e} |", flush=True)
     if (minilm.FOLDER / "model.safetensors").is_file():
-        worst, moved = minilm.measure(minilm.SAID)
-        sentences = f"{len(minilm.SAID)} sentences"
-        print(f"| MiniLM's published weights | {sentences} | embeddings {worst:.0e}, other neighbours: {moved} | |")
+        sentences, what = minilm.sentences()
+        worst, moved = minilm.measure(sentences)
+        print(f"| MiniLM's published weights | {what} | embeddings {worst:.0e}, other neighbours: {moved} | |")
 
 
 def together(outputs: dict[str, float]) -> dict[str, float]:

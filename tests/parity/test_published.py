@@ -1,6 +1,5 @@
 """Published weights, and weights trained here."""
 
-import os
 import pathlib
 
 import numpy as np
@@ -18,16 +17,10 @@ from tests.parity.reference import Pair, difference  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
-SENTENCES = os.environ.get("SSL_JAX_SENTENCES")  # SST-2's: a line of names, then label and sentence
-
 
 @pytest.mark.skipif(not (minilm.FOLDER / "model.safetensors").is_file(), reason=f"{minilm.FOLDER} holds no MiniLM")
 def test_minilm_embeds_sentences_as_the_reference_does():
-    sentences = minilm.SAID
-    if SENTENCES:
-        lines = pathlib.Path(SENTENCES).read_text().splitlines()[1:]
-        sentences = sorted({line.split("\t")[-1].strip() for line in lines})[:400]
-    worst, moved = minilm.measure(sentences)
+    worst, moved = minilm.measure(minilm.sentences()[0])
     assert worst <= 1e-5 and moved == 0
 
 
@@ -59,20 +52,10 @@ def get_config():
 
 def test_dinov2_on_images_of_another_size(tmp_path):
     """Its positions are interpolated, bicubic, to a grid that is not square."""
-    import dataclasses
-
-    from ssl_jax.api import Pretrained
-    from ssl_jax.interop.family import Beside, image_info
-    from ssl_jax.models.vit import resize_positions, vit_for
-
     pair = Pair(CASES["DINOv2"], tmp_path / "theirs")
     other = images(2, 3, 12, 15)()["image"]
-    vit = vit_for(pair.task.encoder.config, (12, 15, 3))
-    encoder = resize_positions(pair.params["encoder"], vit.config, pair.task.encoder.grid, vit.grid)
-    task = dataclasses.replace(pair.task, encoder=vit)
-    ours = Pretrained(task, {"encoder": encoder}, image_info((12, 15), 3, Beside(""))).forward(
-        {"image": other.permute(0, 2, 3, 1).numpy()}
-    )
+    ours = ssl_jax.load(f"hf:{tmp_path / 'theirs'}", image_size=(12, 15))
+    ours = ours.forward({"image": other.permute(0, 2, 3, 1).numpy()})
     with torch.no_grad():
         theirs = pair.theirs(other)
     assert difference(ours["tokens"], theirs.last_hidden_state) <= 1e-5
@@ -175,6 +158,18 @@ def test_openai_clip(tmp_path):
         theirs = pair.case.theirs(pair.theirs, pair.inputs)
     for name in ("image_embedding", "text_embedding", "logits_per_image"):
         assert difference(ours[name], theirs[name]) <= 1e-5
+
+
+def test_a_program_is_not_run_and_the_mend_works(tmp_path, capsys, monkeypatch):
+    """github.com/openai/CLIP hands out TorchScript archives; what the message says makes a file of tensors of one."""
+    monkeypatch.chdir(tmp_path)
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 3)), "program.pt")
+    assert cli.main(["convert", "--from=program.pt", "--to=run"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "TorchScript" in error
+    exec(error.split(" with ", 1)[1])
+    assert set(torch.load("program.pth", weights_only=True)) == {"weight", "bias"}
+    assert not (tmp_path / "run").exists()
 
 
 class Harmful:
