@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.model = dict(name="dual_encoder", dim=128)
     config.model.image = dict(patch_size=8, width=128, depth=4, heads=4, positions="learned", pooling="mean", class_token=False)
     config.model.text = dict(width=128, depth=2, heads=4, causal=False, pooling="mean", mask_padding=True)
-    config.training = dict(duration="80 epochs", dtype="float32", log_every=20)
-    config.optimizer = dict(name="adamw", lr=2e-3, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2, warmup="10 %", clip=1.0)
+    config.training = dict(duration="60 epochs", dtype="float32", log_every=20)
+    config.optimizer = dict(name="adamw", lr=1e-3, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.2, warmup="10 %", clip=1.0)
     config.downstream = dict(retrieval=dict(), zero_shot=dict(), knn=dict(), linear_probe=dict(l2=(1e-1, 1e-2, 1e-3)))
     return config
