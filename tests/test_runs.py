@@ -102,6 +102,25 @@ def test_a_notebook_sees_what_the_shell_embeds(folder, finished, capsys):
     assert set(output) == {"loss", "pred", "mask"} and output["mask"].sum(axis=1).tolist() == [3.0] * 32
 
 
+def test_skipped_examples_are_counted_in_the_metrics(folder, tmp_path):
+    """Every batch of six takes all six files; one of them is broken."""
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    for i in range(6):
+        Image.fromarray(np.full((8, 8), 40 * i, np.uint8)).save(tmp_path / f"images/{i}.png")
+    (tmp_path / "images/3.png").write_bytes((tmp_path / "images/3.png").read_bytes()[:40])
+    data = [f"train=folder:{tmp_path / 'images'}", "test=None", "batch_size=6", "image_size=8", "on_bad_example=skip"]
+    overrides = [
+        *(f"--config.data.{text}" for text in data),
+        "--config.data.normalize=None",
+        "--config.training.duration=4 steps",
+    ]
+    assert cli.main(["pretrain", f"--config={folder / 'config.py'}", f"--workdir={tmp_path / 'run'}", *overrides]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["bad_examples"] for line in lines] == [1, 1]
+
+
 def test_a_pca_target_is_that_of_the_training_images(folder, tmp_path):
     """A run from the shell finds its basis in the data before step 0 and never trains it."""
     from ssl_jax import runs

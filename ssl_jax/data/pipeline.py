@@ -197,7 +197,8 @@ class Stream:
         """What this process reads of the global batch of `step`: `rows` are its places there (a slice or a list).
 
         Always holds "position" i32[rows], the place in the global batch, and "index" i32[rows], the example in the data
-        set; with placement "device" nothing else. Pure: neither workers nor what was read before changes it.
+        set; with placement "device" nothing else. Where bad examples are skipped "bad" bool[rows] tells those that another
+        stands in for. Pure: neither workers nor what was read before changes it.
         """
         position = np.arange(self.batch_size, dtype=np.int32)[rows]
         index = self._indices(step, position)
@@ -208,7 +209,10 @@ class Stream:
         if self.dataset.arrays is None:
             entropy = [zlib.crc32(b"augment"), self.seed % 2**64, int(step)]
             generators = [np.random.Generator(np.random.Philox(np.random.SeedSequence([*entropy, int(p)]))) for p in position]
-        return batch | self.dataset.rows(index, generators)
+        batch |= self.dataset.rows(index, generators)
+        if self.dataset.skip_bad:
+            batch["bad"] = np.array([i in self.dataset.bad for i in index.tolist()])
+        return batch
 
     def iterate(self, start: int, rows: Any = slice(None)) -> Iterator[HostBatch]:
         """host_batch(start), host_batch(start + 1), ... for ever, read ahead by threads or by `workers` processes."""
@@ -232,9 +236,9 @@ class Stream:
     def on_device(self, resident: Arrays, host_batch: Arrays, key: Key[Array, ""] | None) -> dict:
         """The task's batch (jittable): gathered where resident, augmented with a key for each position; None: no augmentation.
 
-        "position" and "index" stay in it.
+        "position", "index" and "bad" stay in it.
         """
-        places = {name: host_batch[name] for name in ("position", "index")}
+        places = {name: host_batch[name] for name in ("position", "index", "bad") if name in host_batch}
         raw = {name: value for name, value in host_batch.items() if name not in places}
         if resident:
             raw = self.dataset.gather(resident, host_batch["index"])

@@ -40,6 +40,7 @@ class TrainStep:
     def __call__(self, state: State, raw: Batch, resident: Any) -> tuple[State, Float[Array, "metrics"]]:
         seed, data_step = state.hyper["seed"], state.step + state.hyper["data_offset"]
         batch = self.on_device(resident, raw, randomness.stream(seed, "augment", data_step))
+        bad = {"bad_examples": jnp.sum(batch.pop("bad"))} if "bad" in batch else {}  # skipped; others stand in their place
         loss, metrics, grads = self.gradients(state.params, batch, randomness.stream(seed, "task", data_step))
         groups = group_norms(grads)
         norm = jnp.sqrt(sum(jnp.square(g) for g in groups.values()))
@@ -58,6 +59,7 @@ class TrainStep:
             "update_norm": optax.global_norm(updates),
             "param_norm": optax.global_norm(params),
             **guarded,
+            **bad,
             **{f"norm/{name}": value for name, value in groups.items()},
         }
         self.names[:] = metrics

@@ -250,6 +250,9 @@ def test_bad_examples_stop_the_stream_or_are_skipped_and_counted(broken):
     assert dataset.skipped() == 1
     bad, next_one = (int(np.argmax(batches[0]["index"] == i)) for i in (2, 3))
     np.testing.assert_array_equal(batches[0]["image"][bad], batches[0]["image"][next_one])
+    for batch in batches:
+        np.testing.assert_array_equal(batch["bad"], batch["index"] == 2)
+    assert np.array_equal(stream.on_device({}, batches[0], None)["bad"], batches[0]["bad"])
     again = Stream(build("images", broken | dict(on_bad_example="skip")), batch_size=6, seed=0)
     np.testing.assert_array_equal(again.host_batch(2)["image"], batches[2]["image"])
     masks = np.concatenate([mask for _, mask in eval_batches(dataset, 4)])
