@@ -5,8 +5,10 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -92,13 +94,17 @@ def read_pickle(file: pathlib.Path) -> tuple[dict[str, np.ndarray], Mapping[str,
     import argparse
 
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # a record of options; it runs nothing
+        # argparse.Namespace is a record of options and runs nothing; what torch warns of is told below, in one line
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
             content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, ImportError) as error:
         if "TorchScript" in str(error):  # what github.com/openai/CLIP hands out
             save = f'torch.save(torch.jit.load("{file.name}").state_dict(), "{file.stem}.pth")'
             raise UserError(f"{file}: is a program (TorchScript), which is not run; save its tensors with {save}") from None
-        raise UserError(f"{file}: refused, it is no file of tensors ({_line(error)})") from None
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        other = _line(error) if isinstance(error, RuntimeError) else "it is damaged, or another program's"
+        why = f"it would call {named.group(1)}" if named else other
+        raise UserError(f"{file}: refused, it is no file of tensors ({why})") from None
     rest = {}
     if isinstance(content, dict):
         for name in ("model", "state_dict"):

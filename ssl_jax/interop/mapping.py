@@ -6,6 +6,7 @@ undo each other.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -120,6 +121,9 @@ def to_ours(
     found = {}
     for r in rows:
         given = [tensors[name] for name in r.theirs]
+        count, held = sum(math.prod(expected[path]) for path in r.ours), sum(a.size for a in given)
+        if count > max(held, 2**28):  # too much to try out
+            raise UserError(f"{source}: {listed(r.theirs)}: {held:,} values, expected {count:,} by config.json")
         wanted = r.transform.theirs(*(np.zeros(expected[path], np.float32) for path in r.ours))
         for name, a, b in zip(r.theirs, given, wanted, strict=True):
             if a.shape != b.shape:

@@ -45,7 +45,7 @@ class Settings:
                     raise UserError(f"{source}: lacks {key}")
                 value = self.defaults[key]
             if field == "activation":
-                if value not in ACTIVATIONS:
+                if not isinstance(value, str) or value not in ACTIVATIONS:
                     raise UserError(f"{source}: {key}={value!r}: must be one of {', '.join(ACTIVATIONS)}")
                 value = ACTIVATIONS[value]
             ours[field] = tuple(value) if isinstance(value, list) else value

@@ -112,6 +112,8 @@ BAD = {
     "another patch": (lambda d: edited(d, patch_size=4), ["patch_embeddings", "[12, 3, 2, 2]", "[12, 3, 4, 4]"]),
     "a patch larger than the image": (lambda d: edited(d, patch_size=7), ["patch_size=7", "6 x 8"]),
     "a number that is text": (lambda d: edited(d, num_channels="3"), ["num_channels='3'"]),
+    "a size beyond all memory": (lambda d: edited(d, num_channels=10**9), ["values, expected 48,000,000,000 by config.json"]),
+    "an activation that is a list": (lambda d: edited(d, hidden_act=["gelu"]), ["hidden_act=['gelu']"]),
     "no architecture": (lambda d: edited(d, architectures=None, model_type=None), ["architectures", "model_type"]),
     "no JSON": (lambda d: (d / "config.json").write_text("{"), ["config.json", "JSON"]),
     "a negative size": (lambda d: edited(d, hidden_size=-12), ["width=-12"]),

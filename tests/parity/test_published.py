@@ -186,4 +186,5 @@ def test_a_pickle_of_other_things_is_refused_and_does_not_run(tmp_path, capsys, 
         assert cli.main(["convert", f"--from={name}", "--to=run"]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and (name == "other.pth" or "refused" in error)
+        assert name != "bad.pth" or "(it would call " in error
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.pth", "numbers.pth", "other.pth"]
