@@ -101,9 +101,11 @@ def _spread(key, rank, settings):
     lengths = jnp.arange(1, settings.span_maximum + 1)
     weights = settings.span_p * (1 - settings.span_p) ** (lengths - 1)
     length = 1 + jax.random.choice(key, settings.span_maximum, (time,), p=weights / weights.sum())
-    begin, word = jnp.arange(time)[:, None], jnp.arange(time)[None]
-    covers = (word >= begin) & (word < begin + length[:, None])
-    return jnp.min(jnp.where(covers, rank[:, None], jnp.inf), axis=0)
+    least = rank
+    for k in range(1, min(settings.span_maximum, time)):  # the span that began k words before, if it reaches as far
+        begun = jnp.where(length > k, rank, jnp.inf)
+        least = jnp.minimum(least, jnp.concatenate([jnp.full(k, jnp.inf), begun[:-k]]))
+    return least
 
 
 def mask_tokens(
