@@ -398,6 +398,8 @@ class ModernBert(_Language):
         kinds, told = theirs.get("layer_types"), number(theirs, "global_attn_every_n_layers", 3, source)
         if kinds is None:
             return told
+        if not isinstance(kinds, list) or len(kinds) != depth:
+            raise UserError(f"{source}: layer_types={kinds!r:.60}: expected one for each of num_hidden_layers={depth}")
         for every in (told, *range(2, max(depth, 2) + 1)):
             if kinds == _kinds(depth, every):
                 return every

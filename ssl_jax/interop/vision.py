@@ -107,7 +107,7 @@ class _Vision(Family):
         grid = (size[0] // patch[0], size[1] // patch[1])
         model |= {
             **cut, "name": "vit", "pooling": "cls",
-            "positions": kind_of_positions(table, model["width"], grid),
+            "positions": kind_of_positions(table, number(model, "width", None, source), grid),
         }  # fmt: skip
         return model, size, number(theirs, "num_channels", 3, source)
 
@@ -130,7 +130,8 @@ class ViTMAE(_Vision):
         decoder = DECODER.read(theirs, beside.source) | {name: model[name] for name in SHARED}
         patch = pair(model["patch_size"], "patch_size", beside.source)
         table = look_up(tensors, "decoder.decoder_pos_embed", "", beside.source)
-        decoder["positions"] = kind_of_positions(table, decoder["width"], (size[0] // patch[0], size[1] // patch[1]))
+        width = number(decoder, "width", None, beside.source)
+        decoder["positions"] = kind_of_positions(table, width, (size[0] // patch[0], size[1] // patch[1]))
         ratio = number(theirs, "mask_ratio", 0.75, beside.source, least=0, kind=float)
         task = {
             "name": "masked_image", "decoder": decoder, "mask": {"kind": "random", "ratio": float(ratio)},

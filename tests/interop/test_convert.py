@@ -114,6 +114,7 @@ BAD = {
     "a number that is text": (lambda d: edited(d, num_channels="3"), ["num_channels='3'"]),
     "a size beyond all memory": (lambda d: edited(d, num_channels=10**9), ["values, expected 48,000,000,000 by config.json"]),
     "an activation that is a list": (lambda d: edited(d, hidden_act=["gelu"]), ["hidden_act=['gelu']"]),
+    "a width that is text": (lambda d: edited(d, hidden_size="12"), ["width='12'"]),
     "no architecture": (lambda d: edited(d, architectures=None, model_type=None), ["architectures", "model_type"]),
     "no JSON": (lambda d: (d / "config.json").write_text("{"), ["config.json", "JSON"]),
     "a negative size": (lambda d: edited(d, hidden_size=-12), ["width=-12"]),

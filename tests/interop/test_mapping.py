@@ -79,6 +79,7 @@ def test_a_setting_that_the_other_side_lacks_is_named(architecture, changes, nam
         ("LlamaForCausalLM", "rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4}),
         ("BertForMaskedLM", "position_embedding_type", "relative_key"),
         ("ModernBertForMaskedLM", "mlp_bias", True),
+        ("ModernBertForMaskedLM", "layer_types", ["full_attention"]),
         ("ViTModel", "pooler_act", "relu"),
     ],
 )
