@@ -28,7 +28,9 @@ def get_config() -> ConfigDict:
     )  # fmt: skip
     config.downstream = {
         "linear_probe": dict(l2=(1e-2, 1e-3, 1e-4, 1e-5)),
-        "linear_probe:blocks": dict(representation="block00/mean+block01/mean+mean", l2=(1e-3, 1e-4, 1e-5)),
+        "linear_probe:blocks": dict(
+            representation="block00/mean+block01/mean+mean", l2=(1e-3, 1e-4, 1e-5), baselines=("random_encoder",)
+        ),
         "knn": dict(k=20),
     }
     config.downstream.label_efficiency = dict(fractions=(0.01, 0.1), seeds=1, durations=("60 epochs", "6 epochs"))

@@ -41,7 +41,7 @@ class LinearProbe:
     batch_size: int | None = None
     augment: Mapping | None = None  # of "mae": as data.augment, such as dict(crop=dict(scale=(0.08, 1.0)), flip=True)
     held_out: float = 0.1  # share of the training split that chooses
-    baselines: bool = True
+    baselines: bool | tuple = True  # or the names of some, such as ("random_encoder",)
     seed: int = 0
 
     requires_labels = True
@@ -78,8 +78,10 @@ class LinearProbe:
         yield from metrics.classification(logits, labels, data.classes).items()
         yield from chosen.items()
         if self.baselines:
-            for name, baseline in encoder.baselines.items():
-                _, found, _ = self._probe(baseline, data)
+            for name in encoder.baselines if self.baselines is True else self.baselines:
+                if name not in encoder.baselines:
+                    raise UserError(f"baselines: {name!r} is none of {', '.join(encoder.baselines)}")
+                _, found, _ = self._probe(encoder.baselines[name], data)
                 yield f"{name}/accuracy", metrics.accuracy(found, labels)
             yield "majority/accuracy", majority(encoder.extract(data.train, ())["label"], labels)
 

@@ -233,6 +233,15 @@ def test_each_protocol_learns_and_prints_its_baselines_beside(protocol):
     assert {"random_encoder/accuracy", "raw_pixels/accuracy", "majority/accuracy", "per_class/class 0"} <= found.keys()
 
 
+def test_only_the_baselines_asked_for_are_measured():
+    data = blobs()
+    encoder = Encoder(ToyTask(), toy_params(data))
+    found = dict(LinearProbe(baselines=("random_encoder",))(encoder, data))
+    assert "random_encoder/accuracy" in found and "raw_pixels/accuracy" not in found
+    with pytest.raises(UserError, match="baselines: 'pixels' is none of random_encoder, raw_pixels"):
+        dict(LinearProbe(baselines=("pixels",))(encoder, data))
+
+
 def test_the_test_split_chooses_nothing():
     """With other test labels the same head is chosen."""
     data = blobs(noise=150.0)

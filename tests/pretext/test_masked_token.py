@@ -225,13 +225,13 @@ def test_padding_changes_nothing():
 
 def test_next_sentence_prediction_adds_its_loss():
     task, params = make(extra=(("next_sentence", True),), pooler=True, token_types=2)
-    batch, key = make_batch(task), jax.random.key(0)
-    loss, metrics = task.loss(params, batch, key, train=False)
+    batch, evaluated = make_batch(task), jax.jit(lambda p, b: task.loss(p, b, jax.random.key(0), train=False))
+    loss, metrics = evaluated(params, batch)
     np.testing.assert_allclose(loss, metrics["cross_entropy"] + metrics["next_sentence_loss"], rtol=1e-6)
-    grads = jax.grad(lambda p: task.loss(p, batch, key, train=False)[1]["next_sentence_loss"])(params)
+    grads = jax.jit(jax.grad(lambda p: evaluated(p, batch)[1]["next_sentence_loss"]))(params)
     assert jnp.abs(grads["next_sentence"]["pooler"]["dense"]["kernel"]).max() > 0
     other = {**batch, "is_random": 1 - batch["is_random"]}
-    assert task.loss(params, other, key, train=False)[1]["next_sentence_accuracy"] == 1 - metrics["next_sentence_accuracy"]
+    assert evaluated(params, other)[1]["next_sentence_accuracy"] == 1 - metrics["next_sentence_accuracy"]
     assert task.features(params, batch)["pooled"].shape == (4, 16)
 
 
