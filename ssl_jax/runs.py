@@ -6,7 +6,7 @@ import functools
 import importlib
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,9 @@ def prepare(config: ConfigDict, workdir: str | None = None) -> Parts:
     checkpoint = read(CheckpointSettings, config.get("checkpoint"), "checkpoint")
     mesh_settings = read(MeshSettings, config.get("mesh"), "mesh")
     evaluators = read_evaluators(config)
+    for name in training.evaluators:
+        if name not in evaluators:
+            raise UserError(f"training.evaluators: {name!r} is not in downstream{nearest(str(name), evaluators)}")
     check_expected(config)
 
     @functools.cache
@@ -148,8 +151,9 @@ def _run(config: ConfigDict, workdir: str, *, evaluate: bool) -> int:
 
     enable_cache()
     parts = prepare(config, workdir)
-    test = checked_test_data(parts) if evaluate and parts.evaluators else None
-    trainer = None if "trained" in wd.status() else trainer_of(parts)
+    meanwhile = parts.training.evaluate_every is not None
+    test = checked_test_data(parts) if parts.evaluators and (evaluate or meanwhile) else None
+    trainer = None if trained(wd) else trainer_of(parts)
     with locked(wd.path), preemption.active(parts.checkpoint.grace):
         wd.start(config, parts.info)
         started = time.monotonic()
@@ -164,6 +168,14 @@ def _run(config: ConfigDict, workdir: str, *, evaluate: bool) -> int:
             write_panels(parts, wd, params)
             write_report(wd, config)
     return 0
+
+
+def trained(wd: Workdir) -> bool:
+    """Whether the last step is done and its checkpoint sound; steps whose checkpoint was damaged since are done again."""
+    from ssl_jax.training.checkpoint import damage
+
+    step = wd.status().get("trained")
+    return step is not None and damage(wd.path / "checkpoints" / f"{step:08d}") is None
 
 
 def finished(wd: Workdir, config: ConfigDict, evaluate: bool) -> bool:
@@ -195,7 +207,7 @@ def train(parts: Parts, wd: Workdir, trainer: Any) -> tuple[int, Params]:
         init_params=starting_point(parts),
         workdir=wd.path,
         checkpoint=parts.checkpoint,
-        evaluate=functools.partial(evaluate_during, parts) if parts.training.evaluate_every else None,
+        evaluate=functools.partial(evaluate_during, parts) if parts.evaluators else None,
         name=parts.task.name,
     )
     return int(state.step), state.params if state.ema is None else state.ema
@@ -352,7 +364,16 @@ def encoder_of(parts: Parts, params: Params, cache: pathlib.Path | None = None, 
     from ssl_jax.downstream.features import Encoder
 
     seed = parts.config.get("seed", 0)
-    return Encoder(parts.task, params, parts.mesh, seed=seed, cache=cache, checkpoint=checkpoint)
+    encoder = Encoder(parts.task, params, parts.mesh, seed=seed, cache=cache, checkpoint=checkpoint)
+    encoder.together = representations_of(parts.evaluators.values())
+    return encoder
+
+
+def representations_of(evaluators: Iterable[Any]) -> tuple[str, ...]:
+    """What evaluators will ask an encoder for. One pass serves them all, and always the same one: whichever evaluator runs
+    first or alone, its features are equal to the last digit."""
+    asked = (getattr(evaluator, "representation", ()) for evaluator in evaluators)
+    return tuple(name for names in asked for name in ((names,) if isinstance(names, str) else names))
 
 
 def evaluation_data(parts: Parts, test: Any, wd: Workdir | None) -> Any:

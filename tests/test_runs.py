@@ -1,6 +1,7 @@
 """The command line end to end: one command trains, evaluates and reports; a mistake is one line and changes nothing."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -73,6 +74,21 @@ def test_run_again_it_is_complete_and_changes_nothing(folder, finished, capsys):
     assert cli.main(["run", f"--config={folder / 'config.py'}", f"--workdir={finished}"]) == 0
     assert "the run is complete (6 steps)" in capsys.readouterr().out
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+
+
+@pytest.mark.slow
+def test_a_last_checkpoint_damaged_before_the_evidence_is_trained_again(folder, finished, capsys):
+    """All six steps were done and none evaluated yet; the only checkpoint has lost its end since."""
+    again = folder / "damaged"
+    shutil.copytree(finished, again)
+    (again / "status.json").write_text('{"trained": 6}')
+    (again / "results.json").unlink()
+    array = max((p for p in (again / "checkpoints").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    array.write_bytes(array.read_bytes()[:-9])
+    assert cli.main(["run", f"--config={folder / 'config.py'}", f"--workdir={again}"]) == 0
+    assert "00000006 is damaged" in capsys.readouterr().err
+    assert (again / "results.json").read_text() == (finished / "results.json").read_text()
+    assert (again / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()
 
 
 def test_evaluating_the_checkpoint_again_gives_the_same_numbers(finished):
@@ -159,6 +175,7 @@ def test_reconstruct_writes_a_sheet(finished):
         (["--config.model.heads=3"], "heads=3 does not divide width=16"),
         (["--config.optimizer.name=adan"], "unknown optimizer; did you mean adam?"),
         (["--config.downstream.knnn.k=3"], "did you mean knn?"),
+        (["--config.training.evaluators=('knnn',)"], "training.evaluators: 'knnn' is not in downstream; did you mean knn?"),
         (["--config.seed=-1"], "seed=-1"),
         (["--config.optimizer.rules.freeze=((\"nothing\",True),)"], "no rule matches the parameter"),
     ],
