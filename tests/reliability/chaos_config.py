@@ -1,6 +1,7 @@
 """The smallest config of each task, with everything on that could break exactness; its data are made by `chaos.make_data`.
 
-Dropout, drop path, augmentation, accumulation, a moving average and evaluations: get_config("masked_image") and so on.
+Dropout, drop path, augmentation, accumulation, a moving average, several steps a call and evaluations, during the training
+and after it: get_config("masked_image") and so on. "classification" is fine-tuning, from the run in $SSL_JAX_CHAOS_DATA/init.
 """
 
 import os
@@ -14,24 +15,23 @@ def get_config(arg: str) -> ConfigDict:
     folder = os.environ["SSL_JAX_CHAOS_DATA"]
     config = ConfigDict()
     config.seed = 7
-    small = dict(width=16, depth=2, heads=2, mlp_width=32)
-    language = dict(name="transformer", **small, dropout=0.1)
-    vit = dict(name="vit", patch_size=4, **small, drop_path=0.1)
+    small = dict(width=16, depth=2, heads=2, mlp_width=32, dropout=0.1, drop_path=0.1)
+    language = dict(name="transformer", **small)
+    vit = dict(name="vit", patch_size=4, **small)
     images = dict(
         train=f"npz:{folder}/images.npz", test=f"npz:{folder}/images.npz", batch_size=16,
         augment=dict(crop=dict(padding=2), flip=True),
     )  # fmt: skip
     text = dict(train=f"text:{folder}/text.txt", batch_size=8, block=24, holdout=0.1)
     config.training = dict(
-        duration="40 steps", accumulation=2, ema=0.95, log_every=5, evaluate_every="9 steps", tensorboard=False
+        duration="120 steps", accumulation=2, ema=0.95, steps_per_call=3, log_every=5, evaluate_every="18 steps"
     )  # fmt: skip
     config.optimizer = dict(name="adamw", lr=1e-3, weight_decay=0.05, schedule="warmup_cosine", warmup="10 %", clip=1.0)
     config.checkpoint = dict(every=6, keep=2)
     config.downstream = dict()
     if arg == "masked_image":
-        config.data, config.model = images, dict(vit, positions="sincos2d")
+        config.data, config.model = images, vit
         config.task = dict(name=arg, mask=dict(kind="random", ratio=0.75), decoder=dict(width=16, depth=1, heads=2))
-        config.training.steps_per_call = 3
         config.downstream = dict(knn=dict(k=5))
     elif arg == "next_token":
         config.data = dict(text, tokenizer=dict(name="characters"))
@@ -44,13 +44,14 @@ def get_config(arg: str) -> ConfigDict:
     elif arg == "image_text":
         config.data = dict(
             train=f"jsonl:{folder}/pairs.jsonl", test=f"jsonl:{folder}/pairs.jsonl", batch_size=16, image_size=16,
-            context_length=12, tokenizer=dict(name="wordpiece", size=200),
+            context_length=12, tokenizer=dict(name="wordpiece", size=200), augment=dict(affine=dict(rotate=10.0)),
         )  # fmt: skip
         config.task = dict(name=arg)
         config.model = dict(name="dual_encoder", image=dict(patch_size=4, **small), text=dict(**small), dim=16)
         config.downstream = dict(retrieval=dict())
     elif arg == "classification":
-        config.data, config.model, config.task = images, vit, dict(name=arg, mix=dict(mixup=0.8, smoothing=0.1))
+        config.data, config.model = images, vit
+        config.task = dict(name=arg, init=f"{folder}/init", mix=dict(mixup=0.8, smoothing=0.1))
         config.optimizer.layer_decay = 0.75
         config.downstream = dict(knn=dict(k=5))
     else:

@@ -1,15 +1,17 @@
-"""`ssl-jax` with a line "PHASE name" at the beginning of each compilation, step, evaluation and save."""
+"""`ssl-jax` with a line "PHASE name" at the beginning of each compilation, step, evaluation and save, and of the evidence."""
 
 import sys
+import time
 
-from ssl_jax import cli
-from ssl_jax.training import checkpoint, loop
+from ssl_jax import cli, runs
+from ssl_jax.training.checkpoint import Checkpoints
 from ssl_jax.training.program import Program
 
 
-def announced(name, function):
+def announced(name, function, seconds=0.0):
     def call(*arguments, **options):
         print(f"PHASE {name}", flush=True)
+        time.sleep(seconds)
         return function(*arguments, **options)
 
     return call
@@ -18,19 +20,13 @@ def announced(name, function):
 def compiled(self, count, resident, original=Program.compiled):
     if not self._compiled:
         print("PHASE compile", flush=True)
-    return announced("step", original(self, count, resident))
+    return announced("step", original(self, count, resident), 0.02)  # steps are too short to be hit otherwise
 
 
 Program.compiled = compiled
-checkpoint.manifest = announced("save", checkpoint.manifest)
-run = loop.Trainer.run
-
-
-def run_announced(self, *, evaluate=None, **options):
-    return run(self, evaluate=evaluate and announced("evaluate", evaluate), **options)
-
-
-loop.Trainer.run = run_announced
+Checkpoints.save = announced("save", Checkpoints.save)
+runs.evaluate_during = announced("evaluate", runs.evaluate_during)
+runs.evaluate_all = announced("evidence", runs.evaluate_all)
 
 if __name__ == "__main__":
     sys.exit(cli.main())
