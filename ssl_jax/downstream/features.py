@@ -56,7 +56,8 @@ class Encoder:
 
     `params` are f32 and may be sharded over `mesh`; batches are split over its "data" and "fsdp" axes. `cache` is a directory
     in which features are kept under `checkpoint` (any string that names the parameters), the source and the transform.
-    The same parameters give the same features to the last digit on the same devices.
+    The same parameters give the same features to the last digit on the same devices. `together` names what will be asked
+    for sooner or later: the first pass computes it all.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Encoder:
     ):
         self.task, self.params, self.mesh, self.seed = task, params, mesh, seed
         self.cache, self.checkpoint = pathlib.Path(cache) if cache and checkpoint else None, checkpoint
+        self.together: tuple[str, ...] = ()
         self._memory: dict[int, dict[str, np.ndarray]] = {}
         self._programs = _PROGRAMS.setdefault((id(task), mesh), (task, {}))[1]
 
@@ -78,12 +80,14 @@ class Encoder:
         """Features f32[examples, ...] by name in the data set's order, and "label" (i32[examples]) where it has labels.
 
         A name is one of the task's representations ("cls", "mean", "tokens", "block06/mean"), or several joined by "+",
-        which are flattened and concatenated. Names that were not asked for before take one pass together. Raises
-        UserError for an unknown name and for features that are not finite.
+        which are flattened and concatenated. Names that were not asked for before take one pass together, with those of
+        `together`. Raises UserError for an unknown name and for features that are not finite.
         """
         names = tuple(dict.fromkeys(names))
         known = self._cached(dataset)
         missing = tuple(name for name in names if name not in known)
+        if missing:
+            missing = tuple(name for name in dict.fromkeys((*self.together, *names)) if name not in known)
         if missing or "label" not in known:
             known.update(self._load(dataset, missing) or self._store(dataset, self._compute(dataset, missing, batch_size)))
         result = {name: known[name] for name in names}
@@ -233,6 +237,7 @@ class RandomEncoder(Encoder):
 
     def __init__(self, encoder: Encoder):
         super().__init__(encoder.task, None, encoder.mesh, seed=encoder.seed + 1)
+        self.together = encoder.together
 
     def _parameters(self, batch):
         if self.params is None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from downstream_toys import ToyTask, blobs, dataset, toy_params
 
+from ssl_jax import runs
 from ssl_jax.data.pipeline import subset
 from ssl_jax.downstream.baselines import raw_pixels
 from ssl_jax.downstream.features import Encoder
@@ -40,15 +41,37 @@ def test_every_example_counts_once_and_in_order(data, batch_size):
     np.testing.assert_array_equal(found["label"], data.test.labels())
 
 
+def counted(compute, passes, dataset, names, batch_size):
+    passes.append(names)
+    return compute(dataset, names, batch_size)
+
+
 def test_one_pass_serves_all_evaluators(data):
     """A name that was extracted once is not computed again, even when it is asked for beside another."""
     e, passes = encoder(data), []
-    compute = e._compute
-    e._compute = lambda dataset, names, size: passes.append(names) or compute(dataset, names, size)
+    e._compute = functools.partial(counted, e._compute, passes)
     first = e.extract(data.train, ["mean", "cls"])
     again = e.extract(data.train, ["cls", "tokens"])
     assert passes == [("mean", "cls"), ("tokens",)]
     assert again["cls"] is first["cls"]
+
+
+def test_what_all_evaluators_will_ask_for_takes_one_pass_and_always_the_same(data):
+    """Whoever asks first, all names are computed together, of the baselines too; so equal to the last digit."""
+    wanted = runs.representations_of([KNN(), LinearProbe(representation=("cls", "mean")), FewShot(representation="cls+mean")])
+    assert wanted == ("mean", "cls", "mean", "cls+mean")
+    found = []
+    for first in ("mean", "cls+mean"):
+        e, passes = encoder(data), []
+        e.together = wanted
+        for one in (e, e.baselines["random_encoder"]):
+            one._compute = functools.partial(counted, one._compute, passes)
+            for name in (first, "mean", "cls", "cls+mean"):
+                one.extract(data.train, [name])
+        assert passes == [("mean", "cls", "cls+mean")] * 2
+        found.append(e.extract(data.train, wanted))
+    for name in wanted:
+        np.testing.assert_array_equal(found[0][name], found[1][name])
 
 
 def test_the_same_parameters_give_the_same_features_to_the_last_digit(data):
