@@ -5,6 +5,11 @@ rotary positions, QK norm, squared ReLU, Muon (Jordan et al. 2024) and a schedul
 
     ssl-jax run --config=configs/gpt/shakespeare_char_cpu_best.py --workdir=runs/best \
         --config.data.train=text:tinyshakespeare.txt
+
+Loss over the whole test split (the last tenth, in windows of 64 that do not overlap): 1.581 with seed 0, where nanoGPT's recipe
+reaches 1.90; 796,160 parameters. One core of an AMD EPYC that other programs used at the same time: 4.5 min. Without
+--config.data.train it reads the bundled Shakespeare, a larger text with other numbers
+(`expected` is for tinyshakespeare).
 """
 
 from ml_collections import ConfigDict
@@ -25,4 +30,5 @@ def get_config() -> ConfigDict:
         warmup="50 steps", cooldown="70 %",
     )  # fmt: skip
     config.downstream = dict(next_token=dict())
+    config.expected = {"next_token/loss": (1.55, 1.61)}
     return config
