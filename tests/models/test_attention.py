@@ -36,6 +36,20 @@ def test_attention_is_its_equation(kv_heads, masked):
     np.testing.assert_allclose(attend(q, k, v, mask=mask), equation(q, k, v, mask), atol=2e-6)
 
 
+@pytest.mark.parametrize("kv_heads", [1, 4])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_written_out_gradient_is_autodiffs(kv_heads, masked, monkeypatch):
+    """Of all three inputs, a query that may read nothing included. Off the CPU the gradient is autodiff's."""
+    q, k, v, weight = draw(2, 4, 5, 8), draw(2, kv_heads, 7, 8), draw(2, kv_heads, 7, 8), draw(2, 4, 5, 8)
+    mask = jnp.asarray(RNG.random((2, 5, 7)) < 0.5).at[0, 2].set(False) if masked else None
+    gradient = jax.grad(lambda q, k, v: jnp.sum(weight * attend(q, k, v, mask=mask)), (0, 1, 2))
+    ours = gradient(q, k, v)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for mine, other in zip(ours, gradient(q, k, v), strict=True):
+        assert np.abs(other).max() > 0.1
+        np.testing.assert_allclose(mine, other, atol=2e-6)
+
+
 def test_restrictions_combine():
     """Entry by entry: causal but for a prefix, at most `window` away, within one segment."""
     positions, segments, prefix = jnp.arange(6)[None], jnp.asarray([[1, 1, 1, 1, 2, 2]]), jnp.asarray([2])
