@@ -46,10 +46,11 @@ class Program:
         self._batch = jax.eval_shape(
             stream.on_device, shapes(stream.resident), self._raw, jax.eval_shape(lambda: jax.random.key(0))
         )
-        self._params = jax.eval_shape(lambda: states.init_params(task, 0, self._batch))
-        self.optimizer = optimizers.build(optimizer, self._params)
         self._hyper = states.hyper(optimizer, batch_size=1, seed=0, total_steps=1, warmup_steps=0, cooldown_steps=0)
-        self._abstract = jax.eval_shape(self._create, self._hyper, None)
+        self._init = jax.jit(lambda seed: states.init_params(task, seed, self._batch))  # jitted so that it is traced once
+        self._params = jax.eval_shape(self._init, self._hyper["seed"])
+        self.optimizer = optimizers.build(optimizer, self._params)
+        self._abstract = jax.eval_shape(self._create, self._hyper, self._params)
         self.shardings = sharding.state_shardings(self._abstract, self.mesh, self.layout)
         self._abstract = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self._abstract, self.shardings
@@ -70,7 +71,7 @@ class Program:
 
     def _create(self, hyper: dict, params: Params | None) -> State:
         if params is None:
-            params = states.init_params(self.task, hyper["seed"], self._batch)
+            params = self._init(hyper["seed"])
         else:
             params = jax.tree.map(jnp.copy, params)  # the caller keeps its own: the state's are donated
         return states.from_params(params, self.optimizer, hyper, self.training.ema is not None)
