@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -142,11 +142,13 @@ class ImageText:
         towers = {name: params[name] for name in params if not name.startswith("logit")}
         named = {}
         if "image" in batch:
-            vector, tokens, intermediates = self.model.apply({"params": towers}, batch["image"], method="encode_image")
+            read: Any = self.model.apply({"params": towers}, batch["image"], method="encode_image")
+            vector, tokens, intermediates = read
             named = representations(self.model.config.image, tokens, intermediates) | {"image_embedding": vector}
         if "tokens" in batch:
-            read, mask = dict(method="encode_text"), batch.get("attention_mask")
-            named["text_embedding"] = self.model.apply({"params": towers}, batch["tokens"], mask=mask, **read)[0]
+            mask = batch.get("attention_mask")
+            read = self.model.apply({"params": towers}, batch["tokens"], mask=mask, method="encode_text")
+            named["text_embedding"] = read[0]
         return named
 
     def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
