@@ -16,7 +16,7 @@ def _backward(residual, g):
     x, kernel = residual
     g = jax.lax.optimization_barrier(g)
     rows, columns = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    if rows.shape[1] > columns.shape[1]:  # the narrow side turned, the product takes 0.6 to 0.85 of the time
+    if rows.shape[1] > columns.shape[1]:  # a wide input: XLA is faster with the narrow side turned
         turned = jax.lax.optimization_barrier(columns.T) @ rows
         return g @ kernel.T, jax.lax.optimization_barrier(turned).T
     return g @ kernel.T, jax.lax.dot_general(rows, columns, (((0,), (0,)), ((), ())))
