@@ -47,8 +47,8 @@ def held_out() -> frozenset[int]:
 def class_texts() -> dict[str, tuple[str, ...]]:
     """What each group is in words, by one rule: the words of its name and its subgroups' names in CLDR, hyphens as spaces.
 
-    "animals-nature": "animals", "nature", "animal mammal", "animal bird" ... Chosen on "validation", where the names
-    alone and the subgroups alone classify worse.
+    "animals-nature": "animals", "nature", "animal mammal", "animal bird" ... Chosen on "validation": over five small
+    models the mean accuracy is 0.26, with the subgroups alone 0.25, with the names alone 0.14.
     """
     found: dict[str, dict[str, None]] = {}
     for record in records():
