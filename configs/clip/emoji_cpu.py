@@ -13,9 +13,9 @@ cores of an AMD EPYC (AVX-512), one seed: 3 min 19 s in all (144 s training, 49 
     image to text               0.086  0.204  0.290  51
     chance                      0.004  0.020  0.041  123
 
-Zero-shot, eight groups of CLDR: 0.261; chance 0.125, the majority class 0.237: two more standard errors (0.028) would be
-needed XX. The frozen image tower does not beat raw pixels: kNN 0.592 against 0.620 (random tower 0.494), linear
-probe 0.547 against 0.592 (random tower 0.559). Everything is in experiments/image_text/emoji_cpu.json.
+Zero-shot, eight groups of CLDR: 0.261; chance 0.125, the majority class 0.237, less than one standard error (0.028) below it.
+The frozen image tower does not beat raw pixels: kNN 0.592 against 0.620 (random tower 0.494), linear probe 0.547 against
+0.592 (random tower 0.559). Everything is in experiments/image_text/emoji_cpu.json.
 
 Chosen on bundled:emoji/validation, trained on bundled:emoji/fit, one seed each, never on test emoji: the rate (at 240 steps the
 mean R@10 is 0.253 with 1e-3, 0.215 with 3e-3; 0.274 at 560 steps with 2e-3), patches of 8 with half dropped rather than of 12
