@@ -2,9 +2,13 @@ r"""A small BERT on Shakespeare, for two CPU cores.
 
 The encoder and masking of Devlin et al. 2019 (15 %, 80/10/10, drawn anew each time) without next-sentence prediction, as Liu et
 al. 2019 (RoBERTa) found best; pre-norm, as Geiping and Goldstein 2023 (Cramming) for small budgets. WordPiece of 4,096 pieces,
-trained on the text.
+trained on the text. Muon and its settings are those of configs/gpt/shakespeare_char_cpu_best.py, untuned here.
 
     ssl-jax run --config=configs/bert/shakespeare_cpu.py --workdir=runs/bert
+
+One core of an AMD EPYC that other programs used at the same time: 5.5 min, seed 0. Loss of the hidden tokens of the test split
+5.783, where token frequencies alone give 6.248; accuracy 0.149, where the most frequent token gives 0.066. The loss still falls
+at the end: --config.training.duration="6000 steps" where there is time.
 """
 
 from ml_collections import ConfigDict
@@ -22,9 +26,11 @@ def get_config() -> ConfigDict:
         name="transformer", width=128, depth=4, heads=4, embedding_norm=True, head_transform=True, output_bias=True,
         init="normal",
     )  # fmt: skip
-    config.training = dict(duration="6000 steps", dtype="float32", log_every=100)
+    config.training = dict(duration="800 steps", dtype="float32", log_every=100)
     config.optimizer = dict(
-        name="adamw", lr=2e-3, b1=0.9, b2=0.98, weight_decay=0.01, clip=1.0, schedule="warmup_linear", warmup="10 %"
-    )
+        name="muon", lr=4e-3, matrix_lr=0.02, b1=0.9, b2=0.95, momentum=0.95, weight_decay=0.0, schedule="warmup_stable_decay",
+        warmup="50 steps", cooldown="70 %",
+    )  # fmt: skip
     config.downstream = dict(masked_token=dict())
+    config.expected = {"masked_token/loss": (5.6, 5.95), "masked_token/accuracy": (0.13, 0.17)}
     return config

@@ -16,6 +16,8 @@ SHAPE = dict(width=256, depth=3, heads=4, mlp_width=1024, init="xavier_uniform",
 
 
 def get_config(variant: str = "encoder_decoder") -> ConfigDict:
+    if variant not in ("encoder_decoder", "prefix", "cpu"):
+        raise ValueError("the variants are encoder_decoder, prefix and cpu")
     config = ConfigDict()
     config.seed = 0
     config.data = dict(train="parallel:train.en.gz,train.de.gz", test="parallel:test_2016_flickr.en.gz,test_2016_flickr.de.gz")

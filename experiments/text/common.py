@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import pathlib
 import platform
 import time
@@ -70,13 +71,22 @@ def statistics(results: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]
     return table
 
 
+def machine() -> str:
+    """The processor's name where the system tells it, and how many cores this process may use."""
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} core{'s' * (cores != 1)}, {name}, {platform.system()}"
+
+
 def save(path: str, name: str, found: dict[str, Any]) -> None:
     """Puts `found` under `name` into the JSON file `path`, beside what other parts of the experiment wrote there."""
     file = pathlib.Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     everything = json.loads(file.read_text()) if file.is_file() else {}
     everything[name] = found
-    everything["machine"] = f"{platform.machine()}, {platform.system()}"
+    everything["machine"] = machine()
     file.write_text(json.dumps(everything, indent=1) + "\n")
 
 

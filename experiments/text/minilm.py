@@ -1,6 +1,6 @@
 r"""What published sentence-embedding weights are worth here: MiniLM-L6-H384 (sentence-transformers/all-MiniLM-L6-v2).
 
-Linear probes of its mean-pooled sentence embeddings on SST-2 (a balanced tenth of the labels, the dev set) and on TREC, beside
+Linear probes of its mean-pooled sentence embeddings on SST-2 (a balanced twentieth of the labels, the dev set) and on TREC, beside
 the same network at random, a bag of tokens and the majority class. Then question answering in the SQuAD format, fine-tuned
 on the first articles of a file and tested on the last ones, from these weights and from random initialisation, over seeds.
 
@@ -75,7 +75,7 @@ def main() -> None:
     tokenizer = dict(name="file", path=f"{options.weights}/tokenizer.json")
     wanted = lambda name: options.part in ("all", name)
     trec = dict(train=f"trec:{options.trec_train}", test=f"trec:{options.trec_test}", max_length=32)
-    sst2 = dict(train=f"tsv:{options.sst2_train}", test=f"tsv:{options.sst2_test}", max_length=48, fraction=0.1,
+    sst2 = dict(train=f"tsv:{options.sst2_train}", test=f"tsv:{options.sst2_test}", max_length=48, fraction=0.05,
                 columns=dict(text="sentence"), test_columns=dict(text=options.sst2_test_column))  # fmt: skip
     for name, data in (("probe_trec", trec), ("probe_sst2", sst2)):
         if wanted(name):
