@@ -1,8 +1,8 @@
 r"""What published sentence-embedding weights are worth here: MiniLM-L6-H384 (sentence-transformers/all-MiniLM-L6-v2).
 
-Linear probes of its mean-pooled sentence embeddings on SST-2 (a balanced twentieth of the labels, the dev set) and on TREC, beside
-the same network at random, a bag of tokens and the majority class. Then question answering in the SQuAD format, fine-tuned
-on the first articles of a file and tested on the last ones, from these weights and from random initialisation, over seeds.
+Linear probes of its mean-pooled sentence embeddings on SST-2 (a balanced twentieth of the labels, the dev set) and on TREC,
+beside the same network at random, a bag of tokens and the majority class. Then question answering in the SQuAD format,
+fine-tuned on the first articles of a file and tested on the last ones, from these weights and from random initialisation.
 
     python experiments/text/minilm.py --weights=DIR --trec_train=TREC.train --trec_test=TREC.test \
         --sst2_train=train.tsv --sst2_test=dev.tsv --squad=xquad_en.json --to=runs/minilm
