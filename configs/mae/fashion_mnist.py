@@ -20,9 +20,9 @@ def get_config() -> ConfigDict:
     )
     config.data.augment = dict(crop=dict(padding=2), flip=True)
     config.task = dict(name="masked_image", mask=dict(kind="random", ratio=0.75), target="pixels")
-    config.task.decoder = dict(width=64, depth=2, heads=4)
-    config.model = dict(name="vit", patch_size=7, width=192, depth=3, heads=4, positions="sincos2d", class_token=False)
-    config.training = dict(duration="14 epochs", dtype="float32")
+    config.task.decoder = dict(width=64, depth=1, heads=4)
+    config.model = dict(name="vit", patch_size=7, width=192, depth=3, heads=4, positions="sincos2d")
+    config.training = dict(duration="13 epochs", dtype="float32")
     config.optimizer = dict(
         name="adamw", lr=1.5e-3, b1=0.9, b2=0.95, weight_decay=0.05, schedule="warmup_cosine", warmup="10 %"
     )  # fmt: skip
