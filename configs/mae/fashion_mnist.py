@@ -5,8 +5,9 @@ normalised patch by patch do not work here: the flat background has no variance.
 
     ssl-jax run --config=configs/mae/fashion_mnist.py --workdir=runs/mae
 
-Two cores of a shared machine: 11 min, 2.1 GB. Linear probe 0.867 (raw pixels 0.847, random encoder 0.812); 600 labels: 0.801
-fine-tuned, 0.750 from scratch (one seed).
+Two cores of an AMD EPYC on a shared machine: 10 min 41 s (5 min 56 s of it training), 2.9 GB. Linear probe 0.866 (raw pixels
+0.847, random encoder 0.812), on the means of all three blocks 0.885 (0.846); 600 labels: 0.794 fine-tuned, 0.750 from scratch
+(one seed).
 """
 
 from ml_collections import ConfigDict
@@ -34,9 +35,13 @@ def get_config() -> ConfigDict:
         "knn": dict(k=20),
     }
     config.downstream.label_efficiency = dict(fractions=(0.01,), seeds=1, durations=("60 epochs",))
-    # The best of 5e-4, 1e-3 and 2e-3 for this network and 600 labels, on 6,000 other training images.
+    # The best of 5e-4, 1e-3 and 2e-3 for this network (but its class token) and 600 labels, on 6,000 other training images.
     config.downstream.label_efficiency.scratch = dict(
         optimizer=dict(name="adamw", lr=1e-3, weight_decay=0.05, warmup="10 %"), learning_rates=()
     )
-    config.expected = {"linear_probe/accuracy": (0.86, 0.88), "label_efficiency/1%/finetune/mean": (0.785, 0.82)}
+    config.expected = {
+        "linear_probe/accuracy": (0.86, 0.875),
+        "linear_probe:blocks/accuracy": (0.875, 0.89),
+        "label_efficiency/1%/finetune/mean": (0.785, 0.81),
+    }
     return config
