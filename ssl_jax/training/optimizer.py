@@ -72,9 +72,11 @@ class OptimizerSettings:
             raise UserError(f"cooldown_shape={self.cooldown_shape!r}: must be linear or sqrt")
         for name in ("warmup", "cooldown"):
             configs.Duration.parse(getattr(self, name), name)
-        for key in self.rules:
+        for key, value in self.rules.items():
             if key not in RULES:
                 raise UserError(f"rules.{key}: unknown rule{configs.nearest(key, RULES)}")
+            if value is not None and not isinstance(value, list | tuple):
+                raise UserError(f"rules.{key}={value!r}: write ((regular expression, value), ...)")
 
     def peak(self, batch_size: int) -> float:
         """The peak learning rate at a global batch (Goyal et al. 2017: linear in the batch)."""
@@ -181,8 +183,8 @@ def multipliers(settings: OptimizerSettings, params: Any) -> Multipliers:
                 raise UserError(f"{where}: a multiplier must be a number of at least 0, not {value!r}")
         return jax.tree.map(float, tree)
 
-    given = settings.rules
-    if given.get("weight_decay") is not None:
+    given = {key: value for key, value in settings.rules.items() if value is not None}
+    if "weight_decay" in given:
         decay = rules.first_match(given["weight_decay"], params, "optimizer.rules.weight_decay")
     else:
         decay = jax.tree_util.tree_map_with_path(lambda k, p: float(rules.decays(rules.path_of(k), p.shape)), params)
