@@ -195,7 +195,8 @@ def test_the_peak_scales_with_the_batch():
         (dict(lr=1.0, weight_decay=-0.1), "weight_decay"), (dict(lr=1.0, warmup="5"), "warmup"),
         (dict(lr=1.0, layer_decay=1.5), "layer_decay"), (dict(lr=1.0, rules={"weight_deacy": ()}), "rules.weight_deacy"),
         (dict(lr=1.0, min_lr=-1.0), "min_lr"), (dict(lr=1.0, clip=0.0), "clip"),
-        (dict(lr=1.0, rules={"lr": float("nan")}), "rules.lr=nan: write"), (dict(lr=1.0, rules={"freeze": "x"}), "rules.freeze"),
+        (dict(lr=1.0, rules={"lr": float("nan")}), "rules.lr=nan: write"),
+        (dict(lr=1.0, rules={"freeze": "x"}), "rules.freeze"),
     ],
 )  # fmt: skip
 def test_bad_settings_are_one_line(bad, text):
