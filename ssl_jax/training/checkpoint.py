@@ -81,6 +81,7 @@ class Checkpoints:
                 self._sync(f"saving-{step}")
                 ocp = _handler()
                 if self._checkpointer is None:
+                    _drop_late_reports()
                     self._checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
                 content, layout = pack(rules.flatten(state))
                 self._checkpointer.save(folder / STATE, args=ocp.args.PyTreeSave(content))
@@ -261,6 +262,21 @@ def _from_primary(step: int | None) -> int | None:
 
     value = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
     return None if value < 0 else value
+
+
+def _drop_late_reports() -> None:
+    """Once a write has failed, Orbax closes its event loop; TensorStore's other writes still report to it, and Python would
+    print each such report as a traceback. The failure itself is told by SaveFailed."""
+    before = sys.unraisablehook
+    if getattr(before, "drops_late_reports", False):
+        return
+
+    def hook(unraisable) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+            before(unraisable)
+
+    hook.drops_late_reports = True
+    sys.unraisablehook = hook
 
 
 def _reason(folder: pathlib.Path, error: BaseException) -> str:
