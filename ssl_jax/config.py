@@ -171,7 +171,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         elif origin is int and isinstance(value, int) and not isinstance(value, bool):
             return _small(value, path)
         elif origin is tuple and isinstance(value, list | tuple):
-            return _tuple(value)
+            return _items(typing.get_args(option), value, path)
         elif origin in (bool, str, types.NoneType) and isinstance(value, origin):
             return value
         elif isinstance(option, type) and isinstance(value, option) and not isinstance(value, bool | int):
@@ -191,6 +191,17 @@ def _small(value: int, path: str) -> int:
     if abs(value) >= 2**31:
         raise UserError(f"{path}={value}: must lie within 32 bits")
     return value
+
+
+def _items(hints: tuple, values: list | tuple, path: str) -> tuple:
+    """`values` as tuple, tuple[float, ...] or tuple[float, float] wants them."""
+    if not hints:
+        return _tuple(values)
+    if hints[-1] is Ellipsis:
+        hints = hints[:1] * len(values)
+    if len(hints) != len(values):
+        raise UserError(f"{path}={tuple(values)!r}: expected {len(hints)} values, not {len(values)}")
+    return tuple(_value(hint, value, f"{path}[{i}]") for i, (hint, value) in enumerate(zip(hints, values, strict=True)))
 
 
 def _tuple(value: Any) -> Any:

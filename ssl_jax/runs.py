@@ -51,7 +51,7 @@ class Parts:
 
 def look_up(registry: Mapping[str, str], name: Any, path: str) -> type:
     """The class that a registry ("name" -> "module:Class") holds under `name`."""
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         raise UserError(f"{path}={name!r}: unknown{nearest(str(name), registry)}")
     module, _, attribute = registry[name].partition(":")
     return getattr(importlib.import_module(module), attribute)

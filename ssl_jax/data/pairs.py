@@ -32,14 +32,14 @@ class Affine:
     """A random turn, zoom and shift, bilinear; what moves in from outside is `fill`."""
 
     rotate: float = 10.0  # degrees either way
-    zoom: tuple = (0.9, 1.1)
+    zoom: tuple[float, float] = (0.9, 1.1)
     shift: float = 0.05  # of the image's side, either way
     fill: int = 255
 
     def __post_init__(self):
         if not 0 <= self.rotate <= 180:
             raise UserError(f"rotate={self.rotate}: must lie in [0, 180] degrees")
-        if len(self.zoom) != 2 or not 0 < self.zoom[0] <= self.zoom[1] <= 10:
+        if not 0 < self.zoom[0] <= self.zoom[1] <= 10:
             raise UserError(f"zoom={self.zoom}: must be (from, to) with 0 < from <= to <= 10")
         if not 0 <= self.shift <= 1:
             raise UserError(f"shift={self.shift}: must lie in [0, 1]")

@@ -117,7 +117,7 @@ def shrink(model: ConfigDict) -> None:
     towers = [model[key] for key in ("image", "text", "encoder", "decoder") if key in model]
     for part in towers or [model]:
         part.update(SMALL)
-        remove(part, "kv_heads", "head_width", "window", "context")
+        remove(part, "kv_heads", "head_width", "window", "context", "position_offset")
         if "patch_size" in part or "size" in part:
             part.patch_size = 4
 
