@@ -5,8 +5,8 @@ configs/clip/emoji_cpu.py, equal in their batches, captions and text tower, star
 
     python experiments/image_text/from_mae.py --workdir=runs/from_mae --to=experiments/image_text/from_mae.json
 
-A stopped experiment goes on where it was. The table is printed and stands in the JSON file, with every run's values. Not
-measured yet: there is no result.
+A stopped experiment goes on where it was. The table is printed and stands in the JSON file, with every run's values. Three
+seeds are measured: experiments/image_text/README.md.
 """
 
 import argparse
