@@ -227,7 +227,7 @@ def unpack(packed: dict[str, np.ndarray], layout: list) -> dict[str, np.ndarray]
 
 def _read(folder: pathlib.Path, keep: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
     """The arrays of an Orbax folder whose names `keep` likes, on the host."""
-    ocp = _handler()
+    ocp, folder = _handler(), folder.absolute()  # Orbax finds nothing under a relative path
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         metadata = checkpointer.metadata(folder)
         metadata = getattr(metadata, "item_metadata", metadata)
