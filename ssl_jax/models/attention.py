@@ -105,7 +105,9 @@ def _attend_backward(residual, dy):
         dscores = jnp.where(mask[:, None, None], dscores, 0)
     dscores = jax.lax.optimization_barrier(dscores)
     dq = jnp.einsum("bkgqt,bktd->bkgqd", dscores, k)
-    return dq, jnp.einsum("bkgqt,bkgqd->bktd", dscores, q), jnp.einsum("bkgqt,bkgqd->bktd", weights, dy), None
+    # Contracted over the queries, one factor must be turned: the narrow one, and then the result.
+    turned = lambda x, scores: jnp.einsum("bkgqd,bkgqt->bkdt", x, scores).swapaxes(-1, -2)
+    return dq, turned(q, dscores), turned(dy, weights), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
