@@ -115,15 +115,17 @@ class Run:
             return self.state
         self.init_params = None
         self.resident = sharding.put_replicated(self.stream.resident, trainer.mesh)
-        with self._may_block():
-            trainer.compiled(1, self.resident)
-            if trainer.steps_per_call > 1:
-                trainer.compiled(trainer.steps_per_call, self.resident)
         if start is None and steps is None:  # a budget in minutes
+            with self._may_block():
+                trainer.compiled(trainer.steps_per_call, self.resident)
             self._set_total(self._measured(configs.Duration.parse(training.duration, "training.duration").number), given)
         self.total = int(self.state.hyper["total_steps"])
+        self.many = trainer.steps_per_call_of(self.total)
         every = training.evaluate_every
         self.evaluate_every = self._duration(every, "training.evaluate_every", self.total) if every and self.evaluate else None
+        with self._may_block():
+            for count in {self.many, *([1] if any(m % self.many for m in (self.step, self.total, *self._marks)) else [])}:
+                trainer.compiled(count, self.resident)
         self.speed = Speed(self.stream.batch_size, tokens_of(self.stream.dataset.info), trainer.task.flops(), training.dtype)
         logger = lambda: Logger(
             self.workdir, step=self.step, total=self.total, every=training.log_every, speed=self.speed, name=name,
@@ -170,14 +172,17 @@ class Run:
 
     def _plan(self, step: int) -> Iterator[int]:
         """How many steps each call holds. Calls end where the run evaluates or saves, wherever it was started."""
-        many = self.trainer.steps_per_call
-        marks = [m for m in (self.evaluate_every, self.settings.every if self.checkpoints else None) if m]
+        many, marks = self.many, self._marks
         while step < self.total:
             ends = [self.total, *((step // m + 1) * m for m in (many, *marks))]
             begins = [0, *(step // m * m for m in (many, *marks))]
             count = many if min(ends) - max(begins) == many and step == max(begins) else 1
             yield count
             step += count
+
+    @property
+    def _marks(self) -> list[int]:
+        return [m for m in (self.evaluate_every, self.settings.every if self.checkpoints else None) if m]
 
     def _boundary(self, pending: Any, ahead: int) -> Any:
         """Between two calls: evaluate, save, stop when asked. Returns the metrics still to be read."""

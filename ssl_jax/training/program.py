@@ -20,6 +20,8 @@ from ssl_jax.training.settings import MeshSettings, TrainingSettings
 from ssl_jax.training.state import State
 from ssl_jax.training.step import TrainStep, several
 
+SECONDS_PER_CALL, SHORT_RUN = 8.0, 1000  # on a CPU: the longest call, by a formula; the steps of a run too short for long calls
+
 
 class Program:
     """The compiled step of a task, and runs of it.
@@ -89,13 +91,20 @@ class Program:
         return self._new(hyper, params)
 
     def _steps_per_call(self) -> int:
-        """Many steps in one program pay where a step is shorter than its dispatch; on CPU a loop only costs."""
+        """Many steps in one program pay where a step is shorter than its dispatch, and on a CPU, where every call's memory
+        comes fresh from the kernel, page by page."""
         if self.training.steps_per_call != "auto":
             return self.training.steps_per_call
+        flops = self.task.flops() * self.stream.batch_size
         if jax.default_backend() == "cpu":
-            return 1
-        seconds = self.task.flops() * self.stream.batch_size / (2e14 * self.mesh.size)
-        return int(np.clip(0.02 / max(seconds, 1e-9), 1, 20))
+            return int(np.clip(SECONDS_PER_CALL / max(flops / 1e11, 1e-9), 1, 4))
+        return int(np.clip(0.02 / max(flops / (2e14 * self.mesh.size), 1e-9), 1, 20))
+
+    def steps_per_call_of(self, total: int) -> int:
+        """The same for a run of `total` steps: where that is the program's choice, a short run does not wait for it to
+        compile."""
+        chosen = self.training.steps_per_call == "auto" and jax.default_backend() == "cpu"
+        return 1 if chosen and total < SHORT_RUN else self.steps_per_call
 
     def compiled(self, count: int, resident: Any) -> Callable:
         """The program of `count` steps, compiled once for each shape of the resident arrays."""
