@@ -15,7 +15,7 @@ class ClassificationMetrics:
     Yields "accuracy", "top5", "ece", "per_class/<name>" and "majority/accuracy".
     """
 
-    batch_size: int = 256
+    batch_size: int = 128
 
     requires_labels = True
 

@@ -76,7 +76,7 @@ class Encoder:
 
         return baselines(self)
 
-    def extract(self, dataset, names: Iterable[str], batch_size: int = 256) -> dict[str, np.ndarray]:
+    def extract(self, dataset, names: Iterable[str], batch_size: int = 128) -> dict[str, np.ndarray]:
         """Features f32[examples, ...] by name in the data set's order, and "label" (i32[examples]) where it has labels.
 
         A name is one of the task's representations ("cls", "mean", "tokens", "block06/mean"), or several joined by "+",

@@ -28,7 +28,7 @@ class KNN:
     k: int | tuple = (20, 1, 5, 10, 100, 200)
     temperature: float = 0.07
     baselines: bool = True
-    batch_size: int = 256  # of the encoder's pass
+    batch_size: int = 128  # of the encoder's pass
 
     requires_labels = True
     note = "kNN says little about masked autoencoders; judge them by fine-tuning and the linear probe"
