@@ -212,6 +212,7 @@ def beside(ours: Ours, spec: Mapping[str, Any], block: int, parts: Any, alternat
     ratios = [theirs / mine for mine, theirs in zip(seconds["ours"], seconds[faster], strict=True)]
     found = {
         "class": spec["class"],
+        "differs": spec.get("differs"),
         "alternations": alternations,
         "steps_per_block": block,
         "step_ms": {name: [1e3 * s for s in values] for name, values in seconds.items()},
@@ -265,6 +266,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         theirs = next(iter(peer["about"].values()))["parameters"]
         if theirs != found["parameters"]:
             rows.append(("parameters", f"{found['parameters']:,} ours, {theirs:,} theirs"))
+        if peer.get("differs"):
+            rows.append(("differs", peer["differs"]))
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {text}" for name, text in rows]
 

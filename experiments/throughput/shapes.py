@@ -106,7 +106,7 @@ def cpu() -> dict[str, Shape | ConfigDict]:
     small = dict(width=128, depth=4, heads=4)
     return {
         "next token: nanoGPT's CPU shape": mine("gpt/shakespeare_char_cpu.py"),
-        "masked image: Fashion-MNIST": mine("mae/fashion_mnist.py"),
+        "masked image: Fashion-MNIST": mine("mae/fashion_mnist.py", **{"model.class_token": "True"}),  # as the peer has
         "masked image: ViT-T/2, CIFAR-10, batch 32": Shape(cifar, image=(32, 32, 3)),
         "masked token: 4 x 128, T=128, batch 16": masked_token(small, time=128, vocabulary=8192, batch=16, dtype="float32"),
         "image-text: 4 x 128 towers, 32 x 32, T=32, batch 32": image_text(
