@@ -5,10 +5,13 @@ normalised patch by patch do not work here: the flat background has no variance.
 
     ssl-jax run --config=configs/mae/fashion_mnist.py --workdir=runs/mae
 
-Two cores of an AMD EPYC on a shared machine: 9 min 48 s (5 min 33 s of it training), 2.9 GB. Linear probe 0.865 (raw pixels
-0.847, random encoder 0.812), on the means of all three blocks 0.879 (0.846); 600 labels: 0.796 fine-tuned, 0.740 from scratch
-(seed 0). Over three seeds: 0.862, 0.880 and 0.793 - 0.741 (experiments/evaluation/README.md), about which the expected
+Two cores of an AMD EPYC on a shared machine: 9 min 14 s (5 min 21 s of it training), 2.8 GB. Linear probe 0.866 (raw pixels
+0.847, random encoder 0.814), on the means of all three blocks 0.882 (0.846); 600 labels: 0.796 fine-tuned, 0.743 from scratch
+(seed 0). Over three seeds: 0.863, 0.882 and 0.796 - 0.743 (experiments/evaluation/README.md), about which the expected
 intervals are two standard deviations, of the seeds and of 10,000 answers together.
+
+Without a class token, which the reference has: after four epochs the probe is 0.861 with seed 0, with one 0.855, and a step takes
+an eighth more.
 """
 
 from ml_collections import ConfigDict
@@ -41,8 +44,8 @@ def get_config() -> ConfigDict:
         optimizer=dict(name="adamw", lr=1e-3, weight_decay=0.05, warmup="10 %"), learning_rates=()
     )
     config.expected = {
-        "linear_probe/accuracy": (0.854, 0.871),
-        "linear_probe:blocks/accuracy": (0.873, 0.887),
-        "label_efficiency/1%/finetune/mean": (0.782, 0.803),
+        "linear_probe/accuracy": (0.855, 0.872),
+        "linear_probe:blocks/accuracy": (0.875, 0.889),
+        "label_efficiency/1%/finetune/mean": (0.782, 0.809),
     }
     return config
