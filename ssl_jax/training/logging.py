@@ -235,10 +235,14 @@ LAST = ("lr", "skipped", "rewinds")  # in a line, the last value rather than the
 
 
 def _tensorboard(workdir: pathlib.Path, step: int) -> Any:
+    torch = sys.modules.setdefault("torch", None)  # where it is installed tensorboardX imports it for nothing: 1.7 s
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
         return None
+    finally:
+        if torch is None:
+            del sys.modules["torch"]
     return SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None, max_queue=1000)
 
 
