@@ -10,8 +10,8 @@ Two cores of an AMD EPYC on a shared machine: 9 min 14 s (5 min 21 s of it train
 (seed 0). Over three seeds: 0.863, 0.882 and 0.796 - 0.743 (experiments/evaluation/README.md), about which the expected
 intervals are two standard deviations, of the seeds and of 10,000 answers together.
 
-Without a class token, which the reference has: after four epochs the probe is 0.861 with seed 0, with one 0.855, and a step takes
-an eighth more.
+Without a class token, which the reference has: after four epochs (seed 0) the probe is 0.861, with one 0.855 and an eighth more
+time a step.
 """
 
 from ml_collections import ConfigDict
