@@ -141,6 +141,13 @@ def test_mistakes_cost_nothing(tmp_path):
         bench_peer.reference(types.SimpleNamespace(name="translation"), config)
 
 
+@pytest.mark.parametrize("class_token", [True, False])
+def test_a_peer_that_cannot_be_made_the_same_says_so(class_token):
+    task, _, config = make("masked_image", model=dict(class_token=class_token))
+    spec = bench_peer.reference(task, config)
+    assert ("class token" in spec.get("differs", "")) == (not class_token)
+
+
 def test_the_table_has_a_line_a_measurement():
     peer = {"examples_per_s": {"ours": 300.0, "eager": 100.0, "compiled": 150.0}, "ratio": 2.0}
     both = {"examples_per_s": 300.0, "tokens_per_s": 3000.0, "mfu": 0.31, "peer": peer}

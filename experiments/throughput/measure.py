@@ -76,7 +76,7 @@ def one(shape: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     parts = forms.prepare(shape)
     spec = None if arguments.no_peer else bench_peer.reference(parts.task, config)
     found = bench.measure(parts, steps=arguments.steps, spec=spec, name=config.task.name)
-    return found | {"attention": arguments.attention or "auto", "command": " ".join(sys.argv)}
+    return found | {"attention": arguments.attention or "auto"}
 
 
 def _child(script: str, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -87,13 +87,14 @@ def _child(script: str, name: str, arguments: argparse.Namespace) -> dict[str, A
             if getattr(arguments, key) is not None:
                 command += [f"--{key}", str(getattr(arguments, key))]
         command += [f"--{key}" for key in ("no_peer", "tiny") if getattr(arguments, key)]
+        said = ["python", f"experiments/throughput/{pathlib.Path(script).name}", "--only", f"'{name}'", *command[6:]]
         try:
             done = subprocess.run(command, timeout=arguments.timeout, stderr=subprocess.PIPE, text=True)
         except subprocess.TimeoutExpired:
             return {"error": f"took more than {arguments.timeout} s"}
         if not out.exists():
             return {"error": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}
-        return json.loads(out.read_text())
+        return json.loads(out.read_text()) | {"command": " ".join(said)}
 
 
 def summary(found: Mapping[str, Any]) -> str:

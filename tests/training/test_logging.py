@@ -3,13 +3,14 @@
 import json
 import os
 import socket
+import sys
 
 import numpy as np
 import pytest
 
 from ssl_jax.errors import UserError
 from ssl_jax.training.lock import locked
-from ssl_jax.training.logging import Console, Logger, MetricsFile, Speed, duration
+from ssl_jax.training.logging import Console, Logger, MetricsFile, Speed, _tensorboard, duration
 
 
 def lines(path):
@@ -137,3 +138,15 @@ def test_a_work_directory_that_is_a_file(tmp_path):
     (tmp_path / "x").write_text("")
     with pytest.raises(UserError, match="cannot be written"), locked(tmp_path / "x"):
         pass
+
+
+def test_the_tensorboard_writer_does_not_import_torch(tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] in ("torch", "tensorboardX")]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    writer = _tensorboard(tmp_path, 0)
+    writer.add_scalar("loss", 1.0, 1)
+    writer.close()
+    assert "torch" not in sys.modules
+    assert list((tmp_path / "tensorboard").iterdir())

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ssl_jax.errors import UserError
+from ssl_jax.training import program
 from ssl_jax.training import state as states
 from ssl_jax.training.checkpoint import complete_steps
 from ssl_jax.training.loop import Trainer, train
@@ -95,6 +96,14 @@ def test_checkpoints_are_saved_by_steps_and_by_minutes(tmp_path, settings, saved
 
 def test_several_steps_a_call_change_no_bit(tmp_path):
     same_bits(run(), run(training=settings(steps_per_call=6)))
+
+
+def test_a_long_run_on_a_cpu_compiles_long_calls_only_and_a_short_one_single_steps(monkeypatch):
+    monkeypatch.setattr(program, "SHORT_RUN", 8)
+    for steps, counts in ((4, {1}), (8, {4}), (9, {1, 4})):
+        trainer = Trainer(ToyTask(), toy_stream(), training=TRAINING, optimizer=OPTIMIZER)
+        trainer.run(seed=0, total_steps=steps, quiet=True)
+        assert {key[0] for key in trainer._compiled} == counts
 
 
 def test_device_placement_changes_no_bit():
