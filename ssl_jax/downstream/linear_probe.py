@@ -32,7 +32,7 @@ class LinearProbe:
     """
 
     protocol: str = "lbfgs"
-    representation: str | tuple = "mean"  # several: the best on the held-out part is chosen
+    representation: str | tuple[str, ...] = "mean"  # several: the best on the held-out part is chosen
     l2: tuple = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # of "lbfgs": penalty l2 / 2 |W|^2 on the mean cross entropy
     learning_rates: tuple | None = None  # of "grid" and "mae": base values, times batch_size / 256
     weight_decays: tuple | None = None
@@ -41,7 +41,7 @@ class LinearProbe:
     batch_size: int | None = None
     augment: Mapping | None = None  # of "mae": as data.augment, such as dict(crop=dict(scale=(0.08, 1.0)), flip=True)
     held_out: float = 0.1  # share of the training split that chooses
-    baselines: bool | tuple = True  # or the names of some, such as ("random_encoder",)
+    baselines: bool | tuple[str, ...] = True  # or the names of some, such as ("random_encoder",)
     seed: int = 0
 
     requires_labels = True
