@@ -36,7 +36,9 @@ class Ours:
         from ssl_jax.training.state import hyper
 
         self.parts, self.task = parts, parts.task
-        mesh = sharding.make_mesh(dataclasses.replace(parts.mesh_settings, data=1, fsdp=1, tensor=1), jax.devices()[:1])
+        mesh = parts.mesh  # on a CPU its cores, elsewhere one device
+        if jax.default_backend() != "cpu":
+            mesh = sharding.make_mesh(dataclasses.replace(parts.mesh_settings, data=1, fsdp=1, tensor=1), jax.devices()[:1])
         with _no_cache():
             self.trainer = Trainer(parts.task, parts.stream, training=parts.training, optimizer=parts.optimizer, mesh=mesh)
             self.count = self.trainer.steps_per_call
@@ -45,7 +47,8 @@ class Ours:
             self.program = self.trainer.compiled(self.count, self.resident)
             self.compile_s = time.perf_counter() - start
             one = self.trainer.compiled(1, self.resident)  # XLA counts the body of a loop over steps once
-            self.xla_flops = _flops(one.cost_analysis())
+            flops = _flops(one.cost_analysis())  # of one device
+            self.xla_flops = None if flops is None else flops * mesh.size
             batch = parts.stream.batch_size
             length = 1_000_000  # a schedule that is nowhere near its end
             numbers = hyper(parts.optimizer, batch_size=batch, seed=0, total_steps=length, warmup_steps=1, cooldown_steps=1)
@@ -137,7 +140,12 @@ def measure(parts: Any, *, steps: int | None = None, spec: Mapping[str, Any] | N
     block = steps or int(np.clip(round(BLOCK_SECONDS / once), 3, 1000))
     found: dict[str, Any] = {
         "task": name,
-        "device": {"kind": device.device_kind, "platform": device.platform, "cores": cores(), "host": platform.machine()},
+        "device": {
+            "kind": device.device_kind,
+            "platform": device.platform,
+            "cores": devices.cores(),
+            "host": platform.machine(),
+        },
         "versions": {"jax": jax.__version__, "python": platform.python_version()},
         "batch_size": batch,
         "dtype": dtype,
@@ -223,11 +231,6 @@ def beside(ours: Ours, spec: Mapping[str, Any], block: int, parts: Any, alternat
         "about": about,
     }
     return found, times, waited / float(np.sum(times))
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # Printing -----------------------------------------------------------------------------------------------------------

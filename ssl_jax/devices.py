@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import re
 import sys
 import time
@@ -111,6 +112,11 @@ def measured_peak(dtype: str = "float32", size: int = 1536, seconds: float = 0.4
             jax.block_until_ready(matmul(a, a))
             best = min(best, time.perf_counter() - before)
     return 2.0 * size**3 / best
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_memory(device: Any = None) -> tuple[int, str] | None:

@@ -70,6 +70,7 @@ def prepare(config: ConfigDict, workdir: str | None = None) -> Parts:
     from ssl_jax.training.settings import CheckpointSettings, MeshSettings, TrainingSettings
 
     sharding.initialise_processes()
+    sharding.split_cores()
     seed = config.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
         raise UserError(f"seed={seed!r}: must be a whole number from 0 to 2^31 - 1")
@@ -90,8 +91,9 @@ def prepare(config: ConfigDict, workdir: str | None = None) -> Parts:
 
     train = dataset("train", True)
     task = cls.from_config(config, train.info)
-    mesh = sharding.make_mesh(mesh_settings)
     stream = Stream(train, batch_size=config.data.batch_size, seed=seed)
+    rows = sharding.shared_rows(stream.batch_size, training.accumulation, task.whole_batch)
+    mesh = sharding.make_mesh(mesh_settings, rows=rows)
     sharding.check_batch(mesh, stream.batch_size, training.accumulation, task.whole_batch)
     return Parts(config, task, dataset, training, optimizer, checkpoint, mesh_settings, mesh, stream, evaluators)
 

@@ -22,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from ssl_jax import bench, runs
+from ssl_jax import bench, devices, runs
 from ssl_jax import config as configs
 from ssl_jax.data import images as image_data
 from ssl_jax.data.pipeline import Stream
@@ -102,7 +102,7 @@ def rate(batches: Iterator, count: int, batch: int) -> float:
 
 def alternate(folder: pathlib.Path, batch: int, count: int, alternations: int) -> dict:
     """Median images per second of each, readers started anew for every block, their first batches left out."""
-    workers = bench.cores()
+    workers = devices.cores()
     readers = {
         "ours": lambda: ours(folder, batch, workers, False),
         "ours, threads": lambda: ours(folder, batch, 0, False),

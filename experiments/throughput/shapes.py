@@ -151,6 +151,7 @@ class Words:
 
 def prepare(shape: Shape | ConfigDict) -> Any:
     """What bench.measure takes: of a config its own data, of a Shape random examples that lie on the device."""
+    sharding.split_cores()
     if isinstance(shape, ConfigDict):
         return runs.prepare(shape)
     config, count = shape.config, 2 * int(shape.config.data.batch_size)
@@ -171,9 +172,10 @@ def prepare(shape: Shape | ConfigDict) -> Any:
     stream = Stream(dataset, batch_size=config.data.batch_size, seed=0)
     read = lambda cls, name: configs.read(cls, config.get(name), name)
     layout, training = read(MeshSettings, "mesh"), read(TrainingSettings, "training")
+    rows = sharding.shared_rows(stream.batch_size, training.accumulation, task.whole_batch)
     return runs.Parts(
         config, task, lambda split, augmented: dataset, training, read(OptimizerSettings, "optimizer"),
-        read(CheckpointSettings, "checkpoint"), layout, sharding.make_mesh(layout), stream, {},
+        read(CheckpointSettings, "checkpoint"), layout, sharding.make_mesh(layout, rows=rows), stream, {},
     )  # fmt: skip
 
 

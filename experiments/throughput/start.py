@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import measure  # noqa: E402
 
-from ssl_jax import bench  # noqa: E402
+from ssl_jax import devices  # noqa: E402
 from ssl_jax.reports.tables import markdown  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -66,10 +66,10 @@ def main() -> None:
         [name, f"{np.median(value['first_s']):.1f}", f"{np.median(value['second_s']):.1f}", f"{value['share']:.2f}"]
         for name, value in found.items()
     ]
-    text = f"{bench.cores()} cores, medians of {arguments.repeats}.\n\n"
+    text = f"{devices.cores()} cores, medians of {arguments.repeats}.\n\n"
     text += markdown(["config", "first start, s", "second start, s", "share"], body)
     print(text)
-    arguments.json.write_text(json.dumps({"cores": bench.cores(), "configs": found}, indent=1) + "\n")
+    arguments.json.write_text(json.dumps({"cores": devices.cores(), "configs": found}, indent=1) + "\n")
     if arguments.json == parser.get_default("json"):
         measure.into_readme("start", text)
 

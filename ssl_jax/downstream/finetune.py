@@ -90,7 +90,7 @@ class FineTuner:
     def __init__(self, recipe: Recipe, data: EvaluationData):
         if data.config is None:
             raise UserError("fine-tuning needs the run's config; evaluate from a work directory")
-        self.recipe, self.mesh, config = recipe, data.mesh, data.config.to_dict()
+        self.recipe, config = recipe, data.config.to_dict()
         section = {**config["data"], **recipe.data, "batch_size": recipe.batch_size}
         self.train = kinds.build("images", section, split="train", train=True, workdir=data.workdir)
         self.plain, self.test = data.train, data.test
@@ -151,7 +151,7 @@ class FineTuner:
 
     def logits(self, params: Params, dataset: Dataset | None = None) -> Float[np.ndarray, "examples classes"]:
         """Of a data set; default, of the test split."""
-        encoder = Encoder(self.task, params, self.mesh)
+        encoder = Encoder(self.task, params, self.trainer.mesh)
         return encoder.extract(self.test if dataset is None else dataset, ("logits",))["logits"]
 
     def running_moments(

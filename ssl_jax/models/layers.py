@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Key
 from ssl_jax.errors import UserError
 from ssl_jax.models.dense import Dense
 from ssl_jax.models.kernels import KERNELS, attention
+from ssl_jax.models.stored import gradient_stored
 from ssl_jax.randomness import substream
 
 Keys = Key[Array, "batch"] | None
@@ -382,7 +383,9 @@ class Stack(nn.Module):
         outputs, new_caches = {}, []
         for i, block in enumerate(blocks):
             cache = None if caches is None else caches[i]
-            x, cache = block(x, **self._layer(i), keys=None if keys is None else self._fold(keys, i), cache=cache, **options)
+            x, cache = block(
+                gradient_stored(x), **self._layer(i), keys=None if keys is None else self._fold(keys, i), cache=cache, **options
+            )
             outputs[f"block{i:02d}"] = x
             new_caches.append(cache)
         if caches is not None:

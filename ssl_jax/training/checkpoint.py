@@ -113,11 +113,15 @@ class Checkpoints:
             self.saved = None
             raise error
 
-    def wait(self) -> None:
-        """Until nothing is being written; raises SaveFailed."""
+    def settle(self) -> None:
+        """Until nothing is being written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def wait(self) -> None:
+        """`settle`; raises SaveFailed."""
+        self.settle()
         self.check()
 
     def close(self) -> None:

@@ -102,6 +102,8 @@ class Run:
     def train(self, stack: contextlib.ExitStack, given: dict, name: str, quiet: bool) -> State:
         trainer, training = self.trainer, self.trainer.training
         self.checkpoints = Checkpoints(self.workdir / "checkpoints", self.settings) if self.workdir else None
+        if self.checkpoints:
+            stack.callback(self.checkpoints.settle)  # whatever ends the run, a save that has begun is finished
         start = self.checkpoints.newest() if self.checkpoints else None
         self.step, self.extra = start or 0, {}
         if self.signals:

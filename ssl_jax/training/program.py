@@ -37,7 +37,8 @@ class Program:
         compilation.keep_freed_memory()
         self.task, self.stream, self.training, self.settings = task, stream, training, optimizer
         self.layout = mesh if isinstance(mesh, MeshSettings) else MeshSettings()
-        self.mesh = mesh if isinstance(mesh, Mesh) else sharding.make_mesh(self.layout)
+        rows = sharding.shared_rows(stream.batch_size, training.accumulation, task.whole_batch)
+        self.mesh = sharding.fitted(mesh, rows) if isinstance(mesh, Mesh) else sharding.make_mesh(self.layout, rows=rows)
         sharding.check_batch(self.mesh, stream.batch_size, training.accumulation, task.whole_batch)
         self.rows = sharding.local_rows(self.mesh, stream.batch_size)
         one = sum(np.prod(x.shape) * np.dtype(x.dtype).itemsize for x in stream.dataset.info.shapes.values())
@@ -61,7 +62,7 @@ class Program:
         check_memory(self.mesh, held, "parameters and optimizer state", "make the model smaller, or split it with mesh.fsdp")
         self.step = TrainStep(
             task, stream.on_device, self.optimizer, optimizer, training.accumulation, training.ema,
-            training.on_nonfinite == "skip", training.skip_outliers,
+            training.on_nonfinite == "skip", training.skip_outliers, sharding.cores_of(self.mesh, rows),
         )  # fmt: skip
         self.steps_per_call = self._steps_per_call()
         self._compiled: dict[Any, Any] = {}

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ssl_jax.devices import cores
 from ssl_jax.errors import UserError
 from ssl_jax.training import rules
 from ssl_jax.training.settings import MeshSettings
@@ -24,9 +25,37 @@ TENSOR_RULES = (
 )
 
 
-def make_mesh(settings: MeshSettings, devices: list | None = None) -> Mesh:
-    """The mesh over all devices; UserError when they do not divide."""
+MOST_CORES, FEWEST_ROWS = 4, 4  # a CPU's devices each hold a copy of the state; what a core has to do must be worth the sum
+
+
+def split_cores() -> None:
+    """Let each core of a CPU be a JAX device, where nobody has said how many devices it is to be.
+
+    Two cores that each work on half the rows are faster than two that share every operation (experiments/throughput). Must come
+    before JAX's first use of a device; after that it does nothing.
+    """
+    global _cores
+    from jax._src import distributed  # the public module does not tell whether it was initialised in every version
+
+    chosen = jax.config.jax_num_cpu_devices != -1 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if chosen or distributed.global_state.client is not None:
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", min(cores(), MOST_CORES))
+        _cores = True
+    except RuntimeError:  # too late
+        return
+
+
+_cores = False  # whether a CPU's devices are its cores by our own choice, and may be left idle where they do not divide a batch
+
+
+def make_mesh(settings: MeshSettings, devices: list | None = None, rows: int | None = None) -> Mesh:
+    """The mesh over all devices; UserError when they do not divide. Of cores (`split_cores`), as many as divide `rows`."""
     devices = jax.devices() if devices is None else devices
+    if _cores and rows is not None and settings.data == -1 and devices[0].platform == "cpu":
+        others = max(settings.fsdp, 1) * max(settings.tensor, 1)
+        devices = devices[: others * most_cores(len(devices) // others, rows)]
     sizes = {name: getattr(settings, name) for name in AXES}
     known = int(np.prod([n for n in sizes.values() if n != -1]))
     for name, size in sizes.items():
@@ -40,6 +69,29 @@ def make_mesh(settings: MeshSettings, devices: list | None = None) -> Mesh:
         raise UserError(f"mesh: {text} is {count} devices, but there are {len(devices)}; leave data=-1 to take them all")
     array = np.array(devices[:count]).reshape(tuple(sizes.values()))
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def most_cores(count: int, rows: int) -> int:
+    """How many of `count` cores share `rows` rows evenly, some each."""
+    return max(n for n in range(1, max(count, 1) + 1) if rows % n == 0 and (n == 1 or rows // n >= FEWEST_ROWS))
+
+
+def fitted(mesh: Mesh, rows: int) -> Mesh:
+    """`mesh`; of cores, a smaller one where they do not divide `rows`."""
+    if not (_cores and mesh.devices.flat[0].platform == "cpu" and mesh.shape["data"] == mesh.size):
+        return mesh
+    return Mesh(mesh.devices[: most_cores(mesh.size, rows)], mesh.axis_names, axis_types=mesh.axis_types)
+
+
+def shared_rows(batch_size: int, accumulation: int, whole_batch: bool) -> int:
+    """The rows that cores share. A loss over the whole batch is left to one device: split, it was slower."""
+    return 1 if whole_batch else batch_size // accumulation
+
+
+def cores_of(mesh: Mesh, rows: int) -> Mesh | None:
+    """`mesh` where it splits `rows` rows over devices of CPUs and nothing else; they then sum gradients by hand (TrainStep)."""
+    alone = mesh.size > 1 and mesh.shape["data"] == mesh.size and rows % mesh.size == 0
+    return mesh if alone and mesh.devices.flat[0].platform == "cpu" else None
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulation: int, whole_batch: bool = False) -> None:

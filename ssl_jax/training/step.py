@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from ssl_jax import randomness
@@ -35,6 +38,7 @@ class TrainStep:
     ema: float | None = None
     guard: bool = False  # leave the state as it was when the loss or a gradient is not finite
     outliers: float | None = None
+    cores: Mesh | None = None  # a CPU's cores, each of which takes the gradients of its own rows
     names: list[str] = dataclasses.field(default_factory=list)
 
     def __call__(self, state: State, raw: Batch, resident: Any) -> tuple[State, Float[Array, "metrics"]]:
@@ -66,38 +70,44 @@ class TrainStep:
         return new, jnp.stack([jnp.asarray(v, jnp.float32) for v in metrics.values()])
 
     def gradients(self, params: Any, batch: Batch, key: Array) -> tuple[Array, dict[str, Array], Any]:
-        """Loss, metrics and gradients of the whole batch, each microbatch weighed by its metric "weight"."""
-        frozen = multipliers(self.settings, params).frozen
+        """Loss, metrics and gradients of the whole batch.
 
-        def loss(params, batch):
+        Each microbatch, and with `cores` each core's rows, weighs by its metric "weight".
+        """
+        frozen = multipliers(self.settings, params).frozen
+        n = 1 if self.task.whole_batch else self.accumulation
+
+        def loss(params, batch, key):
             kept = jax.tree.map(lambda p, f: jax.lax.stop_gradient(p) if f else p, params, frozen)
             return self.task.loss(kept, batch, key, train=True)
 
         gradient = jax.value_and_grad(loss, has_aux=True)
-        if self.accumulation == 1 or self.task.whole_batch:
-            (value, metrics), grads = gradient(params, batch)
+        if n == 1 and self.cores is None:
+            (value, metrics), grads = gradient(params, batch, key)
             return value, metrics, grads
 
-        # Rows m, m + n, m + 2n ... form microbatch m: each device then keeps its own rows.
-        n = self.accumulation
-        split = lambda x: jnp.moveaxis(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 1, 0)
-        micro = jax.tree.map(split, dict(batch))
-
-        def weighted(batch):
-            (value, metrics), grads = gradient(params, batch)
+        def weighted(params, batch, key):
+            (value, metrics), grads = gradient(params, batch, key)
             weight = metrics.get("weight", jnp.ones(()))
             sums = {"loss": value, **{k: v for k, v in metrics.items() if k != "weight"}}
             return jax.tree.map(lambda x: x * weight, (sums, grads)), weight
 
-        def add(total, batch):
-            return jax.tree.map(jnp.add, total, weighted(batch)), None
+        def accumulated(params, batch, key):
+            # Rows m, m + n, m + 2n ... form microbatch m: each device then keeps its own rows.
+            split = lambda x: jnp.moveaxis(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 1, 0)
+            micro = jax.tree.map(split, dict(batch))
+            shapes = jax.eval_shape(weighted, params, jax.tree.map(lambda x: x[0], micro), key)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            add = lambda total, rows: (jax.tree.map(jnp.add, total, weighted(params, rows, key)), None)
+            return jax.lax.scan(add, zeros, micro)[0]
 
-        shapes = jax.eval_shape(weighted, jax.tree.map(lambda x: x[0], micro))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        ((sums, grads), weight), _ = jax.lax.scan(add, zeros, micro)
+        sums_of = weighted if n == 1 else accumulated
+        if self.cores is not None:
+            sums_of = over_cores(sums_of, self.cores)
+        (sums, grads), weight = sums_of(params, dict(batch), key)
         metrics, grads = jax.tree.map(lambda x: x / jnp.maximum(weight, 1e-9), (sums, grads))
         value = metrics.pop("loss")
-        has_weight = "weight" in jax.eval_shape(loss, params, jax.tree.map(lambda x: x[0], micro))[1]
+        has_weight = "weight" in jax.eval_shape(loss, params, dict(batch), key)[1]
         return value, metrics | ({"weight": weight} if has_weight else {}), grads
 
     def guarded(self, old: State, new: State, loss: Array, norm: Array) -> tuple[State, dict[str, Array]]:
@@ -126,6 +136,19 @@ class TrainStep:
             ema=keep(old.ema, new.ema), guard=guard,
         )  # fmt: skip
         return new, {"skipped": guard["skipped"]}
+
+
+def over_cores(sums: Callable, cores: Mesh) -> Callable:
+    """`sums(params, batch, key)` of each core's rows, added up over the cores.
+
+    They are added as one vector: XLA's CPU runtime makes all cores wait for each other once an array.
+    """
+
+    def local(params, batch, key):
+        flat, unravel = ravel_pytree(sums(params, batch, key))
+        return unravel(jax.lax.psum(flat, cores.axis_names))
+
+    return jax.shard_map(local, mesh=cores, in_specs=(P(), P(cores.axis_names), P()), out_specs=P(), check_vma=False)
 
 
 def group_norms(grads: Any) -> dict[str, Float[Array, ""]]:

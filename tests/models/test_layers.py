@@ -163,3 +163,17 @@ def test_the_dense_layers_own_gradient_is_autodiffs(dtype, monkeypatch):
 def test_mistakes_are_named(options, message):
     with pytest.raises(UserError, match=message):
         config(**options)
+
+
+def test_the_gradient_of_a_stack_costs_the_same_for_every_block():
+    """By XLA's count of what it compiled. Where each block's gradient sums the branches above it again, deeper ones cost more."""
+
+    def flops(depth):
+        stack = Stack(config(depth=depth, width=32))
+        x = jnp.zeros((4, 8, 32))
+        params = jax.eval_shape(stack.init, KEY, x)
+        total = lambda p, x: jnp.sum(jnp.square(stack.apply(p, x)[0]))
+        return jax.jit(jax.grad(total, argnums=(0, 1))).lower(params, x).compile().cost_analysis()["flops"]
+
+    four, eight, twelve = (flops(depth) for depth in (4, 8, 12))
+    assert twelve - eight == pytest.approx(eight - four, rel=0.01)

@@ -19,9 +19,9 @@ class Child:
 
     def __init__(self, command: list[str], *, devices: int = 1, **environment: str):
         # unoptimized code compiles in half the time, and is as exact
-        flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+        flags = "--xla_backend_optimization_level=0"
         variables = {"SSL_JAX_CACHE": str(ROOT / ".pytest_cache/compiled"), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-        variables = {**os.environ, **variables, "XLA_FLAGS": flags, **environment}
+        variables = {**os.environ, **variables, "XLA_FLAGS": flags, "JAX_NUM_CPU_DEVICES": str(devices), **environment}
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
