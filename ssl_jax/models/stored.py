@@ -1,8 +1,8 @@
 """Values that XLA's CPU compiler shall not compute again for each of their readers.
 
-Its fusion copies cheap producers into every consumer. Along a residual stream that copies, into each block's gradients, the whole
-sum of the branches above it, so that a step's cost grows with the square of the depth. An optimization barrier does not help: the
-CPU compiler drops it before it fuses. A call that it may not inline does.
+Its fusion copies cheap producers into every consumer. Along a residual stream that copies, into each block's gradients, the
+whole sum of the branches above it: a step's cost grows with the square of the depth. An optimization barrier does not help, the
+CPU compiler drops it before it fuses; a call that it may not inline does.
 """
 
 import jax

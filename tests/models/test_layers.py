@@ -166,7 +166,7 @@ def test_mistakes_are_named(options, message):
 
 
 def test_the_gradient_of_a_stack_costs_the_same_for_every_block():
-    """By XLA's count of what it compiled. Where each block's gradient sums the branches above it again, deeper ones cost more."""
+    """By XLA's count. Where each block's gradient sums the branches above it again, deeper ones cost more."""
 
     def flops(depth):
         stack = Stack(config(depth=depth, width=32))
