@@ -9,8 +9,9 @@ this data, pre-norm. Arguments: "prefix" is one decoder as a prefix language mod
 cores. Either side can start from another run: --config.task.init=D (a masked-token encoder), --config.task.decoder_init=D (a
 next-token decoder), both with --config.model.shared_embedding=False and the models' settings of those runs.
 
-Measured so far: "cpu" with all 29,000 pairs, two cores of an Intel Xeon, 10 minutes of processor time, seed 0: BLEU 24.55 with five
-beams, 23.28 greedy, on the first 200 pairs of test_2016_flickr (nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0).
+Measured so far: "cpu" with all 29,000 pairs, two cores of an Intel Xeon, 10 minutes of processor time, seed 0: BLEU 24.55
+with five beams, 23.28 greedy, on the first 200 pairs of test_2016_flickr
+(nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0).
 """
 
 from ml_collections import ConfigDict
