@@ -5,12 +5,12 @@ overrides: 4 layers, 4 heads, width 128, no dropout, 12 windows of 64 characters
 
     ssl-jax run --config=configs/gpt/shakespeare_char_cpu.py --config.data.train=text:tinyshakespeare.txt --workdir=runs/char
 
-Text: tinyshakespeare (1,115,394 characters); the last tenth is the test split. Published: 1.88, an estimate from 20 batches;
-nanoGPT itself over the whole split, one run: 1.898. This config over the whole split, in windows of 64 that do not overlap:
-1.905 +- 0.006 (seeds 0, 1, 2: 1.898, 1.910, 1.906); nanoGPT with seed 0: 1.909. The whole command takes
-85 to 94 s on two cores of an AMD EPYC; its steps alone take about as long as those of transformers' GPT-2 in eager PyTorch
-(experiments/throughput/README.md). Ending the learning rate at 0 instead of 1e-4, with windows that do not overlap in training
-either (data.stride=64), does not help: 1.915 +- 0.005, the same seeds.
+Text: tinyshakespeare (1,115,394 characters); the last tenth is the test split. Published: 1.88, an estimate from 20
+batches; nanoGPT itself over the whole split, one run: 1.898. This config over the whole split, in windows of 64 that do not
+overlap: 1.905 +- 0.006 (seeds 0, 1, 2: 1.898, 1.910, 1.906); nanoGPT with seed 0: 1.909. The whole command takes 67 s on
+two cores of an Intel Xeon (85 to 94 s on an AMD EPYC, before each core took its own rows); its steps alone take about as
+long as those of transformers' GPT-2 in PyTorch (experiments/throughput/README.md). Ending the learning rate at 0 instead of
+1e-4, with windows that do not overlap in training either (data.stride=64), does not help: 1.915 +- 0.005, the same seeds.
 
 Without --config.data.train it reads the bundled Shakespeare, a larger text with other numbers (`expected` is for
 tinyshakespeare).
