@@ -6,11 +6,14 @@ overrides: 4 layers, 4 heads, width 128, no dropout, 12 windows of 64 characters
     ssl-jax run --config=configs/gpt/shakespeare_char_cpu.py --config.data.train=text:tinyshakespeare.txt --workdir=runs/char
 
 Text: tinyshakespeare (1,115,394 characters); the last tenth is the test split. Published: 1.88, an estimate from 20
-batches; nanoGPT itself over the whole split, one run: 1.898. This config over the whole split, in windows of 64 that do not
-overlap: 1.905 +- 0.006 (seeds 0, 1, 2: 1.898, 1.910, 1.906); nanoGPT with seed 0: 1.909. The whole command takes 67 s on
-two cores of an Intel Xeon (85 to 94 s on an AMD EPYC, before each core took its own rows); its steps alone take about as
-long as those of transformers' GPT-2 in PyTorch (experiments/throughput/README.md). Ending the learning rate at 0 instead of
-1e-4, with windows that do not overlap in training either (data.stride=64), does not help: 1.915 +- 0.005, the same seeds.
+batches. Over the whole split, in windows of 64 that do not overlap: nanoGPT itself 1.898, and 1.909 with seed 0; this
+config 1.895 +- 0.008 (seeds 0, 1, 2: 1.886, 1.902, 1.896). One thing is ours: what is measured is a moving average of the
+parameters (training.ema), which does not change how they are trained. The last parameters themselves, as nanoGPT measures,
+give 1.905 +- 0.006 (1.898, 1.910, 1.906; --config.training.ema=None). The whole command takes 67 s on two cores of an Intel
+Xeon (85 to 94 s on an AMD EPYC, before each core took its own rows); its steps alone take about as long as those of
+transformers' GPT-2 in PyTorch (experiments/throughput/README.md). Ending the learning rate at 0 instead of 1e-4, with
+windows that do not overlap in training either (data.stride=64), does not help: 1.915 +- 0.005 by the last parameters, the
+same seeds.
 
 Without --config.data.train it reads the bundled Shakespeare, a larger text with other numbers (`expected` is for
 tinyshakespeare).
@@ -27,7 +30,7 @@ def get_config() -> ConfigDict:
     config.model = dict(
         name="transformer", width=128, depth=4, heads=4, bias=False, qkv_bias=False, norm_bias=False, activation="gelu"
     )
-    config.training = dict(duration="2000 steps", dtype="float32", log_every=100)
+    config.training = dict(duration="2000 steps", dtype="float32", log_every=100, ema=0.99)
     config.optimizer = dict(
         name="adamw", lr=1e-3, min_lr=1e-4, b1=0.9, b2=0.99, weight_decay=0.1, clip=1.0, schedule="warmup_cosine",
         warmup="100 steps", warmup_offset=1,
@@ -35,5 +38,5 @@ def get_config() -> ConfigDict:
     # weight decay on every matrix, the embeddings included
     config.optimizer.rules = dict(weight_decay=((r".*(scale|bias)$", 0.0), (".*", 1.0)))
     config.downstream = dict(next_token=dict())
-    config.expected = {"next_token/loss": (1.885, 1.925)}
+    config.expected = {"next_token/loss": (1.875, 1.915)}
     return config
