@@ -75,6 +75,8 @@ def prepare(config: ConfigDict, workdir: str | None = None) -> Parts:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
         raise UserError(f"seed={seed!r}: must be a whole number from 0 to 2^31 - 1")
     cls = task_class(config)
+    if "batch_size" not in config.data:
+        raise UserError("data.batch_size is missing")
     training = read(TrainingSettings, config.training, "training")
     optimizer = read(OptimizerSettings, config.optimizer, "optimizer")
     checkpoint = read(CheckpointSettings, config.get("checkpoint"), "checkpoint")

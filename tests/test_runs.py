@@ -5,9 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import ssl_jax
-from ssl_jax import cli
+from ssl_jax import cli, runs
+from ssl_jax.errors import UserError
 from ssl_jax.workdir import differences
 
 CONFIG = """
@@ -186,6 +188,12 @@ def test_a_mistake_is_one_line_and_writes_nothing(folder, capsys, overrides, mes
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and "Traceback" not in error
     assert not target.exists()
+
+
+def test_a_config_without_a_batch_size_is_refused():
+    config = ConfigDict(dict(task=dict(name="next_token"), data=dict(train="bundled:shakespeare/all")))
+    with pytest.raises(UserError, match="data.batch_size is missing"):
+        runs.prepare(config)
 
 
 def test_a_directory_of_another_config_is_refused_with_the_difference(folder, finished, capsys):
