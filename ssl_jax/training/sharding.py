@@ -54,7 +54,7 @@ def make_mesh(settings: MeshSettings, devices: list | None = None, rows: int | N
     """The mesh over all devices; UserError when they do not divide. Of cores (`split_cores`), as many as divide `rows`."""
     devices = jax.devices() if devices is None else devices
     if _cores and rows is not None and settings.data == -1 and devices[0].platform == "cpu":
-        others = max(settings.fsdp, 1) * max(settings.tensor, 1)
+        others = settings.fsdp * settings.tensor
         devices = devices[: others * most_cores(len(devices) // others, rows)]
     sizes = {name: getattr(settings, name) for name in AXES}
     known = int(np.prod([n for n in sizes.values() if n != -1]))

@@ -7,7 +7,6 @@ import pytest
 LEARN = """
 import json
 import jax
-import numpy as np
 from ssl_jax import config as configs
 from ssl_jax import runs
 
@@ -53,10 +52,9 @@ import os
 [os.environ.pop(name, None) for name in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")]
 os.environ.update(ENVIRONMENT)
 import jax
-from ssl_jax import devices
 from ssl_jax.training import sharding
 from ssl_jax.training.settings import MeshSettings
-devices.cores = sharding.cores = lambda: 6
+sharding.cores = lambda: 6
 if EARLY:
     jax.devices()
 sharding.split_cores()
