@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int, Key
 from ssl_jax.errors import UserError
 from ssl_jax.models.dense import Dense
 from ssl_jax.models.kernels import KERNELS, attention
-from ssl_jax.models.stored import gradient_stored
 from ssl_jax.randomness import substream
+from ssl_jax.stored import gradient_stored
 
 Keys = Key[Array, "batch"] | None
 Cache = dict[str, Array]

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from ssl_jax import randomness
+from ssl_jax.stored import apart
 from ssl_jax.task import Batch, Task
 from ssl_jax.training import rules
 from ssl_jax.training.optimizer import OptimizerSettings, learning_rate, multipliers
@@ -49,7 +50,7 @@ class TrainStep:
         groups = group_norms(grads)
         norm = jnp.sqrt(sum(jnp.square(g) for g in groups.values()))
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params, hyper=state.hyper, step=state.step)
-        params = optax.apply_updates(state.params, updates)
+        params, update_norm = apart(applied)(state.params, updates)
         params = self.task.after_update(params, state.step + 1)
         ema = state.ema
         if self.ema is not None:
@@ -60,7 +61,7 @@ class TrainStep:
         metrics |= {
             "lr": learning_rate(self.settings, state.hyper, state.step),
             "grad_norm": norm,
-            "update_norm": optax.global_norm(updates),
+            "update_norm": update_norm,
             "param_norm": optax.global_norm(params),
             **guarded,
             **bad,
@@ -136,6 +137,15 @@ class TrainStep:
             ema=keep(old.ema, new.ema), guard=guard,
         )  # fmt: skip
         return new, {"skipped": guard["skipped"]}
+
+
+def applied(params: Any, updates: Any) -> tuple[Any, Float[Array, ""]]:
+    """The parameters after the updates, and the updates' norm.
+
+    Run `apart`: the updates have two readers here, for each of which XLA's CPU compiler would otherwise compute them again from
+    the old parameters, and so keep a copy of all of those.
+    """
+    return optax.apply_updates(params, updates), optax.global_norm(updates)
 
 
 def over_cores(sums: Callable, cores: Mesh) -> Callable:

@@ -5,21 +5,33 @@ whole sum of the branches above it: a step's cost grows with the square of the d
 CPU compiler drops it before it fuses; a call that it may not inline does.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 
-@jax.jit
-def _same(x):
-    return jax.lax.optimization_barrier(x)  # some operation, or the call would not be there
+def apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`; on a CPU a call of its own, whose arguments are written to memory before it and whose results after it."""
+    if jax.default_backend() != "cpu":
+        return function
+    called = jax.jit(function)
+
+    def call(*arguments):
+        with set_xla_metadata(inlineable="false"):
+            return called(*arguments)
+
+    return call
 
 
 def stored(x: jax.Array) -> jax.Array:
     """`x`; on a CPU it is written to memory here."""
-    if jax.default_backend() != "cpu":
-        return x
-    with set_xla_metadata(inlineable="false"):
-        return _same(x)
+    return apart(_same)(x) if jax.default_backend() == "cpu" else x
+
+
+def _same(x):
+    return jax.lax.optimization_barrier(x)  # some operation, or the call would not be there
 
 
 @jax.custom_vjp

@@ -1,0 +1,130 @@
+"""Where the time of a training step goes: JAX's profiler, summed by the kind of operation and by the part of the model.
+
+    python experiments/throughput/trace.py --config=configs/mae/fashion_mnist.py
+    python experiments/throughput/trace.py --shape='image-text'
+
+An operation's time is its own, without what it calls; milliseconds a step on one device (on a CPU: on one core). Only the
+compiled step is traced, not the loading of data. A CPU device waits for the others where gradients are summed.
+"""
+
+import argparse
+import collections
+import pathlib
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+import shapes  # noqa: E402
+
+from ssl_jax import bench  # noqa: E402
+from ssl_jax import config as configs  # noqa: E402
+from ssl_jax.reports.tables import markdown  # noqa: E402
+
+CALLERS = ("while", "call", "conditional", "async-start", "async-done")
+KINDS = {  # the first whose operations a fusion holds
+    "matrix products, and what is fused to them": ("dot", "convolution", "custom-call"),
+    "sums of gradients over the devices, and waiting": ("all-reduce", "all-gather", "reduce-scatter"),
+    "activations (erf, tanh, exp, log)": ("erf", "tanh", "exponential", "log", "logistic"),
+    "sums and norms": ("reduce", "reduce-window"),
+    "lookups": ("gather", "scatter", "sort"),
+    "other loops over elements": ("add", "subtract", "multiply", "divide", "select", "maximum", "rsqrt", "sqrt", "xor"),
+}
+COPIES = "copies, transposes, casts"
+PARTS = {  # of the name that JAX gives an operation, the first that it holds
+    "attention": "attention", "MLP": "mlp", "norms": "norm", "augmentation": "on_device", "cross-entropy": "cross_entropy",
+}  # fmt: skip
+
+
+def instructions(program: str) -> dict[str, tuple[str, str]]:
+    """{instruction: (kind, name that JAX gave it)} of a compiled program's text."""
+    computations, found, current = collections.defaultdict(set), {}, ""
+    for line in program.splitlines():
+        if head := re.match(r"(?:ENTRY )?%?([\w.-]+) (?:\([^=]*\) -> .*)?\{", line):
+            current = head[1]
+        elif made := re.match(r"\s+(?:ROOT )?%?([\w.-]+) = .*?[\s)}\]]([a-z][\w-]*)\(", line):
+            computations[current].add(made[2])
+            called = re.search(r"calls=%?([\w.-]+)", line)
+            name = re.search(r'op_name="([^"]*)"', line)
+            found[made[1]] = (made[2], called[1] if called else None, name[1] if name else "")
+    return {name: (kind({opcode} if inner is None else computations[inner]), where)
+            for name, (opcode, inner, where) in found.items()}  # fmt: skip
+
+
+def kind(opcodes: set[str]) -> str:
+    return next((name for name, members in KINDS.items() if opcodes & set(members)), COPIES)
+
+
+def own_times(events: list[tuple[float, float, str]]) -> Iterator[tuple[str, float]]:
+    """(name, seconds without those of the events inside it) of one thread's events (start, end, name)."""
+    open_events: list[list[Any]] = []
+    for start, end, name in sorted(events, key=lambda e: (e[0], -e[1])):
+        while open_events and open_events[-1][1] <= start:
+            yield tuple(open_events.pop()[2:])
+        if open_events:
+            open_events[-1][3] -= min(end, open_events[-1][1]) - start
+        open_events.append([start, end, name, end - start])
+    for event in open_events:
+        yield tuple(event[2:])
+
+
+def trace(parts: Any, steps: int) -> tuple[dict[str, float], dict[str, tuple[str, str]], float]:
+    """({instruction: ms a step on one device}, what each is, ms a step by the clock)."""
+    ours = bench.Ours(parts)
+    known = instructions(ours.program.as_text())
+    ours.run(steps)
+    with tempfile.TemporaryDirectory() as folder:
+        options = jax.profiler.ProfileOptions()
+        options.host_tracer_level = 3  # every operation of a CPU
+        jax.profiler.start_trace(folder, profiler_options=options)
+        times = ours.run(steps)
+        jax.profiler.stop_trace()
+        (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
+        spent: dict[str, float] = collections.Counter()
+        for plane in planes:
+            for line in plane.lines:
+                events = [(e.start_ns, e.start_ns + e.duration_ns, e.name) for e in line.events if e.name in known]
+                for name, ns in own_times(events):
+                    spent[name] += ns / 1e6 / len(times) / ours.trainer.mesh.size
+    ours.close()
+    return spent, known, 1e3 * sum(times) / len(times)
+
+
+def part(name: str) -> str:
+    return next((p for p, mark in PARTS.items() if mark in name), "the rest")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config", help="a config file, with its own data")
+    parser.add_argument("--shape", help="or a shape of cpu.py, by a part of its name")
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--top", type=int, default=0, help="list so many of the dearest operations")
+    arguments, changes = parser.parse_known_args()
+    if (arguments.config is None) == (arguments.shape is None):
+        parser.error("give --config or --shape")
+    if arguments.config:
+        overrides = dict(change.removeprefix("--config.").split("=", 1) for change in changes)
+        shape = configs.load(arguments.config, overrides)
+    else:
+        shape = next(shape for name, shape in shapes.cpu().items() if arguments.shape in name)
+    spent, known, clock = trace(shapes.prepare(shape), arguments.steps)
+    for title, of in (("kind of operation", lambda n: known[n][0]), ("part of the step", lambda n: part(known[n][1]))):
+        sums: dict[str, float] = collections.Counter()
+        for name, ms in spent.items():
+            sums[of(name)] += ms
+        rows = [[key, f"{ms:.2f}", f"{100 * ms / clock:.0f} %"] for key, ms in sorted(sums.items(), key=lambda i: -i[1])]
+        rows.append(["between operations", f"{clock - sum(sums.values()):.2f}", ""])
+        print(markdown([title, "ms", "share"], [*rows, ["a step by the clock", f"{clock:.2f}", ""]]), end="\n\n")
+    for name, ms in sorted(spent.items(), key=lambda i: -i[1])[: arguments.top]:
+        print(f"{ms:7.3f}  {name:40s} {known[name][0][:16]:16s} {known[name][1][-90:]}")
+
+
+if __name__ == "__main__":
+    main()
