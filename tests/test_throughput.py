@@ -11,6 +11,7 @@ from ssl_jax import bench_peer
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "experiments" / "throughput"))
 
+import breakdown  # noqa: E402
 import measure  # noqa: E402
 import shapes  # noqa: E402
 
@@ -52,3 +53,28 @@ def test_a_table_replaces_the_one_before(tmp_path, monkeypatch):
     measure.into_readme("cpu", "new")
     measure.into_readme("cpu", "newer")
     assert (tmp_path / "README.md").read_text() == "a\n<!-- cpu -->\nnewer\n<!-- /cpu -->\nb\n"
+
+
+def test_time_of_an_operation_is_its_own():
+    """A loop of 10 that holds operations of 4 and 3 has 3 of its own; what follows it is apart."""
+    events = [(0, 10, "while"), (1, 5, "dot"), (6, 9, "copy"), (10, 12, "dot"), (2, 3, "add")]
+    spent = {}
+    for name, time in breakdown.own_times(events):
+        spent.setdefault(name, []).append(time)
+    assert {name: sorted(times) for name, times in spent.items()} == {"while": [3], "dot": [2, 3], "copy": [3], "add": [1]}
+
+
+def test_operations_are_sorted_by_what_they_hold():
+    """Every instruction of a compiled program is found, a fusion by its dearest operation, with the name JAX gave it."""
+    import jax.numpy as jnp
+
+    def step(x, w):
+        with jax.named_scope("mlp"):
+            return jax.lax.erf(x @ w), jnp.sort(x, axis=0)
+
+    x = jnp.ones((64, 32))
+    known = breakdown.instructions(jax.jit(step).lower(x, jnp.ones((32, 48))).compile().as_text())
+    kinds = {kind for kind, _ in known.values()}
+    assert {"matrix products, and what is fused to them", "activations (erf, tanh, exp, log)", "lookups"} <= kinds
+    products = [where for kind, where in known.values() if kind.startswith("matrix") and where]
+    assert products and {breakdown.part(where) for where in products} == {"MLP"}

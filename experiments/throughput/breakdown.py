@@ -1,7 +1,7 @@
 """Where the time of a training step goes: JAX's profiler, summed by the kind of operation and by the part of the model.
 
-    python experiments/throughput/trace.py --config=configs/mae/fashion_mnist.py
-    python experiments/throughput/trace.py --shape='image-text'
+    python experiments/throughput/breakdown.py --config=configs/mae/fashion_mnist.py
+    python experiments/throughput/breakdown.py --shape='image-text'
 
 An operation's time is its own, without what it calls; milliseconds a step on one device (on a CPU: on one core). Only the
 compiled step is traced, not the loading of data. A CPU device waits for the others where gradients are summed.
@@ -11,6 +11,7 @@ import argparse
 import collections
 import pathlib
 import re
+import resource
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -73,11 +74,15 @@ def own_times(events: list[tuple[float, float, str]]) -> Iterator[tuple[str, flo
         yield tuple(event[2:])
 
 
-def trace(parts: Any, steps: int) -> tuple[dict[str, float], dict[str, tuple[str, str]], float]:
-    """({instruction: ms a step on one device}, what each is, ms a step by the clock)."""
+def trace(parts: Any, steps: int) -> tuple[dict[str, float], dict[str, tuple[str, str]], float, str]:
+    """({instruction: ms a step on one device}, what each is, ms a step by the clock, what is to be said of memory)."""
     ours = bench.Ours(parts)
     known = instructions(ours.program.as_text())
-    ours.run(steps)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    count = len(ours.run(steps))
+    faults = (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults) / count
+    held = ours.program.memory_analysis().temp_size_in_bytes / 1e6
+    memory = f"working memory of a call of {ours.count} steps: {held:,.0f} MB; {faults:,.0f} page faults a step"
     with tempfile.TemporaryDirectory() as folder:
         options = jax.profiler.ProfileOptions()
         options.host_tracer_level = 3  # every operation of a CPU
@@ -93,7 +98,7 @@ def trace(parts: Any, steps: int) -> tuple[dict[str, float], dict[str, tuple[str
                 for name, ns in own_times(events):
                     spent[name] += ns / 1e6 / len(times) / ours.trainer.mesh.size
     ours.close()
-    return spent, known, 1e3 * sum(times) / len(times)
+    return spent, known, 1e3 * sum(times) / len(times), memory
 
 
 def part(name: str) -> str:
@@ -114,7 +119,7 @@ def main() -> None:
         shape = configs.load(arguments.config, overrides)
     else:
         shape = next(shape for name, shape in shapes.cpu().items() if arguments.shape in name)
-    spent, known, clock = trace(shapes.prepare(shape), arguments.steps)
+    spent, known, clock, memory = trace(shapes.prepare(shape), arguments.steps)
     for title, of in (("kind of operation", lambda n: known[n][0]), ("part of the step", lambda n: part(known[n][1]))):
         sums: dict[str, float] = collections.Counter()
         for name, ms in spent.items():
@@ -122,6 +127,7 @@ def main() -> None:
         rows = [[key, f"{ms:.2f}", f"{100 * ms / clock:.0f} %"] for key, ms in sorted(sums.items(), key=lambda i: -i[1])]
         rows.append(["between operations", f"{clock - sum(sums.values()):.2f}", ""])
         print(markdown([title, "ms", "share"], [*rows, ["a step by the clock", f"{clock:.2f}", ""]]), end="\n\n")
+    print(memory)
     for name, ms in sorted(spent.items(), key=lambda i: -i[1])[: arguments.top]:
         print(f"{ms:7.3f}  {name:40s} {known[name][0][:16]:16s} {known[name][1][-90:]}")
 
