@@ -5,6 +5,7 @@ whole sum of the branches above it: a step's cost grows with the square of the d
 CPU compiler drops it before it fuses; a call that it may not inline does.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,12 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 def apart(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`; on a CPU a call of its own, whose arguments are written to memory before it and whose results after it."""
-    if jax.default_backend() != "cpu":
-        return function
     called = jax.jit(function)
 
+    @functools.wraps(function)
     def call(*arguments):
+        if jax.default_backend() != "cpu":
+            return function(*arguments)
         with set_xla_metadata(inlineable="false"):
             return called(*arguments)
 
@@ -27,9 +29,10 @@ def apart(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def stored(x: jax.Array) -> jax.Array:
     """`x`; on a CPU it is written to memory here."""
-    return apart(_same)(x) if jax.default_backend() == "cpu" else x
+    return _same(x) if jax.default_backend() == "cpu" else x
 
 
+@apart
 def _same(x):
     return jax.lax.optimization_barrier(x)  # some operation, or the call would not be there
 

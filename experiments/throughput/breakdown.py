@@ -27,7 +27,6 @@ from ssl_jax import bench  # noqa: E402
 from ssl_jax import config as configs  # noqa: E402
 from ssl_jax.reports.tables import markdown  # noqa: E402
 
-CALLERS = ("while", "call", "conditional", "async-start", "async-done")
 KINDS = {  # the first whose operations a fusion holds
     "matrix products, and what is fused to them": ("dot", "convolution", "custom-call"),
     "sums of gradients over the devices, and waiting": ("all-reduce", "all-gather", "reduce-scatter"),
@@ -38,8 +37,10 @@ KINDS = {  # the first whose operations a fusion holds
 }
 COPIES = "copies, transposes, casts"
 PARTS = {  # of the name that JAX gives an operation, the first that it holds
-    "attention": "attention", "MLP": "mlp", "norms": "norm", "augmentation": "on_device", "cross-entropy": "cross_entropy",
-}  # fmt: skip
+    "norms": "norm",  # first: a norm is named after the branch that it stands before
+    "attention": "attention",
+    "MLP": "mlp",
+}
 
 
 def instructions(program: str) -> dict[str, tuple[str, str]]:
@@ -118,7 +119,10 @@ def main() -> None:
         overrides = dict(change.removeprefix("--config.").split("=", 1) for change in changes)
         shape = configs.load(arguments.config, overrides)
     else:
-        shape = next(shape for name, shape in shapes.cpu().items() if arguments.shape in name)
+        named = [shape for name, shape in shapes.cpu().items() if arguments.shape in name]
+        if len(named) != 1 or changes:
+            parser.error(f"--shape must be a part of one name among {', '.join(shapes.cpu())}, and takes no changes")
+        (shape,) = named
     spent, known, clock, memory = trace(shapes.prepare(shape), arguments.steps)
     for title, of in (("kind of operation", lambda n: known[n][0]), ("part of the step", lambda n: part(known[n][1]))):
         sums: dict[str, float] = collections.Counter()

@@ -50,7 +50,7 @@ class TrainStep:
         groups = group_norms(grads)
         norm = jnp.sqrt(sum(jnp.square(g) for g in groups.values()))
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params, hyper=state.hyper, step=state.step)
-        params, update_norm = apart(applied)(state.params, updates)
+        params, update_norm = applied(state.params, updates)
         params = self.task.after_update(params, state.step + 1)
         ema = state.ema
         if self.ema is not None:
@@ -139,10 +139,11 @@ class TrainStep:
         return new, {"skipped": guard["skipped"]}
 
 
+@apart
 def applied(params: Any, updates: Any) -> tuple[Any, Float[Array, ""]]:
     """The parameters after the updates, and the updates' norm.
 
-    Run `apart`: the updates have two readers here, for each of which XLA's CPU compiler would otherwise compute them again from
+    Apart, since the updates have two readers here, for each of which XLA's CPU compiler would otherwise compute them again from
     the old parameters, and so keep a copy of all of those.
     """
     return optax.apply_updates(params, updates), optax.global_norm(updates)
