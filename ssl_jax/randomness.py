@@ -4,7 +4,7 @@ import zlib
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 
 def stream(seed: int | Array, name: str, step: int | Array = 0) -> Key[Array, ""]:
@@ -28,3 +28,23 @@ def example_keys(key: Key[Array, ""], position: Int[Array, "batch"] | UInt32[Arr
     What is drawn from them does not depend on the number of devices, processes or accumulation steps.
     """
     return jax.vmap(jax.random.fold_in, (None, 0))(key, position)
+
+
+def keep(keys: Key[Array, "batch"], rate: float, shape: tuple[int, ...]) -> Bool[Array, "batch *shape"]:
+    """What dropout keeps of each example: false with the probability `rate`, rounded to a multiple of 2**-16.
+
+    Two draws share a word: half the work of jax.random.bernoulli.
+    """
+    *lead, last = shape
+
+    def draw(key):
+        words = jax.random.bits(key, (*lead, -(-last // 2)), jnp.uint32)
+        halves = jnp.concatenate([words & 0xFFFF, words >> 16], axis=-1)
+        return halves[..., :last] >= round(rate * 2**16)
+
+    return jax.vmap(draw)(keys)
+
+
+def drop(x: Float[Array, "*shape"], kept: Bool[Array, "*shape"] | None, rate: float) -> Float[Array, "*shape"]:
+    """Inverted dropout: `x` where `kept`, over the probability of being kept; `x` itself where `kept` is None."""
+    return x if kept is None else jnp.where(kept, x / (1 - round(rate * 2**16) / 2**16), 0)

@@ -3,11 +3,14 @@
 Every restriction is structure (causal, window, segments, prefix), not a dense mask, so that a fused kernel can take it.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from ssl_jax.randomness import substream
+from ssl_jax.models.dense import product, turned
+from ssl_jax.randomness import drop, keep, substream
 
 
 def allowed(
@@ -55,13 +58,11 @@ def attend(
     batch, heads, time, width = q.shape
     kv_heads = k.shape[1]
     grouped = (q * (width**-0.5)).reshape(batch, kv_heads, heads // kv_heads, time, width)
-    if jax.default_backend() == "cpu" and q.dtype == k.dtype == v.dtype == jnp.float32 and not (dropout and keys is not None):
-        return _attend(grouped, k, v, mask).reshape(batch, heads, time, width)
-    weights = _weights(grouped, k, mask).astype(v.dtype)
+    kept = None
     if dropout and keys is not None:
-        draw = lambda key: jax.random.bernoulli(key, 1 - dropout, weights.shape[1:])
-        weights = jnp.where(jax.vmap(draw)(substream(keys, "attention")), weights / (1 - dropout), 0)
-    return jnp.einsum("bkgqt,bktd->bkgqd", weights, v).reshape(batch, heads, time, width)
+        kept = keep(substream(keys, "attention"), dropout, (*grouped.shape[1:-1], k.shape[2]))
+    attention = _attend if jax.default_backend() == "cpu" and q.dtype == k.dtype == v.dtype else _attended
+    return attention(dropout, grouped, k, v, mask, kept).reshape(batch, heads, time, width)
 
 
 def _weights(
@@ -69,45 +70,62 @@ def _weights(
     k: Float[Array, "batch kv_heads kv width"],
     mask: Bool[Array, "#batch q kv"] | None,
 ) -> Float[Array, "batch kv_heads group q kv"]:
-    scores = jnp.einsum("bkgqd,bktd->bkgqt", q, k).astype(jnp.float32)
+    scores = _per_key_head(q, turned(k), jnp.float32)
     if mask is not None:
         scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     return jax.nn.softmax(scores, axis=-1)
 
 
-@jax.custom_vjp
-def _attend(
+def _per_key_head(x: Float[Array, "batch kv_heads group q n"], y: Float[Array, "batch kv_heads n m"], dtype=None):
+    """x @ y, the heads of a group sharing y."""
+    batch, kv_heads, group, time, _ = x.shape
+    return product(x.reshape(batch, kv_heads, group * time, -1), y, dtype).reshape(batch, kv_heads, group, time, -1)
+
+
+def _attended(
+    rate: float,
     q: Float[Array, "batch kv_heads group q width"],
     k: Float[Array, "batch kv_heads kv width"],
     v: Float[Array, "batch kv_heads kv width"],
     mask: Bool[Array, "#batch q kv"] | None,
+    kept: Bool[Array, "batch kv_heads group q kv"] | None,
 ) -> Float[Array, "batch kv_heads group q width"]:
-    """The same with its gradient written out, for XLA's CPU compiler.
+    return _per_key_head(drop(_weights(q, k, mask), kept, rate).astype(v.dtype), v)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(rate, q, k, v, mask, kept):
+    """`_attended` with its gradient written out, for XLA's CPU compiler.
 
     The softmax's gradient needs, of every query, sum_t p_t dp_t = o . do (Dao et al. 2022, appendix B.4): a sum over the head's
     width. Autodiff takes it over the keys, through a division that the compiler then does again for every weight.
     """
-    return jnp.einsum("bkgqt,bktd->bkgqd", _weights(q, k, mask), v)
+    return _attended(rate, q, k, v, mask, kept)
 
 
-def _attend_forward(q, k, v, mask):
+def _attend_forward(rate, q, k, v, mask, kept):
     weights = jax.lax.optimization_barrier(_weights(q, k, mask))
-    y = jnp.einsum("bkgqt,bktd->bkgqd", weights, v)
-    return y, (q, k, v, mask, weights, y)
+    y = _per_key_head(drop(weights, kept, rate).astype(v.dtype), v)
+    return y, (q, k, v, mask, kept, weights, y)
 
 
-def _attend_backward(residual, dy):
-    q, k, v, mask, weights, y = residual
+def _attend_backward(rate, residual, dy):
+    q, k, v, mask, kept, weights, y = residual
     dy = jax.lax.optimization_barrier(dy)
-    dweights = jnp.einsum("bkgqd,bktd->bkgqt", dy, v)
-    dscores = weights * (dweights - jnp.sum(dy * y, axis=-1, keepdims=True))
+    dweights = drop(_per_key_head(dy, turned(v), jnp.float32), kept, rate)
+    dscores = weights * (dweights - jnp.sum((dy * y).astype(jnp.float32), axis=-1, keepdims=True))
     if mask is not None:  # a query that may read nothing weighs all keys alike, yet moves no score
         dscores = jnp.where(mask[:, None, None], dscores, 0)
-    dscores = jax.lax.optimization_barrier(dscores)
-    dq = jnp.einsum("bkgqt,bktd->bkgqd", dscores, k)
-    # Contracted over the queries, one factor must be turned: the narrow one, and then the result.
-    turned = lambda x, scores: jnp.einsum("bkgqd,bkgqt->bkdt", x, scores).swapaxes(-1, -2)
-    return dq, turned(q, dscores), turned(dy, weights), None
+    dscores = jax.lax.optimization_barrier(dscores.astype(q.dtype))
+    dq = _per_key_head(dscores, k)
+    used = drop(weights, kept, rate).astype(v.dtype)
+    return dq, _over_queries(dscores, q), _over_queries(used, dy), None, None
+
+
+def _over_queries(scores: Float[Array, "batch kv_heads group q kv"], x: Float[Array, "batch kv_heads group q width"]):
+    """scores^T @ x, summed over queries and group. One factor must be turned: the narrow one, and then the result."""
+    merged = lambda a: a.reshape(*a.shape[:2], -1, a.shape[-1])
+    return product(turned(merged(x)), merged(scores)).swapaxes(-1, -2)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Key
 from ssl_jax.errors import UserError
 from ssl_jax.models.dense import Dense
 from ssl_jax.models.kernels import KERNELS, attention
-from ssl_jax.randomness import substream
+from ssl_jax.randomness import drop, keep, substream
 from ssl_jax.stored import gradient_stored
 
 Keys = Key[Array, "batch"] | None
@@ -164,8 +164,7 @@ def dropout(x: Float[Array, "batch *rest"], rate: float, keys: Keys, name: str) 
     """Inverted dropout; `name` tells the sites of one block apart."""
     if keys is None or rate == 0.0:
         return x
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(substream(keys, name))
-    return jnp.where(keep, x / (1 - rate), 0)
+    return drop(x, keep(substream(keys, name), rate, x.shape[1:]), rate)
 
 
 def drop_path(x: Float[Array, "batch *rest"], rate: float | Array, keys: Keys, name: str) -> Float[Array, "batch *rest"]:

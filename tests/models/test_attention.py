@@ -38,16 +38,27 @@ def test_attention_is_its_equation(kv_heads, masked):
 
 @pytest.mark.parametrize("kv_heads", [1, 4])
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_written_out_gradient_is_autodiffs(kv_heads, masked, monkeypatch):
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_the_written_out_gradient_is_autodiffs(kv_heads, masked, dropout, monkeypatch):
     """Of all three inputs, a query that may read nothing included. Off the CPU the gradient is autodiff's."""
     q, k, v, weight = draw(2, 4, 5, 8), draw(2, kv_heads, 7, 8), draw(2, kv_heads, 7, 8), draw(2, 4, 5, 8)
     mask = jnp.asarray(RNG.random((2, 5, 7)) < 0.5).at[0, 2].set(False) if masked else None
-    gradient = jax.grad(lambda q, k, v: jnp.sum(weight * attend(q, k, v, mask=mask)), (0, 1, 2))
+    keys = jax.random.split(jax.random.key(1), 2)
+    gradient = jax.grad(lambda q, k, v: jnp.sum(weight * attend(q, k, v, mask=mask, dropout=dropout, keys=keys)), (0, 1, 2))
     ours = gradient(q, k, v)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     for mine, other in zip(ours, gradient(q, k, v), strict=True):
         assert np.abs(other).max() > 0.1
         np.testing.assert_allclose(mine, other, atol=2e-6)
+
+
+def test_attention_in_bf16_and_its_gradient_are_near_f32s():
+    q, k, v, weight = draw(2, 4, 5, 8), draw(2, 2, 7, 8), draw(2, 2, 7, 8), draw(2, 4, 5, 8)
+    value = lambda q, k, v: jnp.sum(weight * attend(q, k, v))
+    exact = jax.grad(value, (0, 1, 2))(q, k, v)
+    for ours, other in zip(jax.grad(value, (0, 1, 2))(*(x.astype(jnp.bfloat16) for x in (q, k, v))), exact, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        np.testing.assert_allclose(ours.astype(jnp.float32), other, atol=0.03 * np.abs(other).max())
 
 
 def test_restrictions_combine():
