@@ -108,8 +108,10 @@ class Run:
         self.step, self.extra = start or 0, {}
         if self.signals:
             self.signals.begin(self.step)
+        steps = self.total if self.total is not None else self._duration(training.duration, "training.duration")
+        if steps is not None and self.step < steps:  # beside the state's making
+            trainer.compile_ahead(trainer.steps_per_call_of(steps), self.stream.resident)
         if start is None:
-            steps = self.total if self.total is not None else self._duration(training.duration, "training.duration")
             self.state = trainer.create(self._hyper(steps or 1, given), self.init_params)
         else:
             self.state, self.extra = self.checkpoints.restore(start, trainer._abstract)
@@ -126,8 +128,9 @@ class Run:
         every = training.evaluate_every
         self.evaluate_every = self._duration(every, "training.evaluate_every", self.total) if every and self.evaluate else None
         with self._may_block():
-            for count in {self.many, *([1] if any(m % self.many for m in (self.step, self.total, *self._marks)) else [])}:
-                trainer.compiled(count, self.resident)
+            trainer.compiled(self.many, self.resident)
+        if any(m % self.many for m in (self.step, self.total, *self._marks)):  # some calls will be of one step
+            trainer.compile_ahead(1, self.resident)
         self.speed = Speed(self.stream.batch_size, tokens_of(self.stream.dataset.info), trainer.task.flops(), training.dtype)
         logger = lambda: Logger(
             self.workdir, step=self.step, total=self.total, every=training.log_every, speed=self.speed, name=name,

@@ -1,6 +1,9 @@
 """The compiled step of a task and the State it works on."""
 
+import concurrent.futures
+import contextlib
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -65,7 +68,8 @@ class Program:
             training.on_nonfinite == "skip", training.skip_outliers, sharding.cores_of(self.mesh, rows),
         )  # fmt: skip
         self.steps_per_call = self._steps_per_call()
-        self._compiled: dict[Any, Any] = {}
+        self._compiled: dict[Any, concurrent.futures.Future] = {}
+        self._compiling = threading.Lock()
         # run once: on CPU, optimizing it costs more than it saves
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         self._new = jax.jit(self._create, out_shardings=self.shardings, compiler_options=options)
@@ -110,18 +114,39 @@ class Program:
     def compiled(self, count: int, resident: Any) -> Callable:
         """The program of `count` steps, compiled once for each shape of the resident arrays."""
         key = (count, str(jax.tree.map(lambda x: (x.shape, str(x.dtype)), resident)))
-        if key not in self._compiled:
-            lead = () if count == 1 else (count,)
-            spec = sharding.BATCH if count == 1 else jax.sharding.PartitionSpec(None, *sharding.BATCH)
-            rows = jax.sharding.NamedSharding(self.mesh, spec)
-            raw = {k: jax.ShapeDtypeStruct((*lead, *v.shape), v.dtype, sharding=rows) for k, v in self._raw.items()}
-            out = (self.shardings, sharding.replicated(self.mesh))
-            program = jax.jit(self.step if count == 1 else several(self.step, count), donate_argnums=0, out_shardings=out)
-            with self.mesh:
-                self._compiled[key] = program.lower(
-                    self._abstract, raw, shapes(resident, sharding.replicated(self.mesh))
-                ).compile()
-        return self._compiled[key]
+        with self._compiling:
+            begun = self._compiled.get(key)
+            mine = begun is None
+            if mine:
+                begun = self._compiled[key] = concurrent.futures.Future()
+        if mine:
+            try:
+                begun.set_result(self._compile(count, resident))
+            except BaseException as error:
+                del self._compiled[key]  # who asks next sees it again
+                begun.set_exception(error)
+        return begun.result()
+
+    def compile_ahead(self, count: int, resident: Any) -> None:
+        """Compile in another thread what `compiled` will be asked for, and will then wait for."""
+        if jax.process_count() > 1:  # which compile the same programs in the same order
+            return
+
+        def work():
+            with contextlib.suppress(Exception):  # `compiled` tries again, and raises
+                self.compiled(count, resident)
+
+        threading.Thread(target=work, name="compile").start()
+
+    def _compile(self, count: int, resident: Any) -> Callable:
+        lead = () if count == 1 else (count,)
+        spec = sharding.BATCH if count == 1 else jax.sharding.PartitionSpec(None, *sharding.BATCH)
+        rows = jax.sharding.NamedSharding(self.mesh, spec)
+        raw = {k: jax.ShapeDtypeStruct((*lead, *v.shape), v.dtype, sharding=rows) for k, v in self._raw.items()}
+        out = (self.shardings, sharding.replicated(self.mesh))
+        program = jax.jit(self.step if count == 1 else several(self.step, count), donate_argnums=0, out_shardings=out)
+        with self.mesh:
+            return program.lower(self._abstract, raw, shapes(resident, sharding.replicated(self.mesh))).compile()
 
     def put(self, batch: dict, count: int) -> Any:
         return sharding.put_batch(batch, self.mesh, self.stream.batch_size, None if count == 1 else count)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,9 @@ from ssl_jax.errors import UserError
 from ssl_jax.training import program
 from ssl_jax.training import state as states
 from ssl_jax.training.checkpoint import complete_steps
-from ssl_jax.training.loop import Trainer, train
+from ssl_jax.training.loop import Run, Trainer, train
 from ssl_jax.training.optimizer import OptimizerSettings
+from ssl_jax.training.program import Program
 from ssl_jax.training.rules import flatten
 from ssl_jax.training.settings import CheckpointSettings, TrainingSettings
 from ssl_jax.training.stopping import Diverged
@@ -104,6 +106,32 @@ def test_a_long_run_on_a_cpu_compiles_long_calls_only_and_a_short_one_single_ste
         trainer = Trainer(ToyTask(), toy_stream(), training=TRAINING, optimizer=OPTIMIZER)
         trainer.run(seed=0, total_steps=steps, quiet=True)
         assert {key[0] for key in trainer._compiled} == counts
+
+
+def test_a_run_begins_before_its_single_steps_are_compiled(monkeypatch):
+    """Eight steps of nine come in calls of four; the program of the ninth is held back until the loop has begun."""
+    compile, begun = Program._compile, threading.Event()
+
+    def held(self, count, resident):
+        assert count == 4 or begun.wait(60), "the loop waits for the program of single steps"
+        return compile(self, count, resident)
+
+    monkeypatch.setattr(program, "SHORT_RUN", 8)
+    monkeypatch.setattr(Program, "_compile", held)
+    monkeypatch.setattr(Run, "_loop", lambda self, loop=Run._loop: (begun.set(), loop(self)))
+    trainer = Trainer(ToyTask(), toy_stream(), training=TRAINING, optimizer=OPTIMIZER)
+    assert int(trainer.run(seed=0, total_steps=9, quiet=True).step) == 9
+
+
+def test_what_fails_in_compilation_fails_in_the_run(monkeypatch):
+    def failing(self, count, resident):
+        raise UserError("out of memory")
+
+    monkeypatch.setattr(Program, "_compile", failing)
+    trainer = Trainer(ToyTask(), toy_stream(), training=TRAINING, optimizer=OPTIMIZER)
+    for _ in range(2):
+        with pytest.raises(UserError, match="out of memory"):
+            trainer.run(seed=0, total_steps=3, quiet=True)
 
 
 def test_device_placement_changes_no_bit():
