@@ -110,6 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", help="a config file, with its own data")
     parser.add_argument("--shape", help="or a shape of cpu.py, by a part of its name")
+    parser.add_argument("--dtype", default="float32", help="of the shape")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--top", type=int, default=0, help="list so many of the dearest operations")
     arguments, changes = parser.parse_known_args()
@@ -119,7 +120,7 @@ def main() -> None:
         overrides = dict(change.removeprefix("--config.").split("=", 1) for change in changes)
         shape = configs.load(arguments.config, overrides)
     else:
-        named = [shape for name, shape in shapes.cpu().items() if arguments.shape in name]
+        named = [shape for name, shape in shapes.cpu(arguments.dtype).items() if arguments.shape in name]
         if len(named) != 1 or changes:
             parser.error(f"--shape must be a part of one name among {', '.join(shapes.cpu())}, and takes no changes")
         (shape,) = named

@@ -13,5 +13,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import measure  # noqa: E402
 import shapes  # noqa: E402
 
+
+def both() -> dict:
+    return shapes.cpu() | {f"{name}, bf16": shape for name, shape in shapes.cpu("bfloat16").items()}
+
+
 if __name__ == "__main__":
-    measure.main(__file__, lambda tiny=False: shapes.cpu(), pathlib.Path(__file__).with_name("cpu.json"))
+    measure.main(__file__, lambda tiny=False: both(), pathlib.Path(__file__).with_name("cpu.json"))

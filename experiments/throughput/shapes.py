@@ -99,18 +99,18 @@ def gpu(tiny: bool = False) -> dict[str, Shape]:
     }
 
 
-def cpu() -> dict[str, Shape | ConfigDict]:
+def cpu(dtype: str = "float32") -> dict[str, Shape | ConfigDict]:
     """What two cores train: configs with their own bundled data, and shapes with random data."""
-    mine = lambda name, **changes: configs.load(str(ROOT / "configs" / name), changes)
-    cifar = mine("mae/cifar10.py", **{"data.batch_size": "32", "training.dtype": "float32"})
+    mine = lambda name, **changes: configs.load(str(ROOT / "configs" / name), {"training.dtype": dtype, **changes})
+    cifar = mine("mae/cifar10.py", **{"data.batch_size": "32"})
     small = dict(width=128, depth=4, heads=4)
     return {
         "next token: nanoGPT's CPU shape": mine("gpt/shakespeare_char_cpu.py"),
         "masked image: Fashion-MNIST": mine("mae/fashion_mnist.py", **{"model.class_token": "True"}),  # as the peer has
         "masked image: ViT-T/2, CIFAR-10, batch 32": Shape(cifar, image=(32, 32, 3)),
-        "masked token: 4 x 128, T=128, batch 16": masked_token(small, time=128, vocabulary=8192, batch=16, dtype="float32"),
+        "masked token: 4 x 128, T=128, batch 16": masked_token(small, time=128, vocabulary=8192, batch=16, dtype=dtype),
         "image-text: 4 x 128 towers, 32 x 32, T=32, batch 32": image_text(
-            small, small, size=32, patch=4, dim=128, time=32, vocabulary=8192, batch=32, dtype="float32"
+            small, small, size=32, patch=4, dim=128, time=32, vocabulary=8192, batch=32, dtype=dtype
         ),
     }
 

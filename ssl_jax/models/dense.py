@@ -1,11 +1,12 @@
 """Matrix products, and dense layers, in the forms that XLA compiles well on a CPU."""
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from ssl_jax.stored import apart
@@ -78,4 +79,33 @@ def dot_general(x, kernel, dimensions, precision=None, **options):
     return _matmul(x, kernel)
 
 
-Dense = functools.partial(nn.Dense, dot_general=dot_general)  # the same parameters and values
+@jax.custom_vjp
+def _affine(x, kernel, bias):
+    """x @ kernel + bias in bf16 on a CPU: the bias in f32, since XLA's sum of a bf16 cotangent is slow."""
+    return (product(rows_of(x), kernel, jnp.float32) + bias).astype(x.dtype).reshape(*x.shape[:-1], -1)
+
+
+def _affine_backward(residual, g):
+    return *_backward(residual, g), jnp.sum(rows_of(g).astype(jnp.float32), axis=0)
+
+
+_affine.defvjp(lambda x, kernel, bias: (_affine(x, kernel, bias), (x, kernel)), _affine_backward)
+
+
+class Dense(nn.Module):
+    """flax's dense layer: the same parameters and values."""
+
+    features: int
+    use_bias: bool = True
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... {self.features}"]:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
+        if bias is not None and narrow(x, kernel):
+            return _affine(x, kernel, bias)
+        y = dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+        return y if bias is None else y + bias.astype(y.dtype)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from ssl_jax import config as configs
 from ssl_jax.errors import UserError
+from ssl_jax.models.dense import Dense
 from ssl_jax.models.language import LanguageConfig, Transformer, pooled
 from ssl_jax.models.layers import Keys
 from ssl_jax.models.vit import ViT, ViTConfig, resize_positions, vit_for
@@ -86,7 +87,7 @@ class DualEncoder(nn.Module):
         for name, width in (("image", c.image.width), ("text", c.text.width)):
             if getattr(c, f"{name}_projection"):
                 init = nn.initializers.normal(width**-0.5)
-                layer = nn.Dense(c.dim, use_bias=c.projection_bias, kernel_init=init, dtype=self.dtype)
+                layer = Dense(c.dim, use_bias=c.projection_bias, kernel_init=init, dtype=self.dtype)
                 setattr(self, f"{name}_projection", layer)
 
     def __call__(

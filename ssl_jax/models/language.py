@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ssl_jax.errors import UserError
+from ssl_jax.models.dense import Dense
 from ssl_jax.models.layers import ACTIVATIONS, Keys, Norm, Stack, TransformerConfig, dropout, norm_of
 
 POSITIONS = ("learned", "rope", "sincos", "none")
@@ -178,7 +179,7 @@ class Head(nn.Module):
         c = self.config
         x = hidden
         if c.head_transform:
-            x = nn.Dense(c.width, use_bias=c.bias, kernel_init=c.dense_init(), dtype=self.dtype, name="transform")(x)
+            x = Dense(c.width, use_bias=c.bias, kernel_init=c.dense_init(), dtype=self.dtype, name="transform")(x)
             x = Norm(c.norm, c.norm_eps, c.norm_bias, self.dtype, name="transform_norm")(ACTIVATIONS[c.activation](x))
         rows = c.padded(self.vocabulary)
         weight = embedding if c.tied else self.param("weight", nn.initializers.normal(c.init_std), (rows, c.width))
@@ -195,7 +196,7 @@ class Pooler(nn.Module):
     @nn.compact
     def __call__(self, hidden: Float[Array, "batch time dim"]) -> Float[Array, "batch dim"]:
         c = self.config
-        return jnp.tanh(nn.Dense(c.width, kernel_init=c.dense_init(), dtype=self.dtype, name="dense")(hidden[:, 0]))
+        return jnp.tanh(Dense(c.width, kernel_init=c.dense_init(), dtype=self.dtype, name="dense")(hidden[:, 0]))
 
 
 class NextSentence(nn.Module):
@@ -206,7 +207,7 @@ class NextSentence(nn.Module):
 
     def setup(self):
         self.pooler = Pooler(self.config, self.dtype)
-        self.classifier = nn.Dense(2, kernel_init=self.config.dense_init(), dtype=self.dtype)
+        self.classifier = Dense(2, kernel_init=self.config.dense_init(), dtype=self.dtype)
 
     def __call__(self, hidden: Float[Array, "batch time dim"]) -> Float[Array, "batch 2"]:
         return self.classifier(self.pooler(hidden))

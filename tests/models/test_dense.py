@@ -2,6 +2,7 @@
 
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,3 +47,19 @@ def test_every_product_of_bf16_is_a_call_with_an_f32_result_of_unturned_factors(
     form = r"dot_general.*contracting_dims = \[(\d)\] x \[(\d)\].*-> tensor<[\dx]*x(\w+)>"
     assert set(re.findall(form, lowered.as_text())) == {(str(batch + 1), str(batch), "f32")}
     assert len(re.findall(r"= f32\S* call\(", lowered.compile().as_text())) == expected
+
+
+def test_a_bias_in_bf16_is_added_and_its_gradient_summed_in_f32():
+    """To f32's rounding; flax adds it, and sums its gradient, in bf16."""
+    layer, x = Dense(4, dtype=jnp.bfloat16), jax.random.normal(jax.random.key(0), (3, 500, 8), jnp.bfloat16)
+    params = layer.init(jax.random.key(1), x)["params"] | {"bias": jnp.float32([0.1, -1e-3, 3.0, 0.0])}
+    weight = jax.random.normal(jax.random.key(2), (3, 500, 4), jnp.bfloat16)
+    exact = np.asarray(x, np.float64) @ np.asarray(params["kernel"].astype(jnp.bfloat16), np.float64) + params["bias"]
+    np.testing.assert_allclose(layer.apply({"params": params}, x).astype(jnp.float32), exact, rtol=2**-8, atol=1e-6)
+    gradient = jax.grad(lambda p: jnp.sum((weight * layer.apply({"params": p}, x)).astype(jnp.float32)))(params)["bias"]
+    np.testing.assert_allclose(gradient, np.asarray(weight, np.float64).sum((0, 1)), rtol=1e-5, atol=1e-4)
+
+
+def test_the_parameters_are_flaxs():
+    ours, theirs = (layer(4, dtype=jnp.bfloat16).init(jax.random.key(0), jnp.ones((2, 8))) for layer in (Dense, nn.Dense))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)

@@ -144,7 +144,7 @@ def test_flops_by_hand():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_dense_layers_own_gradient_is_autodiffs(dtype, monkeypatch):
-    x, layer = jax.random.normal(KEY, (3, 5, 7)), dense.Dense(4, dtype=dtype)
+    x, layer = jax.random.normal(KEY, (3, 5, 7)), dense.Dense(4, use_bias=dtype == "float32", dtype=dtype)
     params = layer.init(KEY, x)
     value = lambda p, x: jnp.sum(jnp.sin(layer.apply(p, x).astype(jnp.float32)))
     ours = jax.value_and_grad(value, argnums=(0, 1))(params, x)
