@@ -11,11 +11,10 @@ config 1.895 +- 0.008 (seeds 0, 1, 2: 1.886, 1.902, 1.896). One thing is ours: w
 parameters (training.ema), which does not change how they are trained. The last parameters themselves, as nanoGPT measures,
 give 1.905 +- 0.006 (1.898, 1.910, 1.906; --config.training.ema=None). The whole command takes 67 s on two cores of an Intel
 Xeon (85 to 94 s on an AMD EPYC, before each core took its own rows); its steps alone take about as long as those of
-transformers' GPT-2 in PyTorch (experiments/throughput/README.md). On a processor with AMX, --config.training.dtype=bfloat16 takes
-the same loss, 1.895 +- 0.008 (1.887, 1.903, 1.896), from steps of 18.7 ms, where PyTorch's take 25.8 in float32 and 39.7 in
-bfloat16 (same table). Ending the learning rate at 0 instead of 1e-4, with
-windows that do not overlap in training either (data.stride=64), does not help: 1.915 +- 0.005 by the last parameters, the
-same seeds.
+transformers' GPT-2 in PyTorch (experiments/throughput/README.md). On a processor with AMX, --config.training.dtype=bfloat16
+takes the same loss, 1.895 +- 0.008 (1.887, 1.903, 1.896), from steps of 18.7 ms, where PyTorch's take 25.8 in float32 and
+39.7 in bfloat16 (same table). Ending the learning rate at 0 instead of 1e-4, with windows that do not overlap in training
+either (data.stride=64), does not help: 1.915 +- 0.005 by the last parameters, the same seeds.
 
 Without --config.data.train it reads the bundled Shakespeare, a larger text with other numbers (`expected` is for
 tinyshakespeare).
