@@ -13,7 +13,7 @@ from ssl_jax.stored import apart
 
 
 def product(x: Float[Array, "*batch m k"], y: Float[Array, "*batch k n"], dtype: Any = None) -> Float[Array, "*batch m n"]:
-    """x @ y, summed in f32; of x's dtype unless another is given.
+    """x @ y, summed in f32, in `dtype` (x's own by default). Off the CPU it is rounded to x's dtype on the way.
 
     XLA's CPU runtime has fast kernels for products of bf16 (AMX: three to four times f32's rate), which it takes for an f32
     result only, of factors that are not turned, and of nothing fused. So there the product is a call of its own, and
@@ -22,7 +22,7 @@ def product(x: Float[Array, "*batch m k"], y: Float[Array, "*batch k n"], dtype:
     dtype = dtype or x.dtype
     if narrow(x, y):
         return _in_f32(x, y).astype(dtype)
-    return jnp.matmul(x, y, preferred_element_type=dtype)
+    return jnp.matmul(x, y).astype(dtype)  # an f32 result would make the gradient's products f32's, and slow
 
 
 def turned(x: Float[Array, "*batch m n"]) -> Float[Array, "*batch n m"]:
