@@ -155,6 +155,7 @@ class Run:
 
     def _loop(self) -> None:
         trainer, pending = self.trainer, None
+        programs: dict[int, Callable] = {}
         batches = Prefetch(
             self.stream.iterate(self.step + int(self.state.hyper["data_offset"]), trainer.rows),
             self._plan(self.step),
@@ -162,11 +163,16 @@ class Run:
         )
         try:
             for count in self._plan(self.step):
+                if count not in programs:  # that of single steps may still be in the making
+                    self._settle(pending)
+                    pending = None
+                    with self._may_block():
+                        programs[count] = trainer.compiled(count, self.resident)
                 pending = self._boundary(pending, count)
                 waited = batches.waited
                 batch = next(batches)
                 self.speed.waited += batches.waited - waited
-                self.state, metrics = trainer.compiled(count, self.resident)(self.state, batch, self.resident)
+                self.state, metrics = programs[count](self.state, batch, self.resident)
                 self.step += count
                 self.speed.steps += count
                 self._settle(pending)
