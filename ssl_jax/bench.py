@@ -144,7 +144,7 @@ def measure(parts: Any, *, steps: int | None = None, spec: Mapping[str, Any] | N
             "kind": device.device_kind,
             "platform": device.platform,
             "cores": devices.cores(),
-            "host": platform.machine(),
+            "host": devices.processor(),
         },
         "versions": {"jax": jax.__version__, "python": platform.python_version()},
         "batch_size": batch,

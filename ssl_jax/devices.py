@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import os
+import pathlib
+import platform
 import re
 import sys
 import time
@@ -117,6 +119,26 @@ def measured_peak(dtype: str = "float32", size: int = 1536, seconds: float = 0.4
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpuinfo() -> list[str]:
+    """The lines of Linux's /proc/cpuinfo that name the processor and its features, each once, sorted; [] elsewhere."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+    return sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
+
+
+def processor() -> str:
+    """This machine's processor and its units that count for matmuls: "AMD EPYC, AVX2"."""
+    facts = dict(map(str.strip, line.partition(":")[::2]) for line in cpuinfo())
+    features = (facts.get("flags") or facts.get("Features") or "").split()
+    units = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "bf16", "amx_bf16": "AMX", "sve": "SVE", "bf16": "bf16"}
+    units = {feature: unit for feature, unit in units.items() if feature in features}
+    if "avx512f" in units:
+        units.pop("avx2", None)
+    return ", ".join([facts.get("model name") or platform.machine() or "unknown processor", *units.values()])
 
 
 def peak_memory(device: Any = None) -> tuple[int, str] | None:

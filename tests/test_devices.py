@@ -79,3 +79,13 @@ def test_peak_memory_covers_a_live_array():
     used, what = devices.peak_memory()
     assert x.nbytes < used < 2**40
     assert "memory" in what
+
+
+def test_a_processor_is_named_with_its_widest_units(monkeypatch):
+    intel = ["flags\t\t: fpu avx2 avx512f amx_bf16 avx512_bf16", "model name\t: Intel Xeon"]
+    monkeypatch.setattr(devices, "cpuinfo", lambda: intel)
+    assert devices.processor() == "Intel Xeon, AVX-512, bf16, AMX"
+    monkeypatch.setattr(devices, "cpuinfo", lambda: ["flags\t\t: fpu avx avx2", "model name\t: AMD EPYC"])
+    assert devices.processor() == "AMD EPYC, AVX2"
+    monkeypatch.setattr(devices, "cpuinfo", lambda: [])
+    assert devices.processor() == (devices.platform.machine() or "unknown processor")

@@ -20,6 +20,7 @@ def main(script: str, shapes: Callable[..., Mapping[str, Any]], out: pathlib.Pat
     parser.add_argument("--json", type=pathlib.Path, default=out)
     parser.add_argument("--steps", type=int, help="steps a block; default: two seconds' worth")
     parser.add_argument("--only", nargs="*", default=[], help="names of shapes, or parts of them")
+    parser.add_argument("--skip", nargs="*", default=[], help="names of shapes, or parts of them, to leave out")
     parser.add_argument("--attention", default=None, help="the attention kernel of every model")
     parser.add_argument("--no_peer", action="store_true", help="only ours")
     parser.add_argument("--tiny", action="store_true", help="small models of the same form, to test the script")
@@ -34,19 +35,24 @@ def main(script: str, shapes: Callable[..., Mapping[str, Any]], out: pathlib.Pat
     for name in shapes(**options):
         if arguments.only and not any(part in name for part in arguments.only):
             continue
+        if any(part in name for part in arguments.skip):
+            continue
         found[name] = _child(script, name, arguments)
         print(f"{name}: {found[name].get('error') or summary(found[name])}", flush=True)
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
     print(table(found))
-    if arguments.json == out and not arguments.tiny:
-        into_readme(out.stem, f"{machine(found)}\n\n{table(found)}")
+    if not arguments.tiny and arguments.json.resolve().parent == HERE.resolve():
+        into_readme(arguments.json.stem, f"{machine(found)}\n\n{table(found)}")
 
 
 def machine(found: Mapping[str, Any]) -> str:
     """What the numbers were measured on, and what failed."""
     good = [value for value in found.values() if "error" not in value]
-    device = good[0]["device"] if good else {"kind": "no device", "cores": 0}
-    where = f"{device['kind']}, {device['cores']} cores, JAX {good[0]['versions']['jax']}" if good else "nothing measured"
+    where = "nothing measured"
+    if good:
+        device = good[0]["device"]
+        kind = f"{device['cores']} cores, {device['host']}" if device["platform"] == "cpu" else device["kind"]
+        where = f"{kind}, JAX {good[0]['versions']['jax']}"
     about = next((a for value in good if "peer" in value for a in value["peer"]["about"].values()), {})
     where += f", PyTorch {about['torch']}, transformers {about['transformers']}" if "torch" in about else ""
     failed = "".join(f"\n\nNot measured: {name}: {value['error']}" for name, value in found.items() if "error" in value)
@@ -54,11 +60,12 @@ def machine(found: Mapping[str, Any]) -> str:
 
 
 def into_readme(name: str, text: str) -> None:
-    """Replaces what stands between `<!-- name -->` and `<!-- /name -->` in README.md."""
+    """Replaces what stands between `<!-- name -->` and `<!-- /name -->` in README.md, if it has that place."""
     readme = HERE / "README.md"
-    before, _, rest = readme.read_text().partition(f"<!-- {name} -->")
+    before, start, rest = readme.read_text().partition(f"<!-- {name} -->")
     after = rest.partition(f"<!-- /{name} -->")[2]
-    readme.write_text(f"{before}<!-- {name} -->\n{text.strip()}\n<!-- /{name} -->{after}")
+    if start:
+        readme.write_text(f"{before}<!-- {name} -->\n{text.strip()}\n<!-- /{name} -->{after}")
 
 
 def one(shape: Any, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import zlib
 
 import jax
 
+from ssl_jax import devices
+
 
 def cache_directory() -> pathlib.Path:
     """Where compiled programs are kept: $SSL_JAX_CACHE or the user's cache directory, apart for each kind of processor.
@@ -23,12 +25,7 @@ def cache_directory() -> pathlib.Path:
 
 def processor() -> int:
     """A hash of this processor's model and features."""
-    try:
-        text = pathlib.Path("/proc/cpuinfo").read_text()
-        lines = {line for line in text.splitlines() if line.startswith(("flags", "Features", "model name"))}
-        described = "\n".join(sorted(lines))
-    except OSError:
-        described = platform.processor() + platform.machine()
+    described = "\n".join(devices.cpuinfo()) or platform.processor() + platform.machine()
     return zlib.crc32(f"{described} {os.environ.get('XLA_FLAGS', '')}".encode())
 
 
