@@ -188,7 +188,11 @@ def measure(parts: Any, *, steps: int | None = None, spec: Mapping[str, Any] | N
 
 def beside(ours: Ours, spec: Mapping[str, Any], block: int, parts: Any, alternations: int,
            say: Callable[[str], None]) -> tuple[dict[str, Any], list[float], float]:  # fmt: skip
-    """Blocks of steps in turn: ours, eager, compiled, ours ... (the peer's figures, our step times, our share of waiting)."""
+    """Blocks of steps in turn: ours, eager, compiled, ours ... (the peer's figures, our step times, our share of waiting).
+
+    A block begins with a call of ours, and as many steps of a peer's, that are not timed: what a pause undoes (caches, memory
+    that the kernel has taken back) is no part of training.
+    """
     settings = parts.optimizer
     if settings.name != "adamw":
         raise UserError(f"--peer: optimizer.name={settings.name!r}; the peer has adamw only")
@@ -205,13 +209,14 @@ def beside(ours: Ours, spec: Mapping[str, Any], block: int, parts: Any, alternat
         seconds: dict[str, list[float]] = {"ours": [], **{peer.name: [] for peer in peers}}
         times, waited = [], 0.0
         for _ in range(alternations):
+            ours.run(ours.count)
             mine = ours.run(block)
             times += mine
             waited += ours.waited
             seconds["ours"].append(float(np.sum(mine)) / len(mine))
             ours.close()  # its reader must not work while the others are timed
             for peer in peers:
-                seconds[peer.name].append(peer.run(block) / block)
+                seconds[peer.name].append(peer.run(block, untimed=ours.count) / block)
         about = {peer.name: {**peer.about, **peer.close()} for peer in peers}
     finally:
         for peer in peers:

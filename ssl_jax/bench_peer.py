@@ -139,9 +139,9 @@ class Peer:
             {**spec, "compiled": compiled, "dtype": dtype, "optimizer": optimizer, "device": device, "threads": threads}
         )
 
-    def run(self, steps: int) -> float:
-        """Seconds of `steps` training steps."""
-        return self._ask({"steps": steps})["seconds"]
+    def run(self, steps: int, untimed: int = 0) -> float:
+        """Seconds of `steps` training steps, after some that are not timed."""
+        return self._ask({"steps": steps, "untimed": untimed})["seconds"]
 
     def close(self) -> dict[str, Any]:
         """Ends the process; its memory in use at most."""
@@ -206,6 +206,9 @@ def serve() -> None:
         if "steps" not in message:
             say(_memory(torch, device))
             return
+        for i in range(message["untimed"]):
+            step(i)
+        _synchronise(torch, device)
         start = time.perf_counter()
         for i in range(message["steps"]):
             step(i)

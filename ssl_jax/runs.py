@@ -70,7 +70,7 @@ def prepare(config: ConfigDict, workdir: str | None = None) -> Parts:
     from ssl_jax.training.settings import CheckpointSettings, MeshSettings, TrainingSettings
 
     sharding.initialise_processes()
-    sharding.split_cores()
+    sharding.prepare_cpu()
     seed = config.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
         raise UserError(f"seed={seed!r}: must be a whole number from 0 to 2^31 - 1")

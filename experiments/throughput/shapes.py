@@ -151,7 +151,7 @@ class Words:
 
 def prepare(shape: Shape | ConfigDict) -> Any:
     """What bench.measure takes: of a config its own data, of a Shape random examples that lie on the device."""
-    sharding.split_cores()
+    sharding.prepare_cpu()
     if isinstance(shape, ConfigDict):
         return runs.prepare(shape)
     config, count = shape.config, 2 * int(shape.config.data.batch_size)

@@ -72,7 +72,7 @@ class CheckpointSettings:
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings:
-    """Devices along each axis; one of them may be -1: what is left. A CPU's devices are its cores (sharding.split_cores)."""
+    """Devices along each axis; one of them may be -1: what is left. A CPU's devices are its cores (sharding.prepare_cpu)."""
 
     data: int = -1
     fsdp: int = 1

@@ -28,12 +28,20 @@ TENSOR_RULES = (
 MOST_CORES, FEWEST_ROWS = 4, 4  # a CPU's devices each hold a copy of the state; what a core has to do must be worth the sum
 
 
-def split_cores() -> None:
-    """Let each core of a CPU be a JAX device, where nobody has said how many devices it is to be.
+def prepare_cpu() -> None:
+    """Let each core of a CPU be a JAX device, and a program of one device run on the thread that calls it.
 
-    Two cores that each work on half the rows are faster than two that share every operation (experiments/throughput). Must come
-    before JAX's first use of a device; after that it does nothing.
+    Must come before JAX's first use of a device; after that it does nothing. Two cores that each work on half the rows are
+    faster than two that share every operation (experiments/throughput); how many devices there are stays as it is where
+    somebody has said so. JAX otherwise hands a program of one device to a pool, in whose threads the C library takes blocks of
+    over 64 MB from the kernel anew for every call, whatever it was told to keep (compilation.keep_freed_memory).
     """
+    if "JAX_CPU_ENABLE_ASYNC_DISPATCH" not in os.environ:
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
+    _split_cores()
+
+
+def _split_cores() -> None:
     global _cores
     from jax._src import distributed  # the public module does not tell whether it was initialised in every version
 
@@ -51,7 +59,7 @@ _cores = False  # whether a CPU's devices are its cores by our own choice, and m
 
 
 def make_mesh(settings: MeshSettings, devices: list | None = None, rows: int | None = None) -> Mesh:
-    """The mesh over all devices; UserError when they do not divide. Of cores (`split_cores`), as many as divide `rows`."""
+    """The mesh over all devices; UserError when they do not divide. Of cores (`prepare_cpu`), as many as divide `rows`."""
     devices = jax.devices() if devices is None else devices
     if _cores and rows is not None and settings.data == -1 and devices[0].platform == "cpu":
         others = settings.fsdp * settings.tensor

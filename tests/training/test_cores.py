@@ -57,7 +57,7 @@ from ssl_jax.training.settings import MeshSettings
 sharding.cores = lambda: 6
 if EARLY:
     jax.devices()
-sharding.split_cores()
+sharding.prepare_cpu()
 mesh = lambda rows, **axes: sharding.make_mesh(MeshSettings(**axes), rows=rows).size
 print([jax.device_count(), [mesh(rows) for rows in (1, 4, 8, 12, 13, 64)], mesh(8, data=1),
        sharding.fitted(sharding.make_mesh(MeshSettings()), 8).size])
