@@ -1,6 +1,7 @@
 """Each core of a CPU as a device of its own: the same sums, and as many cores as a batch allows."""
 
 import json
+import platform
 
 import pytest
 
@@ -77,3 +78,26 @@ def test_cores_are_devices_unless_someone_has_said_otherwise(child, environment,
     """Of our own cores, some may be left idle; devices that were asked for are all taken (and must divide the batch)."""
     code = CHOICE.replace("ENVIRONMENT", repr(environment)).replace("EARLY", str(early))
     assert json.loads(child(code).splitlines()[-1]) == expected
+
+
+KEPT = """
+import resource
+import jax, jax.numpy as jnp
+from ssl_jax.training import compilation, sharding
+sharding.prepare_cpu()
+assert compilation.keep_freed_memory() or not hasattr(compilation.ctypes.CDLL(None), "gnu_get_libc_version")
+call = jax.jit(lambda x: jnp.sum(jnp.sin(x @ x.T) @ x))
+x = jax.block_until_ready(jnp.ones((6000, 64)))
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    jax.block_until_ready(call(x))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print([faults() for _ in range(11)])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what is freed is kept with glibc")
+def test_a_program_of_one_device_keeps_its_working_memory(child):
+    """144 MB are 35,000 pages: the first calls take them from the kernel, nearly all of the others have them."""
+    calls = json.loads(child(KEPT).splitlines()[-1])
+    assert sorted(calls)[len(calls) // 2] < 3_000, calls
