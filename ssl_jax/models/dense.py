@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
+from ssl_jax.models.module import Module
 from ssl_jax.stored import apart
 
 
@@ -92,7 +93,7 @@ def _affine_backward(residual, g):
 _affine.defvjp(lambda x, kernel, bias: (_affine(x, kernel, bias), (x, kernel)), _affine_backward)
 
 
-class Dense(nn.Module):
+class Dense(Module):
     """flax's dense layer: the same parameters and values."""
 
     features: int

@@ -13,6 +13,7 @@ from ssl_jax import config as config_module
 from ssl_jax.errors import UserError
 from ssl_jax.models.dense import Dense
 from ssl_jax.models.layers import MLP, Attention, Keys, Stack, TransformerConfig, dropout, norm_of
+from ssl_jax.models.module import Module
 from ssl_jax.models.patches import Grid, inverse_of, patchify, pick, sincos2d, take
 
 # Width, depth, heads, patch size, MLP width (ViT: Dosovitskiy et al. 2021, table 1; Ti: Touvron et al. 2021, table 1;
@@ -85,7 +86,7 @@ class ViTConfig(TransformerConfig):
         return config_module.read(cls, sized | section, path)
 
 
-class ViT(nn.Module):
+class ViT(Module):
     """Patches to tokens.
 
     Returns the tokens f32[batch, prefix + patches, width] after the final norm (prefix: class token, then registers) and
@@ -183,7 +184,7 @@ class ViT(nn.Module):
         return 2 * kept * pixels * c.width + c.flops_forward(kept + c.prefix)
 
 
-class AttentionPooling(nn.Module):
+class AttentionPooling(Module):
     """A learned query reads all tokens; then an MLP with a residual (Zhai et al. 2022, section 2.3; SigLIP's head)."""
 
     config: ViTConfig

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import os
 import threading
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 
 from ssl_jax.errors import UserError
 from ssl_jax.task import Params, Task
-from ssl_jax.training import compilation, sharding
+from ssl_jax.training import compilation, kept, sharding
 from ssl_jax.training import optimizer as optimizers
 from ssl_jax.training import state as states
 from ssl_jax.training.optimizer import OptimizerSettings
@@ -49,12 +50,11 @@ class Program:
         raw = stream.host_batch(0, slice(0, 1))
         shape = lambda x: jax.ShapeDtypeStruct((stream.batch_size, *x.shape[1:]), x.dtype)
         self._raw = {name: shape(value) for name, value in raw.items()}
-        self._batch = jax.eval_shape(
-            stream.on_device, shapes(stream.resident), self._raw, jax.eval_shape(lambda: jax.random.key(0))
-        )
         self._hyper = states.hyper(optimizer, batch_size=1, seed=0, total_steps=1, warmup_steps=0, cooldown_steps=0)
         self._init = jax.jit(lambda seed: states.init_params(task, seed, self._batch))  # jitted so that it is traced once
-        self._params = jax.eval_shape(self._init, self._hyper["seed"])
+        self._traced = (task, stream.dataset.on_device, stream.dataset.gather if stream.resident else None)
+        arguments = (shapes(stream.resident), self._raw)
+        self._batch, self._params = kept.shapes(self._trace, traced=self._traced, arguments=arguments)
         self.optimizer = optimizers.build(optimizer, self._params)
         self._abstract = jax.eval_shape(self._create, self._hyper, self._params)
         self.shardings = sharding.state_shardings(self._abstract, self.mesh, self.layout)
@@ -74,6 +74,12 @@ class Program:
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         self._new = jax.jit(self._create, out_shardings=self.shardings, compiler_options=options)
 
+    def _trace(self) -> tuple[Any, Any]:
+        """The shapes of a batch, as the task sees it, and of the parameters."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        self._batch = jax.eval_shape(self.stream.on_device, shapes(self.stream.resident), self._raw, key)
+        return self._batch, jax.eval_shape(self._init, self._hyper["seed"])
+
     # State --------------------------------------------------------------------------------------------------------------
 
     def _create(self, hyper: dict, params: Params | None) -> State:
@@ -87,13 +93,17 @@ class Program:
         """A State at step 0, laid out over the mesh; `params` are given parameters, or a function of the task's own."""
         hyper = jax.tree.map(np.asarray, hyper)
         if callable(params):
-            params = params(jax.device_get(self._new(hyper, None).params))
-        if params is not None:
-            wrong = differing(self._params, params)
-            if wrong:
-                raise UserError(f"initial parameters: {wrong}")
-            params = sharding.put_state(params, self.shardings.params)
-        return self._new(hyper, params)
+            params = params(jax.device_get(self._fresh(hyper).params))
+        if params is None:
+            return self._fresh(hyper)
+        wrong = differing(self._params, params)
+        if wrong:
+            raise UserError(f"initial parameters: {wrong}")
+        return self._new(hyper, sharding.put_state(params, self.shardings.params))
+
+    def _fresh(self, hyper: dict) -> State:
+        traced = (self.task, self.settings, self.training.ema is not None, str(self._batch))
+        return self._ready(self._new, traced, (shapes(hyper), None), self._abstract, [])(hyper, None)
 
     def _steps_per_call(self) -> int:
         """Many steps in one program pay where a step is shorter than its dispatch, and on a CPU, where every call's memory
@@ -144,9 +154,23 @@ class Program:
         rows = jax.sharding.NamedSharding(self.mesh, spec)
         raw = {k: jax.ShapeDtypeStruct((*lead, *v.shape), v.dtype, sharding=rows) for k, v in self._raw.items()}
         out = (self.shardings, sharding.replicated(self.mesh))
-        program = jax.jit(self.step if count == 1 else several(self.step, count), donate_argnums=0, out_shardings=out)
-        with self.mesh:
-            return program.lower(self._abstract, raw, shapes(resident, sharding.replicated(self.mesh))).compile()
+        step = self.step if count == 1 else several(self.step, count)
+        program = jax.jit(step, donate_argnums=0, out_shardings=out)
+        arguments = (self._abstract, raw, shapes(resident, sharding.replicated(self.mesh)))
+        follow = ("on_device", "optimizer", "cores", "names")  # from the rest
+        told = {f.name: getattr(self.step, f.name) for f in dataclasses.fields(self.step) if f.name not in follow}
+        traced = (told, self.step.cores is not None, count, self._traced)
+        return self._ready(program, traced, arguments, (self._abstract, self._hyper["lr"]), self.step.names)
+
+    def _ready(self, program: Any, traced: Any, arguments: tuple, result: Any, names: list[str]) -> Callable:
+        """A jitted function compiled for `arguments`, or as it was kept on disk (`kept.compiled`)."""
+
+        def lower():
+            with self.mesh:
+                return program.lower(*arguments)
+
+        devices = list(self.mesh.devices.flat)
+        return kept.compiled(lower, traced=traced, arguments=arguments, result=result, devices=devices, names=names)
 
     def put(self, batch: dict, count: int) -> Any:
         return sharding.put_batch(batch, self.mesh, self.stream.batch_size, None if count == 1 else count)

@@ -87,8 +87,12 @@ class TrainStep:
             (value, metrics), grads = gradient(params, batch, key)
             return value, metrics, grads
 
+        weighs = False  # whether the task tells a weight, known once its loss is traced
+
         def weighted(params, batch, key):
+            nonlocal weighs
             (value, metrics), grads = gradient(params, batch, key)
+            weighs = "weight" in metrics
             weight = metrics.get("weight", jnp.ones(()))
             sums = {"loss": value, **{k: v for k, v in metrics.items() if k != "weight"}}
             return jax.tree.map(lambda x: x * weight, (sums, grads)), weight
@@ -108,8 +112,7 @@ class TrainStep:
         (sums, grads), weight = sums_of(params, dict(batch), key)
         metrics, grads = jax.tree.map(lambda x: x / jnp.maximum(weight, 1e-9), (sums, grads))
         value = metrics.pop("loss")
-        has_weight = "weight" in jax.eval_shape(loss, params, dict(batch), key)[1]
-        return value, metrics | ({"weight": weight} if has_weight else {}), grads
+        return value, metrics | ({"weight": weight} if weighs else {}), grads
 
     def guarded(self, old: State, new: State, loss: Array, norm: Array) -> tuple[State, dict[str, Array]]:
         """Keep the old parameters where this step must not count; the step number and the hyper-parameters go on."""
