@@ -1,6 +1,7 @@
 """Every array annotation of ssl_jax is checked while the tests run, inside jit too. One CPU device; tests that need more
-start a child process with `fake_devices`."""
+start a child process. What XLA compiles is shared by all test processes, and by the next run of the tests."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -9,6 +10,7 @@ import sys
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles in two thirds of the time, and is as exact
 
 from jaxtyping import install_import_hook  # noqa: E402
 
@@ -16,9 +18,17 @@ import tests.typecheck  # noqa: E402, F401
 
 install_import_hook("ssl_jax", "tests.typecheck.checked")
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from ssl_jax.training import compilation, kept  # noqa: E402
+
 ROOT = pathlib.Path(__file__).parents[1]
+os.environ.setdefault("SSL_JAX_CACHE", str(ROOT / ".pytest_cache" / "compiled"))
+jax.config.update("jax_compilation_cache_dir", str(compilation.cache_directory()))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+kept.folder = functools.partial({}.get, "nowhere")  # what is tested is traced
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from ssl_jax import devices  # noqa: E402
 from ssl_jax.reports.tables import markdown  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[2]
-CONFIGS = ("mae/fashion_mnist.py", "gpt/shakespeare_char_cpu.py")
+CONFIGS = ("mae/fashion_mnist.py", "gpt/shakespeare_char_cpu.py", "bert/shakespeare_cpu.py", "clip/emoji_cpu.py")
 
 
 def start(config: str, cache: pathlib.Path) -> float:
@@ -35,6 +35,7 @@ def start(config: str, cache: pathlib.Path) -> float:
         metrics, begun = pathlib.Path(workdir) / "run" / "metrics.jsonl", time.perf_counter()
         with tempfile.TemporaryFile("w+") as said:
             environment = {**os.environ, "SSL_JAX_CACHE": str(cache)}
+            environment.pop("PYTHONDONTWRITEBYTECODE", None)  # Python keeps its bytecode, as it does unless told otherwise
             run = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said, env=environment)
             try:
                 while not (metrics.exists() and metrics.stat().st_size):

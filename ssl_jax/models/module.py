@@ -17,7 +17,7 @@ class Module(nn.Module):
     """
 
     @nn.nowrap
-    def param(self, name: str, init: Callable[..., jax.Array], shape: tuple[int, ...], *args: Any) -> jax.Array:
+    def param(self, name: str, init: Callable[..., jax.Array], shape: tuple[int, ...], *args: Any) -> Any:
         """The parameter `name`, at first init(key, shape, *args). Raises flax's ScopeParamShapeError for another shape."""
         if self.scope is None or not self.scope.has_variable("params", name):
             return super().param(name, init, shape, *args)

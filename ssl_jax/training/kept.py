@@ -3,8 +3,8 @@
 JAX's own cache is asked with a program's text, which takes as long to make as all else of a second start. Here the key is a
 digest of everything that the text follows from: this package's source, the versions of what traces and compiles, the settings
 of JAX and XLA, the processor and devices, the shapes, and the pickled objects whose methods are traced, arrays inside them
-included. What cannot be pickled, or holds code from outside installed packages (which may change unseen), has no key and is
-traced as always.
+included. What cannot be pickled, or holds code that is neither ours nor an installed package's (which may change unseen), has
+no key and is traced as always; so is everything where such code was put into our modules, from a notebook or a config.
 
 Under its key lies a note: the names that tracing fills in, and which program it is. The program lies under a digest of its
 text, so that a change of the source that does not change the program needs a new note only.
@@ -24,7 +24,7 @@ import sysconfig
 import tempfile
 import threading
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,6 +37,7 @@ from ssl_jax.training import compilation
 PACKAGE = pathlib.Path(ssl_jax.__file__).parent
 MAKERS = ("jax", "jaxlib", "flax", "optax", "numpy", "ml_dtypes")  # whose code decides what a program is
 MOST = 600  # files; those used longest ago go first
+NO_CODE = ("__builtins__", "__spec__", "__loader__", "__cached__", "__doc__", "__annotations__", "__dict__", "__weakref__")
 LARGEST = 2**26  # bytes of an array within what is traced
 
 
@@ -128,6 +129,49 @@ def source() -> str:
     return _digest(*(part for path in sorted(PACKAGE.rglob("*.py")) for part in (str(path), path.read_bytes())))
 
 
+class Unknown:
+    """Stands for code that may change unseen: what holds it has no key."""
+
+    def __reduce__(self):
+        raise pickle.PicklingError("code whose source is not known")
+
+
+def package() -> list[tuple[str, str]] | Unknown:
+    """The constants of this package's modules and classes, as they are now; Unknown where they hold code from elsewhere."""
+    constants: list[tuple[str, str]] = []
+    seen: set[int] = set()
+
+    def is_known(where: str, value: Any) -> bool:
+        value = getattr(value, "__func__", None) or getattr(value, "fget", None) or value  # of methods and properties
+        if isinstance(value, bool | int | float | str | bytes | None):
+            constants.append((where, repr(value)))
+            return True
+        if id(value) in seen:
+            return True
+        seen.add(id(value))
+        if isinstance(value, Mapping):
+            return all([is_known(f"{where}[{key!r}]", part) for key, part in value.items()])
+        if isinstance(value, set | frozenset):
+            value = sorted(value, key=repr)
+        if isinstance(value, list | tuple):
+            return all([is_known(f"{where}[{i}]", part) for i, part in enumerate(value)])
+        module = getattr(value, "__module__", None)
+        constants.append((where, f"{module}:{getattr(value, '__qualname__', '')}"))
+        if isinstance(value, type) and ours(str(module)):
+            return all([is_known(f"{where}.{name}", part) for name, part in vars(value).items() if name not in NO_CODE])
+        return not callable(value) or not isinstance(module, str) or known(module)
+
+    modules = [(name, vars(sys.modules[name])) for name in sorted(filter(ours, sys.modules))]
+    values = [
+        (f"{module}.{name}", value) for module, names in modules for name, value in [*names.items()] if name not in NO_CODE
+    ]
+    return constants if all([is_known(*value) for value in values]) else Unknown()
+
+
+def ours(module: str) -> bool:
+    return module.partition(".")[0] == ssl_jax.__name__
+
+
 def pickled(objects: Any) -> bytes:
     """Raises where a class or function in it comes from a file that is neither ours nor an installed package's."""
     with io.BytesIO() as file:
@@ -149,7 +193,7 @@ def known(module: str) -> bool:
     """Whether a change of the module's source would change a key: it is ours, installed, or Python's own."""
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is None:
-        return module in sys.builtin_module_names
+        return module in sys.builtin_module_names or module.startswith("namedtuple_")
     roots = [PACKAGE, *(pathlib.Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib"))]
     return any(root in pathlib.Path(file).parents for root in roots)
 
@@ -206,6 +250,9 @@ def _save(note: str, text: str, program: jax.stages.Compiled | None, names: list
 
 
 def _read(path: pathlib.Path) -> bytes:
+    """The file's content. Only this user's own: it is unpickled, and run."""
+    if path.stat().st_uid != os.getuid():
+        raise PermissionError(f"{path}: belongs to another user")
     digest, _, body = path.read_bytes().partition(b"\n")
     if hashlib.sha256(body).hexdigest().encode() != digest:
         path.unlink()

@@ -52,7 +52,7 @@ class Program:
         self._raw = {name: shape(value) for name, value in raw.items()}
         self._hyper = states.hyper(optimizer, batch_size=1, seed=0, total_steps=1, warmup_steps=0, cooldown_steps=0)
         self._init = jax.jit(lambda seed: states.init_params(task, seed, self._batch))  # jitted so that it is traced once
-        self._traced = (task, stream.dataset.on_device, stream.dataset.gather if stream.resident else None)
+        self._traced = (task, stream.dataset.on_device, stream.dataset.gather if stream.resident else None, kept.package())
         arguments = (shapes(stream.resident), self._raw)
         self._batch, self._params = kept.shapes(self._trace, traced=self._traced, arguments=arguments)
         self.optimizer = optimizers.build(optimizer, self._params)
@@ -70,6 +70,7 @@ class Program:
         self.steps_per_call = self._steps_per_call()
         self._compiled: dict[Any, concurrent.futures.Future] = {}
         self._compiling = threading.Lock()
+        self._make: Callable | None = None
         # run once: on CPU, optimizing it costs more than it saves
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         self._new = jax.jit(self._create, out_shardings=self.shardings, compiler_options=options)
@@ -102,8 +103,10 @@ class Program:
         return self._new(hyper, sharding.put_state(params, self.shardings.params))
 
     def _fresh(self, hyper: dict) -> State:
-        traced = (self.task, self.settings, self.training.ema is not None, str(self._batch))
-        return self._ready(self._new, traced, (shapes(hyper), None), self._abstract, [])(hyper, None)
+        if self._make is None:
+            traced = (self._traced, self.settings, self.training.ema is not None, str(self._batch))
+            self._make = self._ready(self._new, traced, (shapes(hyper), None), self._abstract, [])
+        return self._make(hyper, None)
 
     def _steps_per_call(self) -> int:
         """Many steps in one program pay where a step is shorter than its dispatch, and on a CPU, where every call's memory

@@ -44,7 +44,7 @@ def batch(size=8, count=6, seed=0):
 def pretrained(size=8, **model):
     settings = dict(task=dict(name="masked_image", decoder=dict(width=8, depth=1, heads=2)), model=MODEL | model, training={})
     pretext = MaskedImage.from_config(ConfigDict(settings), info(size))
-    return pretext, pretext.init(jax.random.key(7), batch(size))
+    return pretext, jax.jit(pretext.init)(jax.random.key(7), batch(size))
 
 
 # Where it starts ----------------------------------------------------------------------------------------------------

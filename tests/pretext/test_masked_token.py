@@ -25,10 +25,10 @@ def masked_million(**options):
     tokens = jax.random.randint(jax.random.key(3), (rows, TIME), 0, 900)
     eligible = jnp.ones((rows, TIME), bool).at[:, 0].set(False).at[:, -1].set(False)
     starts = jax.random.bernoulli(jax.random.key(4), 0.7, (rows, TIME)).at[:, :2].set(True)
-    run = jax.jit(lambda keys: mask_tokens(
-        keys, tokens, eligible, jnp.full(rows, TIME), settings=settings, mask_id=MASK, vocabulary=VOCABULARY, starts=starts
+    run = jax.jit(lambda keys, tokens, eligible, length, starts: mask_tokens(  # constants would be folded, for half a minute
+        keys, tokens, eligible, length, settings=settings, mask_id=MASK, vocabulary=VOCABULARY, starts=starts
     ))  # fmt: skip
-    masked = run(jax.random.split(jax.random.key(0), rows))
+    masked = run(jax.random.split(jax.random.key(0), rows), tokens, eligible, jnp.full(rows, TIME), starts)
     hidden = np.zeros((rows, TIME), bool)
     np.put_along_axis(hidden, np.asarray(masked.places), True, axis=1)
     return jax.tree.map(np.asarray, (tokens, eligible, starts, masked)), hidden

@@ -13,7 +13,7 @@ from ssl_jax import runs
 
 curves = []
 for options in OPTIONS:
-    changes = {"data.batch_size": "24", "model.width": "16", "model.depth": "2", "model.heads": "2",
+    changes = {"data.batch_size": "24", "model.width": "16", "model.depth": "1", "model.heads": "2",
                "training.duration": "6 steps", "training.log_every": "1", **options}
     parts = runs.prepare(configs.load(FILE, changes))
     trainer = runs.trainer_of(parts)
@@ -33,15 +33,15 @@ print(json.dumps(curves))
 
 @pytest.mark.parametrize("file", ["configs/bert/shakespeare_cpu.py", "configs/gpt/shakespeare_char_cpu.py"])
 def test_cores_add_up_to_the_whole_batch(child, file):
-    """Loss, metrics, gradients and six steps of 1, 2 and 4 cores, with accumulation too, agree to the rounding of sums.
+    """Loss, metrics, gradients and six steps of 1, 4 and, with accumulation, 2 cores agree to the rounding of sums.
 
     The masked-token loss is a mean over a number of tokens that differs between the cores' rows: a failure may mean that
     their weights were left out.
     """
-    options = [{"mesh.data": "1"}, {}, {"mesh.data": "2"}, {"training.accumulation": "3"}]
+    options = [{"mesh.data": "1"}, {}, {"mesh.data": "2", "training.accumulation": "3"}]
     code = LEARN.replace("OPTIONS", repr(options)).replace("FILE", repr(file))
     one, *others = json.loads(child(code, devices=4).splitlines()[-1])
-    assert one[:2] == [1, False] and [other[:2] for other in others] == [[4, True], [2, True], [4, True]]
+    assert one[:2] == [1, False] and [other[:2] for other in others] == [[4, True], [2, True]]
     for other in others:
         assert other[2] == pytest.approx(one[2], rel=2e-6)
         assert other[3] == pytest.approx(one[3], rel=2e-6)

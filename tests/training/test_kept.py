@@ -15,7 +15,6 @@ import jax, numpy as np
 from ssl_jax import config as configs
 from ssl_jax import runs
 from ssl_jax.training import kept
-from ssl_jax.training.step import TrainStep
 
 SMALL = {"model.width": "24", "model.heads": "2", "model.depth": "2", "training.steps_per_call": "2", "data.batch_size": "4"}
 
@@ -52,9 +51,8 @@ print(*trainer.step.names)
 def traced(*arguments, **options):
     raise AssertionError("traced")
 
-TrainStep.__call__ = traced
-from ssl_jax.pretext.next_token import NextToken
-NextToken.init = NextToken.loss = traced
+import flax.linen as nn
+nn.Module.init = nn.Module.apply = traced
 """
     path = f"{os.environ['SSL_JAX_CACHE']}/{{}}.npy"
     names = in_child(first.format(path=path.format("first")))
@@ -69,7 +67,8 @@ _, first = run()
 programs, notes = files(""), files(".json")
 assert len(programs) == 2 and len(notes) == 2, (programs, notes)  # the state's making, and two steps
 
-kept.source = lambda: "other source of the same programs"
+import functools
+kept.source = functools.partial(str, "other source of the same programs")
 _, again = run()
 assert same(first, again) and files("") == programs and len(files(".json")) == 4
 
@@ -142,6 +141,31 @@ def test_shapes_are_traced_once(somewhere):
     somewhere.chmod(0o500)  # nor can it be written
     assert kept.shapes(trace, traced="a", arguments=(SHAPE,)) == {"kernel": SHAPE} and len(made) == 3
     somewhere.chmod(0o700)
+
+
+def test_a_change_put_into_our_modules_from_elsewhere_is_noticed(monkeypatch):
+    """A registry or a method changed from a notebook has no key, other constants and other packages' functions another one."""
+    from ssl_jax.models import layers
+
+    before = kept.package()
+    assert isinstance(before, list) and kept.package() == before
+    with monkeypatch.context() as change:
+        change.setitem(layers.ACTIVATIONS, "mine", lambda x: x)
+        assert isinstance(kept.package(), kept.Unknown)
+    with monkeypatch.context() as change:
+        change.setattr(layers.Norm, "__call__", traced)
+        assert isinstance(kept.package(), kept.Unknown)
+    with monkeypatch.context() as change:
+        change.setitem(layers.ACTIVATIONS, "gelu", np.tanh)
+        assert kept.package() != before
+    with monkeypatch.context() as change:
+        change.setattr(layers.TransformerConfig, "norm_eps", 1e-3)
+        assert kept.package() != before
+    assert kept.package() == before
+
+
+def test_what_is_not_known_has_no_key(somewhere):
+    assert kept._note((1, kept.Unknown()), (SHAPE,), ENVIRONMENT) is None
 
 
 def test_the_files_used_longest_ago_go_first(somewhere, monkeypatch):

@@ -100,6 +100,16 @@ def test_several_steps_a_call_change_no_bit(tmp_path):
     same_bits(run(), run(training=settings(steps_per_call=6)))
 
 
+def test_runs_of_one_trainer_compile_once(monkeypatch):
+    """Neither the step nor the making of a state is traced and compiled again: a sweep over seeds would wait for it."""
+    trainer = Trainer(ToyTask(), toy_stream(), training=TRAINING, optimizer=OPTIMIZER)
+    first = trainer.run(seed=0, total_steps=2, quiet=True)
+    monkeypatch.setattr(program.kept, "compiled", None)
+    assert not np.array_equal(
+        trainer.run(seed=1, total_steps=2, quiet=True).params["head"]["kernel"], first.params["head"]["kernel"]
+    )
+
+
 def test_a_long_run_on_a_cpu_compiles_long_calls_only_and_a_short_one_single_steps(monkeypatch):
     monkeypatch.setattr(program, "SHORT_RUN", 8)
     for steps, counts in ((4, {1}), (8, {4}), (9, {1, 4})):
