@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -168,7 +169,7 @@ class Tokenizer:
         """Writes `folder`/tokenizer.json, which `load` reads."""
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / "tokenizer.json.tmp"
+        temporary = folder / f"tokenizer.json.{os.getpid()}.tmp"
         temporary.write_text(self._spec(), encoding="utf-8")
         temporary.rename(folder / "tokenizer.json")
 

@@ -32,6 +32,7 @@ import numpy as np
 from jax.experimental import serialize_executable
 
 import ssl_jax
+from ssl_jax.data.text import Tokenizer
 from ssl_jax.training import compilation
 
 PACKAGE = pathlib.Path(ssl_jax.__file__).parent
@@ -183,6 +184,8 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, thing: Any) -> Any:
         if isinstance(thing, type | types.FunctionType) and not known(thing.__module__):
             raise pickle.PicklingError(f"{thing.__module__}.{thing.__qualname__}: its source is not known")
+        if isinstance(thing, Tokenizer):  # the library's own pickle orders a vocabulary anew each time
+            return str, (thing.key,)
         if isinstance(thing, np.ndarray) and thing.nbytes > LARGEST:
             raise pickle.PicklingError(f"an array of {thing.nbytes:,} bytes takes longer to read than a program to trace")
         return NotImplemented

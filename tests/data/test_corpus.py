@@ -380,3 +380,25 @@ def test_gzipped_sources_are_read(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "hello there all"}\n'))
     dataset = corpus.build(section(tmp_path / "a", holdout=0.0) | dict(train=f"jsonl:{tmp_path}/a.jsonl.gz"))
     assert dataset.info.tokenizer.decode(dataset.example.tokens) == "hello there all"
+
+
+def test_a_vocabulary_is_trained_once_for_all_work_directories(tmp_path, monkeypatch):
+    """Another process, and another run, find it by the corpus and the settings; a damaged one is trained again."""
+    settings = section(write(tmp_path / "a.txt", random_text(300)), tokenizer=dict(name="bpe", size=300))
+    trained, train = [], text.train
+    monkeypatch.setattr(text, "train", lambda *arguments: trained.append(1) or train(*arguments))
+
+    def tokenizer(workdir, **changes):
+        corpus._TOKENIZERS.clear()  # as in a new process
+        build = corpus.build(settings | changes, workdir=str(tmp_path / workdir))
+        assert (tmp_path / workdir / "tokenizer" / "tokenizer.json").exists()
+        return build.info.tokenizer.key
+
+    first = tokenizer("one")
+    assert tokenizer("two") == first and len(trained) == 1
+    assert tokenizer("three", tokenizer=dict(name="bpe", size=310)) != first and len(trained) == 2
+    for folder in (tmp_path / "cache").glob("tokenizer-*"):
+        write(folder / "tokenizer.json", "{")
+    assert tokenizer("four") == first and len(trained) == 3
+    write(tmp_path / "a.txt", random_text(300, seed=1))
+    assert tokenizer("five") != first and len(trained) == 4
