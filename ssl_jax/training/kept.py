@@ -138,7 +138,10 @@ class Unknown:
 
 
 def package() -> list[tuple[str, str]] | Unknown:
-    """The constants of this package's modules and classes, as they are now; Unknown where they hold code from elsewhere."""
+    """The public constants of this package's modules and classes, as they are now; Unknown where they hold code from elsewhere.
+
+    What is private may be a cache, which a run fills.
+    """
     constants: list[tuple[str, str]] = []
     seen: set[int] = set()
 
@@ -166,7 +169,9 @@ def package() -> list[tuple[str, str]] | Unknown:
     values = [
         (f"{module}.{name}", value) for module, names in modules for name, value in [*names.items()] if name not in NO_CODE
     ]
-    return constants if all([is_known(*value) for value in values]) else Unknown()
+    if not all([is_known(*value) for value in values]):
+        return Unknown()
+    return [(where, value) for where, value in constants if "._" not in where.replace(".__", "")]
 
 
 def ours(module: str) -> bool:
