@@ -67,10 +67,10 @@ def main() -> None:
         [name, f"{np.median(value['first_s']):.1f}", f"{np.median(value['second_s']):.1f}", f"{value['share']:.2f}"]
         for name, value in found.items()
     ]
-    text = f"{devices.cores()} cores, medians of {arguments.repeats}.\n\n"
+    text = f"{devices.cores()} cores, {devices.processor()}, medians of {arguments.repeats}.\n\n"
     text += markdown(["config", "first start, s", "second start, s", "share"], body)
     print(text)
-    arguments.json.write_text(json.dumps({"cores": devices.cores(), "configs": found}, indent=1) + "\n")
+    arguments.json.write_text(json.dumps({"cores": devices.cores(), "host": devices.processor(), "configs": found}, indent=1) + "\n")
     if arguments.json == parser.get_default("json"):
         measure.into_readme("start", text)
 
