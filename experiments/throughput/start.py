@@ -70,7 +70,9 @@ def main() -> None:
     text = f"{devices.cores()} cores, {devices.processor()}, medians of {arguments.repeats}.\n\n"
     text += markdown(["config", "first start, s", "second start, s", "share"], body)
     print(text)
-    arguments.json.write_text(json.dumps({"cores": devices.cores(), "host": devices.processor(), "configs": found}, indent=1) + "\n")
+    arguments.json.write_text(
+        json.dumps({"cores": devices.cores(), "host": devices.processor(), "configs": found}, indent=1) + "\n"
+    )
     if arguments.json == parser.get_default("json"):
         measure.into_readme("start", text)
 

@@ -4,7 +4,8 @@ JAX's own cache is asked with a program's text, which takes as long to make as a
 digest of everything that the text follows from: this package's source, the versions of what traces and compiles, the settings
 of JAX and XLA, the processor and devices, the shapes, and the pickled objects whose methods are traced, arrays inside them
 included. What cannot be pickled, or holds code that is neither ours nor an installed package's (which may change unseen), has
-no key and is traced as always; so is everything where such code was put into our modules, from a notebook or a config.
+no key and is traced as always; so is everything where such code was put into our modules, from a notebook or a config, and
+where our source was edited after it was imported.
 
 Under its key lies a note: the names that tracing fills in, and which program it is. The program lies under a digest of its
 text, so that a change of the source that does not change the program needs a new note only.
@@ -69,7 +70,7 @@ def compiled(
         return program
     lowered = lower()
     program, new = _compile(lowered)
-    if note is not None:
+    if note is not None and not edited():  # not while it was traced either
         _save(note, _digest(lowered.as_text(), environment), program if new else None, names)
     return program
 
@@ -83,7 +84,8 @@ def shapes(trace: Callable[[], Any], *, traced: Any, arguments: Any) -> Any:
         return pickle.loads(_read(folder() / f"{note}.shapes"))
     found = trace()
     with contextlib.suppress(Exception):
-        _write(folder() / f"{note}.shapes", pickle.dumps(found))
+        if not edited():
+            _write(folder() / f"{note}.shapes", pickle.dumps(found))
     return found
 
 
@@ -92,7 +94,7 @@ def shapes(trace: Callable[[], Any], *, traced: Any, arguments: Any) -> Any:
 
 def _note(traced: Any, arguments: Any, environment: list) -> str | None:
     """The note's name; None where nothing is kept, or what is traced cannot be told from what it may have become."""
-    if folder() is None or jax.process_count() > 1:
+    if folder() is None or jax.process_count() > 1 or edited():
         return None
     try:
         objects = pickled(traced)
@@ -127,7 +129,20 @@ def _environment(devices: Sequence[jax.Device]) -> list:
 @functools.cache
 def source() -> str:
     """A digest of this package's source."""
-    return _digest(*(part for path in sorted(PACKAGE.rglob("*.py")) for part in (str(path), path.read_bytes())))
+    return _digest(*(part for path in files() for part in (str(path), path.read_bytes())))
+
+
+def files() -> list[pathlib.Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def edited() -> bool:
+    """Whether a file of the source is newer than the package in memory, which is then perhaps not what the file says."""
+    try:
+        newest = max(max(stat.st_mtime, stat.st_ctime) for stat in map(os.stat, files()))
+    except OSError:  # one was removed this very moment
+        return True
+    return newest > ssl_jax._imported_at - 0.1  # a clock of files may be late
 
 
 class Unknown:
@@ -165,11 +180,12 @@ def package() -> list[tuple[str, str]] | Unknown:
             return all([is_known(f"{where}.{name}", part) for name, part in vars(value).items() if name not in NO_CODE])
         return not callable(value) or not isinstance(module, str) or known(module)
 
-    modules = [(name, vars(sys.modules[name])) for name in sorted(filter(ours, sys.modules))]
-    values = [
-        (f"{module}.{name}", value) for module, names in modules for name, value in [*names.items()] if name not in NO_CODE
-    ]
-    if not all([is_known(*value) for value in values]):
+    try:
+        modules = [(name, vars(sys.modules[name])) for name in sorted(filter(ours, sys.modules))]
+        values = [(f"{m}.{name}", value) for m, names in modules for name, value in [*names.items()] if name not in NO_CODE]
+        if not all([is_known(*value) for value in values]):
+            return Unknown()
+    except Exception:  # an object that cannot be looked into
         return Unknown()
     return [(where, value) for where, value in constants if "._" not in where.replace(".__", "")]
 

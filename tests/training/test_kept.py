@@ -164,6 +164,22 @@ def test_a_change_put_into_our_modules_from_elsewhere_is_noticed(monkeypatch):
     assert kept.package() == before
 
 
+def test_source_edited_after_it_was_imported_has_no_key_and_leaves_nothing(somewhere, monkeypatch):
+    """What is in memory is then not what a digest of the files says; nor may a file change while something is traced."""
+    import ssl_jax
+
+    base = (1, (SHAPE,), ENVIRONMENT)
+    assert not kept.edited() and kept._note(*base) is not None
+    newest = max(path.stat().st_mtime for path in kept.files())
+
+    def trace():
+        monkeypatch.setattr(ssl_jax, "_imported_at", newest - 1)  # as if a file had been saved a second later
+        return {"kernel": SHAPE}
+
+    kept.shapes(trace, traced="a", arguments=(SHAPE,))
+    assert kept.edited() and kept._note(*base) is None and not list(somewhere.iterdir())
+
+
 def test_what_is_not_known_has_no_key(somewhere):
     assert kept._note((1, kept.Unknown()), (SHAPE,), ENVIRONMENT) is None
 
