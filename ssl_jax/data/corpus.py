@@ -1,10 +1,8 @@
 """The kind of data "tokens": windows, sequences and sentence pairs out of a corpus that was tokenised once."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import json
 import pathlib
 from collections.abc import Mapping
@@ -21,13 +19,13 @@ from ssl_jax.data.documents import SEPARATORS, Documents, open_documents
 from ssl_jax.data.pipeline import Dataset
 from ssl_jax.data.sequences import document_spans, gather_spans, sentence_pairs
 from ssl_jax.data.text import Tokenizer, TokenizerSettings
-from ssl_jax.data.token_array import TokenArray, default_cache, token_array
+from ssl_jax.data.token_array import TokenArray, token_array
+from ssl_jax.data.vocabularies import trained
 from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo
 
 PACKING = ("windows", "documents", "pairs")
 DEVICE_BYTES = 2**28  # token arrays up to this size lie on the device
-TRAINER = 1  # of text.train: raise it when the same corpus would give another vocabulary
 TRAINED_ON = 2**30  # places (bytes) of the corpus a vocabulary is trained on, from its beginning
 
 
@@ -143,31 +141,12 @@ def load_tokenizer(settings: TokensSettings, workdir: str | pathlib.Path | None 
                 f"{folder}: this tokenizer was trained on another corpus or with other settings than data.tokenizer now has; "
                 'use a new --workdir, or data.tokenizer=dict(name="file", path=...)'
             )
-    return _trained(made_of, wanted, sources, folder, pathlib.Path(settings.cache or default_cache()).expanduser())
-
-
-_TOKENIZERS: dict[str, Tokenizer] = {}  # the last trained ones of this process, by what they were made of
-
-
-def _trained(
-    made_of: str, wanted: TokenizerSettings, sources: list[Documents], folder: pathlib.Path | None, cache: pathlib.Path
-) -> Tokenizer:
-    """The tokenizer trained on `sources`, by this process or an earlier one; saved in `folder`."""
-    if made_of not in _TOKENIZERS:
-        if len(_TOKENIZERS) >= 8:
-            _TOKENIZERS.clear()
-        kept = cache / f"tokenizer-{made_of[:32]}-{TRAINER}-{importlib.metadata.version('tokenizers')}"
-        try:
-            _TOKENIZERS[made_of] = text.load(kept)
-        except UserError:  # absent, or damaged
-            pieces = (piece.text for source in sources for piece in source.pieces(0, min(source.size, TRAINED_ON)))
-            _TOKENIZERS[made_of] = text.train(wanted, pieces)
-            with contextlib.suppress(OSError):
-                _TOKENIZERS[made_of].save(kept)
+    pieces = lambda: (piece.text for source in sources for piece in source.pieces(0, min(source.size, TRAINED_ON)))
+    tokenizer = trained(wanted, made_of, pieces, settings.cache)
     if folder is not None:
-        _TOKENIZERS[made_of].save(folder)
+        tokenizer.save(folder)
         (folder / "trained_on.json").write_text(json.dumps({"key": made_of, **dataclasses.asdict(wanted)}))
-    return _TOKENIZERS[made_of]
+    return tokenizer
 
 
 class Tokens:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.config import read
-from ssl_jax.data import text
+from ssl_jax.data import text, vocabularies
 from ssl_jax.data.pipeline import Dataset, balanced_subset, subset
 from ssl_jax.data.tables import Column, Table, read_table
 from ssl_jax.data.text import Tokenizer, TokenizerSettings
@@ -321,7 +321,7 @@ def tokenizer_of(
         for file in (folder / "tokenizer" / "tokenizer.json", folder / "tokenizer.json"):
             if file.is_file():
                 return text.load(file)
-    tokenizer = text.train(settings, texts())
+    tokenizer = vocabularies.trained(settings, vocabularies.made_of(settings, texts()), texts)
     if workdir is not None:
         tokenizer.save(pathlib.Path(workdir) / "tokenizer")
     return tokenizer

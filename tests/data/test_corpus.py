@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.data import corpus, documents, text, token_array
+from ssl_jax.data import corpus, documents, text, token_array, vocabularies
 from ssl_jax.data.documents import open_documents
 from ssl_jax.data.pipeline import Stream, eval_batches
 from ssl_jax.data.sequences import gather_spans
@@ -389,7 +389,7 @@ def test_a_vocabulary_is_trained_once_for_all_work_directories(tmp_path, monkeyp
     monkeypatch.setattr(text, "train", lambda *arguments: trained.append(1) or train(*arguments))
 
     def tokenizer(workdir, **changes):
-        corpus._TOKENIZERS.clear()  # as in a new process
+        vocabularies._LAST.clear()  # as in a new process
         build = corpus.build(settings | changes, workdir=str(tmp_path / workdir))
         assert (tmp_path / workdir / "tokenizer" / "tokenizer.json").exists()
         return build.info.tokenizer.key
