@@ -5,11 +5,11 @@ then a host batch holds only indices, and the gather and the augmentation run in
 """
 
 import dataclasses
+import functools
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +27,13 @@ Arrays = Mapping[str, jax.Array | np.ndarray]
 
 class BadExample(UserError):
     """One example cannot be read: a truncated file, a wrong shape, bad UTF-8. The line names its source and index."""
+
+
+def grain() -> Any:
+    """grain, imported when it is first asked for: that takes as long as half of JAX, and a run has other work meanwhile."""
+    import grain
+
+    return grain
 
 
 def gather_rows(resident: Arrays, index: Array | np.ndarray) -> dict[str, Any]:
@@ -180,10 +187,14 @@ class Stream:
         self.workers = dataset.workers if workers is None else workers
         self.steps_per_epoch = dataset.size / batch_size
         self.resident = dataset.resident if placement == "device" else {}
-        order = grain.MapDataset.range(dataset.size)
+
+    @functools.cached_property
+    def _order(self) -> Any:
+        """position in the run -> example, for ever."""
+        order = grain().MapDataset.range(self.dataset.size)
         # grain shuffles epoch e with seed + e: neighbouring seeds would share their epochs, so the seed is hashed first
-        hashed = int(np.random.SeedSequence([zlib.crc32(b"order"), seed % 2**64]).generate_state(1)[0])
-        self._order = (order.shuffle(seed=hashed) if shuffle else order).repeat()
+        hashed = int(np.random.SeedSequence([zlib.crc32(b"order"), self.seed % 2**64]).generate_state(1)[0])
+        return (order.shuffle(seed=hashed) if self.shuffle else order).repeat()
 
     def indices(self, step: int) -> np.ndarray:
         """i64[batch_size]: which examples the global batch of `step` holds."""
@@ -201,7 +212,13 @@ class Stream:
         stands in for. Pure: neither workers nor what was read before changes it.
         """
         position = np.arange(self.batch_size, dtype=np.int32)[rows]
-        index = self._indices(step, position)
+        return self._read(step, position, self._indices(step, position))
+
+    def example(self) -> HostBatch:
+        """A batch of the first example alone, in any order: what shapes a host batch has, but for its number of rows."""
+        return self._read(0, np.zeros(1, np.int32), np.zeros(1, np.int64))
+
+    def _read(self, step: int, position: np.ndarray, index: np.ndarray) -> HostBatch:
         batch = {"position": position, "index": index.astype(np.int32)}
         if self.placement == "device":
             return batch
@@ -218,16 +235,16 @@ class Stream:
         """host_batch(start), host_batch(start + 1), ... for ever, read ahead by threads or by `workers` processes."""
         if self.placement == "device" or self.dataset.arrays is not None:  # an index or a copy: cheaper than handing over
             return (self.host_batch(step, rows) for step in _count(start))
-        batches = grain.MapDataset.source(_Steps(self, start, rows))
+        batches = grain().MapDataset.source(_Steps(self, start, rows))
         if self.workers == 0:
-            return self._received(batches.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)))
+            return self._received(batches.to_iter_dataset(grain().ReadOptions(num_threads=4, prefetch_buffer_size=4)))
         if not flags.FLAGS.is_parsed():  # grain's worker pool reads absl flags, which only absl's own main parses
             flags.FLAGS.mark_as_parsed()
-        alone = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-        options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=2)
+        alone = grain().ReadOptions(num_threads=1, prefetch_buffer_size=2)
+        options = grain().MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=2)
         return self._received(batches.to_iter_dataset(alone).mp_prefetch(options))
 
-    def _received(self, batches: grain.IterDataset) -> Iterator[HostBatch]:
+    def _received(self, batches: Iterable) -> Iterator[HostBatch]:
         """The batches that readers made; what they skipped is counted in this process."""
         for batch, bad in batches:
             self.dataset.bad.update(bad.tolist())
@@ -285,5 +302,5 @@ def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[tuple[HostBatch,
     starts = range(0, dataset.size, batch_size)
     if dataset.arrays is not None:
         return (batch(start) for start in starts)
-    batches = grain.MapDataset.source(list(starts)).map(batch)
-    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)))
+    batches = grain().MapDataset.source(list(starts)).map(batch)
+    return iter(batches.to_iter_dataset(grain().ReadOptions(num_threads=4, prefetch_buffer_size=4)))

@@ -98,6 +98,7 @@ class Run:
     settings: CheckpointSettings
     evaluate: Evaluate | None
     signals: preemption.Preemption | None
+    batches: Prefetch | None = None
 
     def train(self, stack: contextlib.ExitStack, given: dict, name: str, quiet: bool) -> State:
         trainer, training = self.trainer, self.trainer.training
@@ -111,6 +112,8 @@ class Run:
         steps = self.total if self.total is not None else self._duration(training.duration, "training.duration")
         if steps is not None and self.step < steps:  # beside the state's making
             trainer.compile_ahead(trainer.steps_per_call_of(steps), self.stream.resident)
+            if start is None:
+                self._begin(stack, steps)
         if start is None:
             self.state = trainer.create(self._hyper(steps or 1, given), self.init_params)
         else:
@@ -123,10 +126,8 @@ class Run:
             with self._may_block():
                 trainer.compiled(trainer.steps_per_call, self.resident)
             self._set_total(self._measured(configs.Duration.parse(training.duration, "training.duration").number), given)
-        self.total = int(self.state.hyper["total_steps"])
-        self.many = trainer.steps_per_call_of(self.total)
-        every = training.evaluate_every
-        self.evaluate_every = self._duration(every, "training.evaluate_every", self.total) if every and self.evaluate else None
+        if self.batches is None:
+            self._begin(stack, int(self.state.hyper["total_steps"]), int(self.state.hyper["data_offset"]))
         with self._may_block():
             trainer.compiled(self.many, self.resident)
         if any(m % self.many for m in (self.step, self.total, *self._marks)):  # some calls will be of one step
@@ -146,6 +147,7 @@ class Run:
             except _Rewind as bad:
                 self.logger.close()
                 self._rewind(bad)
+                self._read_ahead(int(self.state.hyper["data_offset"]))
                 self.logger = logger()
         if self.checkpoints:
             self.checkpoints.close()
@@ -153,14 +155,21 @@ class Run:
             self.signals.end()
         return self.state
 
+    def _begin(self, stack: contextlib.ExitStack, total: int, offset: int = 0) -> None:
+        """Fix the run's length and what follows from it, and read ahead: the first batch comes while programs compile."""
+        self.total, self.many = total, self.trainer.steps_per_call_of(total)
+        every = self.trainer.training.evaluate_every
+        self.evaluate_every = self._duration(every, "training.evaluate_every", total) if every and self.evaluate else None
+        self._read_ahead(offset)
+        stack.callback(lambda: self.batches.close())
+
+    def _read_ahead(self, offset: int) -> None:
+        steps = self.stream.iterate(self.step + offset, self.trainer.rows)
+        self.batches = Prefetch(steps, self._plan(self.step), self.trainer.put)
+
     def _loop(self) -> None:
-        trainer, pending = self.trainer, None
+        trainer, pending, batches = self.trainer, None, self.batches
         programs: dict[int, Callable] = {}
-        batches = Prefetch(
-            self.stream.iterate(self.step + int(self.state.hyper["data_offset"]), trainer.rows),
-            self._plan(self.step),
-            trainer.put,
-        )
         try:
             for count in self._plan(self.step):
                 if count not in programs:  # that of single steps may still be in the making

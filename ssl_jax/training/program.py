@@ -47,7 +47,7 @@ class Program:
         self.rows = sharding.local_rows(self.mesh, stream.batch_size)
         one = sum(np.prod(x.shape) * np.dtype(x.dtype).itemsize for x in stream.dataset.info.shapes.values())
         check_memory(self.mesh, stream.batch_size * one / self.mesh.size, "a batch", "make data.batch_size smaller")
-        raw = stream.host_batch(0, slice(0, 1))
+        raw = stream.example()
         shape = lambda x: jax.ShapeDtypeStruct((stream.batch_size, *x.shape[1:]), x.dtype)
         self._raw = {name: shape(value) for name, value in raw.items()}
         self._hyper = states.hyper(optimizer, batch_size=1, seed=0, total_steps=1, warmup_steps=0, cooldown_steps=0)
@@ -93,10 +93,14 @@ class Program:
     def create(self, hyper: dict, params: Params | Callable[[Params], Params] | None = None) -> State:
         """A State at step 0, laid out over the mesh; `params` are given parameters, or a function of the task's own."""
         hyper = jax.tree.map(np.asarray, hyper)
-        if callable(params):
-            params = params(jax.device_get(self._fresh(hyper).params))
-        if params is None:
-            return self._fresh(hyper)
+        if params is None or callable(params):
+            state = self._fresh(hyper)
+            if params is None:
+                return state
+            own = jax.device_get(state.params)
+            params = params(own)
+            if params is own:
+                return state
         wrong = differing(self._params, params)
         if wrong:
             raise UserError(f"initial parameters: {wrong}")
