@@ -18,7 +18,7 @@ def get_config():
     c = ConfigDict()
     c.data = dict(train="npz:{0}/train.npz", test="npz:{0}/test.npz", batch_size=8, augment=dict(flip=True))
     c.task = dict(name="masked_image", decoder=dict(width=8, depth=1, heads=2))
-    c.model = dict(name="vit", patch_size=4, width=16, depth=2, heads=2)
+    c.model = dict(name="vit", patch_size=4, width=16, depth=1, heads=2)
     c.training = dict(duration="4 steps", evaluate_every="4 steps")
     c.optimizer = dict(lr=1e-3)
     c.checkpoint = dict(features=True)
