@@ -188,11 +188,15 @@ import sys, jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 sys.path.insert(0, "tests/pretext")
 from test_image_text import *
+jax.config.update("jax_disable_most_optimizations", True)
+alone = {}
 for loss, devices, chunks, rows in CASES:
     config = small_config(loss=loss, logit_chunks=rows)
     config.training.accumulation = chunks
     (task, params), batch = task_and_params(config), a_batch()
-    wanted = gradients(ImageText.from_config(small_config(loss=loss), info()), params, batch)
+    if loss not in alone:
+        alone[loss] = gradients(ImageText.from_config(small_config(loss=loss), info()), params, batch)
+    wanted = alone[loss]
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
     place = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
     found = gradients(task, place(params, PartitionSpec()), {k: place(v, PartitionSpec("data")) for k, v in batch.items()})
@@ -209,7 +213,7 @@ def test_loss_and_gradients_on_eight_devices_are_those_of_one(child):
 
 @pytest.mark.slow
 def test_loss_and_gradients_on_any_devices_are_those_of_one(child):
-    cases = [(loss, d, c, r) for loss in ("infonce", "sigmoid") for d in (1, 4, 8) for c, r in ((1, 1), (2, 2), (4, 1))]
+    cases = [(loss, d, c, r) for loss in ("infonce", "sigmoid") for d in (4, 8) for c, r in ((1, 1), (2, 2), (4, 1))]
     assert child(CHILD.replace("CASES", repr(cases)), devices=8, timeout=1800).count("agree") == len(cases)
 
 
