@@ -63,3 +63,10 @@ def test_help_loads_nothing_heavy():
         "heavy = {'jax', 'numpy', 'flax', 'orbax', 'matplotlib', 'grain', 'rich'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_what_reads_batches_is_imported_when_they_are_read():
+    """grain and orbax take half a second to import, for which a run need not wait before its programs are looked for."""
+    code = "import sys; from ssl_jax import api, data, runs; from ssl_jax.training import loop\n"
+    code += "heavy = {'grain', 'orbax'} & set(sys.modules); assert not heavy, heavy"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

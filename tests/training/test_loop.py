@@ -133,6 +133,29 @@ def test_a_run_begins_before_its_single_steps_are_compiled(monkeypatch):
     assert int(trainer.run(seed=0, total_steps=9, quiet=True).step) == 9
 
 
+def test_the_first_batch_is_read_while_programs_compile(monkeypatch):
+    """Both the making of the state and the step are held back until the stream was asked for a batch."""
+    read, held = threading.Event(), []
+    ready, stream = Program._ready, toy_stream()
+
+    def waiting(self, *args):
+        held.append(read.wait(60))
+        return ready(self, *args)
+
+    monkeypatch.setattr(Program, "_ready", waiting)
+    monkeypatch.setattr(stream, "host_batch", lambda *args, batch=stream.host_batch: (read.set(), batch(*args))[1])
+    run(stream=stream, total_steps=2)
+    assert held == [True, True]
+
+
+def test_a_function_that_changes_no_parameter_makes_no_second_program(monkeypatch):
+    """A task may have a method for initial parameters and, in this run, nothing to do: CLIP without given towers."""
+    trainer = Trainer(ToyTask(), toy_stream(), training=TRAINING, optimizer=OPTIMIZER)
+    plain = trainer.run(seed=0, total_steps=2, quiet=True)
+    monkeypatch.setattr(trainer, "_new", None)
+    same_bits(plain, trainer.run(seed=0, total_steps=2, init_params=lambda params: params, quiet=True))
+
+
 def test_what_fails_in_compilation_fails_in_the_run(monkeypatch):
     def failing(self, count, resident):
         raise UserError("out of memory")
