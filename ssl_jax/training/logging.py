@@ -164,7 +164,7 @@ class Logger:
         tensorboard: bool = False,
         wandb: str | None = None,
     ):
-        self.every, self.speed, self.step = every, speed, step
+        self.every, self.total, self.speed, self.step = every, total, speed, step
         state = state or {}
         self.sums = {name: list(pair) for name, pair in state.get("sums", {}).items()}  # [sum, number of terms]
         self.line = dict(state["line"]) if state.get("line") else None  # complete, and waiting for its evaluation
@@ -182,13 +182,13 @@ class Logger:
         return {"sums": {name: list(pair) for name, pair in self.sums.items()}, "line": self.line and dict(self.line)}
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """The metrics of one step; at every `every`-th the means since the last line become a line."""
+        """The metrics of one step; at every `every`-th, and at the last, the means since the last line become a line."""
         self.last = dict(values)
         self.step = step
         for name, value in values.items():
             total, count = self.sums.get(name, (0.0, 0))
             self.sums[name] = [total + float(value), count + 1]
-        if step % self.every == 0:
+        if step % self.every == 0 or step == self.total:
             self.flush_line()
             means = {name: total / count for name, (total, count) in self.sums.items()}
             self.line = {"step": step, **{n: float(values[n]) if n in LAST and n in values else v for n, v in means.items()}}

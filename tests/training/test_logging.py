@@ -48,8 +48,8 @@ def test_noise_behind_the_last_line_is_cut(tmp_path):
     assert path.read_bytes() == b'{"step": 1}\n'
 
 
-def logger(tmp_path, step=0, state=None, every=4):
-    return Logger(tmp_path, step=step, total=99, every=every, speed=Speed(8), state=state, quiet=True)
+def logger(tmp_path, step=0, state=None, every=4, total=99):
+    return Logger(tmp_path, step=step, total=total, every=every, speed=Speed(8), state=state, quiet=True)
 
 
 def test_a_line_is_the_mean_over_its_interval_wherever_the_run_was_cut(tmp_path):
@@ -73,6 +73,15 @@ def test_a_line_is_the_mean_over_its_interval_wherever_the_run_was_cut(tmp_path)
         assert got[0]["loss"] == pytest.approx(values[:4].mean(), rel=1e-12)
         assert got[1]["lr"] == 8.0, "of the learning rate, the last value"
         assert (folder / "metrics.jsonl").read_bytes() == (tmp_path / "0/metrics.jsonl").read_bytes()
+
+
+def test_a_run_shorter_than_its_interval_leaves_a_line(tmp_path):
+    log = logger(tmp_path, total=3)
+    for step in (1, 2, 3):
+        log.add(step, {"loss": float(step)})
+        log.flush_line()
+    log.close()
+    assert lines(tmp_path / "metrics.jsonl") == [{"step": 3, "loss": 2.0}]
 
 
 def test_an_evaluation_joins_its_steps_line(tmp_path):
