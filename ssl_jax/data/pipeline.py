@@ -4,11 +4,10 @@ Workers and prefetch hide the latency of decoding and change no value. A data se
 then a host batch holds only indices, and the gather and the augmentation run inside the jitted step.
 """
 
-import contextlib
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -245,12 +244,11 @@ class Stream:
         options = grain().MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=2)
         return self._received(batches.to_iter_dataset(alone).mp_prefetch(options))
 
-    def _received(self, batches: Any) -> Iterator[HostBatch]:
+    def _received(self, batches: Iterable) -> Iterator[HostBatch]:
         """The batches that readers made; what they skipped is counted in this process."""
-        with contextlib.closing(iter(batches)) as read:  # worker processes and what they share of memory end with it
-            for batch, bad in read:
-                self.dataset.bad.update(bad.tolist())
-                yield batch
+        for batch, bad in batches:
+            self.dataset.bad.update(bad.tolist())
+            yield batch
 
     def on_device(self, resident: Arrays, host_batch: Arrays, key: Key[Array, ""] | None) -> dict:
         """The task's batch (jittable): gathered where resident, augmented with a key for each position; None: no augmentation.

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import operator
 import os
 import threading
 from collections.abc import Callable
@@ -93,14 +94,15 @@ class Program:
     def create(self, hyper: dict, params: Params | Callable[[Params], Params] | None = None) -> State:
         """A State at step 0, laid out over the mesh; `params` are given parameters, or a function of the task's own."""
         hyper = jax.tree.map(np.asarray, hyper)
-        if params is None or callable(params):
-            state = self._fresh(hyper)
-            if params is None:
-                return state
-            own = jax.device_get(state.params)
-            params = params(own)
-            if params is own:
-                return state
+        if params is None:
+            return self._fresh(hyper)
+        if callable(params):
+            fresh = self._fresh(hyper)
+            own = jax.device_get(fresh.params)
+            before, structure = jax.tree.flatten(own)
+            params = params(own)  # perhaps the same tree, with other arrays put into it
+            if jax.tree.structure(params) == structure and all(map(operator.is_, jax.tree.leaves(params), before)):
+                return fresh
         wrong = differing(self._params, params)
         if wrong:
             raise UserError(f"initial parameters: {wrong}")

@@ -232,6 +232,12 @@ def test_initial_parameters_may_be_a_function_of_the_tasks_own():
     plain = run(total_steps=1)
     kernel = lambda s: s.params["encoder"]["patch_embedding"]["kernel"]
     np.testing.assert_allclose(kernel(state), 2 * kernel(plain), atol=0.05)
+
+    def in_place(params):
+        params["head"]["bias"] = np.full(1, 9.0, np.float32)
+        return params
+
+    assert run(init_params=in_place, total_steps=1).params["head"]["bias"] == pytest.approx(9.0, abs=0.1)
     with pytest.raises(UserError, match="head/bias is missing"):
         run(init_params=lambda p: {**p, "head": {"kernel": p["head"]["kernel"]}})
     with pytest.raises(UserError, match=r"head/bias has the shape \[3\], expected \[1\]"):
