@@ -1,10 +1,8 @@
 """Self-supervised learning in JAX, from unlabelled data to a measured representation."""
 
 import os
-import time
 
 __version__ = "0.1.0"
-_imported_at = time.time()  # what is newer in the source may not be in memory
 
 
 def load(path: "str | os.PathLike[str]", checkpoint: int | None = None, **options):

@@ -5,7 +5,7 @@ import errno
 import sys
 
 from ssl_jax.errors import UserError
-from ssl_jax.training.stopping import Stopped
+from ssl_jax.training.exceptions import Stopped
 
 OVERRIDE = "--config."
 NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # the user's to mend, wherever they come up
@@ -19,7 +19,15 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parser().parse_args(argv)
         if overrides and not hasattr(arguments, "config"):
             raise UserError(f"{arguments.command} takes no --config.{next(iter(overrides))}")
-        arguments.overrides = overrides
+        if overrides and arguments.config is None:
+            raise UserError(f"--config.{next(iter(overrides))} needs --config=FILE")
+        arguments.settings = _load_config(arguments.config, overrides) if getattr(arguments, "config", None) else None
+        if arguments.devices:
+            from ssl_jax.start import start_process
+
+            line = start_process()
+            if arguments.trains:
+                print(f"devices: {line}", flush=True)
         return arguments.call(arguments) or 0
     except UserError as error:
         print(f"ssl-jax: {error}", file=sys.stderr)
@@ -67,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=__import__("ssl_jax").__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
-    def command(name, call, help, *, config=False, workdir=False):
+    def command(name, call, help, *, config=False, workdir=False, trains=False, devices=True):
         sub = commands.add_parser(name, help=help, description=help)
         if config:
             sub.add_argument(
@@ -78,19 +86,20 @@ def parser() -> argparse.ArgumentParser:
             )
         if workdir:
             sub.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
-        sub.set_defaults(call=call)
+        sub.set_defaults(call=call, trains=trains, devices=devices)
         return sub
 
-    command("run", _run, "pre-train, evaluate, fine-tune, report", config=True, workdir=True)
-    command("pretrain", _pretrain, "train only", config=True, workdir=True)
+    command("run", _run, "pre-train, evaluate, fine-tune, report", config=True, workdir=True, trains=True)
+    command("pretrain", _pretrain, "train only", config=True, workdir=True, trains=True)
     sub = command(
-        "finetune", _finetune, "train a supervised task, from a pre-trained encoder with --init", config=True, workdir=True
-    )
+        "finetune", _finetune, "train a supervised task, from a pre-trained encoder with --init",
+        config=True, workdir=True, trains=True,
+    )  # fmt: skip
     sub.add_argument("--init", metavar="DIR", help="a work directory, or hf:DIR, to start the encoder from")
-    sub = command("evaluate", _evaluate, "run the config's evaluators over a checkpoint", workdir=True)
+    sub = command("evaluate", _evaluate, "run the config's evaluators over a checkpoint", workdir=True, trains=True)
     sub.add_argument("--config", metavar="FILE[:ARG]", help="evaluators of another config; default: the run's own")
     sub.add_argument("--checkpoint", type=int, metavar="STEP", help="default: the newest")
-    sub = command("report", _report, "write report.html, report.md and PNGs; several runs side by side")
+    sub = command("report", _report, "write report.html, report.md and PNGs; several runs side by side", devices=False)
     sub.add_argument("workdirs", nargs="+", metavar="DIR")
     sub.add_argument("--to", metavar="DIR", help="where to write; default: the first run's folder")
     sub = command("reconstruct", _reconstruct, "fill in masked images, as a PNG", workdir=True)
@@ -123,11 +132,13 @@ def parser() -> argparse.ArgumentParser:
     sub = command("convert", _convert, "published weights in and out")
     sub.add_argument("--from", dest="source", required=True, metavar="hf:DIR|WORKDIR|FILE.pth")
     sub.add_argument("--to", dest="target", required=True, metavar="WORKDIR|hf:DIR")
-    sub = command("bench", _bench, "step time, throughput and MFU; --peer beside the reference implementation", config=True)
+    sub = command(
+        "bench", _bench, "step time, throughput and MFU; --peer beside the reference implementation", config=True, trains=True
+    )
     sub.add_argument("--peer", action="store_true", help="the same model and batch in PyTorch, in turn")
     sub.add_argument("--steps", type=int, default=None, metavar="N")
     sub.add_argument("--json", metavar="OUT")
-    sub = command("data", _data, "list, inspect or prepare data sources")
+    sub = command("data", _data, "list, inspect or prepare data sources", devices=False)
     sub.add_argument("action", choices=("list", "inspect", "prepare"))
     sub.add_argument("uri", nargs="?")
     sub.add_argument("--index", type=int, default=None, help="inspect: this example only")
@@ -137,37 +148,34 @@ def parser() -> argparse.ArgumentParser:
 # Each command imports what it needs when it is called, so that --help and mistakes answer at once ------------------------
 
 
-def _config(arguments):
+def _load_config(file, overrides):
     from ssl_jax import config
 
-    return config.load(arguments.config, arguments.overrides)
+    return config.load(file, overrides)
 
 
 def _run(arguments):
     from ssl_jax import runs
 
-    return runs.run(_config(arguments), arguments.workdir)
+    return runs.run(arguments.settings, arguments.workdir)
 
 
 def _pretrain(arguments):
     from ssl_jax import runs
 
-    return runs.pretrain(_config(arguments), arguments.workdir)
+    return runs.pretrain(arguments.settings, arguments.workdir)
 
 
 def _finetune(arguments):
     from ssl_jax import runs
 
-    return runs.finetune(_config(arguments), arguments.workdir, init=arguments.init)
+    return runs.finetune(arguments.settings, arguments.workdir, init=arguments.init)
 
 
 def _evaluate(arguments):
     from ssl_jax import runs
 
-    if arguments.config is None and arguments.overrides:
-        raise UserError("--config.KEY=VALUE needs --config=FILE")
-    config = _config(arguments) if arguments.config else None
-    return runs.evaluate(arguments.workdir, config=config, checkpoint=arguments.checkpoint)
+    return runs.evaluate(arguments.workdir, config=arguments.settings, checkpoint=arguments.checkpoint)
 
 
 def _report(arguments):
@@ -177,35 +185,37 @@ def _report(arguments):
 
 
 def _reconstruct(arguments):
-    from ssl_jax import uses
+    from ssl_jax import inference
 
-    uses.reconstruct(arguments.workdir, images=arguments.images, count=arguments.count, seed=arguments.seed, to=arguments.to)
+    inference.reconstruct(
+        arguments.workdir, images=arguments.images, count=arguments.count, seed=arguments.seed, to=arguments.to
+    )
 
 
 def _generate(arguments):
-    from ssl_jax import uses
+    from ssl_jax import inference
 
     names = ("prompt", "max_tokens", "temperature", "top_k", "top_p", "num_samples", "seed")
-    uses.generate(arguments.workdir, **{name: getattr(arguments, name) for name in names})
+    inference.generate(arguments.workdir, **{name: getattr(arguments, name) for name in names})
 
 
 def _fill_mask(arguments):
-    from ssl_jax import uses
+    from ssl_jax import inference
 
-    uses.fill_mask(arguments.workdir, text=arguments.text, top=arguments.top)
+    inference.fill_mask(arguments.workdir, text=arguments.text, top=arguments.top)
 
 
 def _embed(arguments):
-    from ssl_jax import uses
+    from ssl_jax import inference
 
-    uses.embed(arguments.workdir, data=arguments.data, features=tuple(arguments.features.split(",")), to=arguments.to)
+    inference.embed(arguments.workdir, data=arguments.data, features=tuple(arguments.features.split(",")), to=arguments.to)
 
 
 def _retrieve(arguments):
-    from ssl_jax import uses
+    from ssl_jax import inference
 
     names = ("text", "images", "image", "texts", "top", "to")
-    uses.retrieve(arguments.workdir, **{name: getattr(arguments, name) for name in names})
+    inference.retrieve(arguments.workdir, **{name: getattr(arguments, name) for name in names})
 
 
 def _convert(arguments):
@@ -217,7 +227,7 @@ def _convert(arguments):
 def _bench(arguments):
     from ssl_jax.bench import bench
 
-    bench(_config(arguments), steps=arguments.steps, peer=arguments.peer, json_out=arguments.json)
+    bench(arguments.settings, steps=arguments.steps, peer=arguments.peer, json_out=arguments.json)
 
 
 def _data(arguments):

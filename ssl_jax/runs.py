@@ -69,8 +69,6 @@ def prepare(config: ConfigDict, workdir: str | None = None) -> Parts:
     from ssl_jax.training.optimizer import OptimizerSettings
     from ssl_jax.training.settings import CheckpointSettings, MeshSettings, TrainingSettings
 
-    sharding.initialise_processes()
-    sharding.prepare_cpu()
     seed = config.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
         raise UserError(f"seed={seed!r}: must be a whole number from 0 to 2^31 - 1")
@@ -150,10 +148,8 @@ def _run(config: ConfigDict, workdir: str, *, evaluate: bool) -> int:
         show_results(wd, config)
         return 0
     from ssl_jax.training import preemption
-    from ssl_jax.training.compilation import enable_cache
     from ssl_jax.training.lock import locked
 
-    enable_cache()
     parts = prepare(config, workdir)
     meanwhile = parts.training.evaluate_every is not None
     test = checked_test_data(parts) if parts.evaluators and (evaluate or meanwhile) else None
@@ -276,7 +272,6 @@ def as_trained(section: Any, task: Task, info: DataInfo, workdir: str) -> dict[s
 def evaluate(workdir: str, *, config: ConfigDict | None = None, checkpoint: int | None = None) -> int:
     """Run the evaluators over a checkpoint; those of the newest go into results.json, an older one's into its own file."""
     from ssl_jax.training.checkpoint import load_params
-    from ssl_jax.training.compilation import enable_cache
     from ssl_jax.training.lock import locked
 
     wd = Workdir.existing(workdir)
@@ -290,7 +285,6 @@ def evaluate(workdir: str, *, config: ConfigDict | None = None, checkpoint: int 
             own.training, own.optimizer = config.training, config.optimizer  # of evaluators that train
         own.downstream = config.get("downstream", ConfigDict())
         own.expected = config.get("expected", ConfigDict())
-    enable_cache()
     parts = prepare(own, workdir)
     if not parts.evaluators:
         raise UserError(f"--workdir={workdir}: its config names no evaluators; give a config whose `downstream` does")
@@ -365,7 +359,7 @@ def _left_out(evaluator: Any, evaluation: Any) -> bool:
 
 
 def encoder_of(parts: Parts, params: Params, cache: pathlib.Path | None = None, checkpoint: str | None = None) -> Any:
-    from ssl_jax.downstream.features import Encoder
+    from ssl_jax.downstream.evaluators.features import Encoder
 
     seed = parts.config.get("seed", 0)
     encoder = Encoder(parts.task, params, parts.mesh, seed=seed, cache=cache, checkpoint=checkpoint)
@@ -381,7 +375,7 @@ def representations_of(evaluators: Iterable[Any]) -> tuple[str, ...]:
 
 
 def evaluation_data(parts: Parts, test: Any, wd: Workdir | None) -> Any:
-    from ssl_jax.downstream.features import EvaluationData
+    from ssl_jax.downstream.evaluators.features import EvaluationData
 
     train = parts.dataset("train", False) if test is not None else None
     workdir = None if wd is None else str(wd.path)

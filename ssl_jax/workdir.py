@@ -111,7 +111,7 @@ class Workdir:
             raise UserError(f"--workdir={self.path}: info.json is missing; start the run again to have it written")
         tokenizer = None
         if (self.path / "tokenizer").is_dir():
-            from ssl_jax.data.text import Tokenizer
+            from ssl_jax.data.text.tokenizers import Tokenizer
 
             tokenizer = Tokenizer.load(self.path / "tokenizer")
         return info_from_json(stored, tokenizer)

@@ -1,7 +1,6 @@
 """Every array annotation of ssl_jax is checked while the tests run, inside jit too. One CPU device; tests that need more
 start a child process. What XLA compiles is shared by all test processes, and by the next run of the tests."""
 
-import functools
 import os
 import pathlib
 import subprocess
@@ -21,14 +20,13 @@ install_import_hook("ssl_jax", "tests.typecheck.checked")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from ssl_jax.training import compilation, kept  # noqa: E402
+from ssl_jax import start  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[1]
 os.environ.setdefault("SSL_JAX_CACHE", str(ROOT / ".pytest_cache" / "compiled"))
-jax.config.update("jax_compilation_cache_dir", str(compilation.cache_directory()))
+jax.config.update("jax_compilation_cache_dir", str(start.cache_directory()))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-kept.folder = functools.partial({}.get, "nowhere")  # what is tested is traced
 
 
 @pytest.fixture

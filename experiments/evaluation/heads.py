@@ -14,8 +14,8 @@ import numpy as np
 
 from ssl_jax import config, runs
 from ssl_jax.data.pipeline import subset
-from ssl_jax.downstream.features import Encoder, EvaluationData
-from ssl_jax.downstream.linear_probe import LinearProbe, probe
+from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
+from ssl_jax.downstream.evaluators.linear_probe import LinearProbe, probe
 
 ROOT = pathlib.Path(__file__).parents[2]
 DECAYS = (0.0, 1e-4, 1e-3)

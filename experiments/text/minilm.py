@@ -28,9 +28,9 @@ MODEL = dict(
 def probed(data: dict, tokenizer: dict, init: str | None) -> dict[str, float]:
     """The linear probe over "mean" embeddings, and what knows the words or the classes alone."""
     from ssl_jax import runs
-    from ssl_jax.downstream.bag_of_tokens import bag_of_tokens
-    from ssl_jax.downstream.baselines import majority
-    from ssl_jax.downstream.text_classification import text_metrics
+    from ssl_jax.downstream.evaluators.bag_of_tokens import bag_of_tokens
+    from ssl_jax.downstream.evaluators.baselines import majority
+    from ssl_jax.downstream.supervised.text_classification import text_metrics
     from ssl_jax.training.state import init_params
 
     config = ConfigDict(dict(

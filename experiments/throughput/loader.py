@@ -24,7 +24,7 @@ from PIL import Image
 
 from ssl_jax import bench, devices, runs
 from ssl_jax import config as configs
-from ssl_jax.data import images as image_data
+from ssl_jax.data.images import dataset as image_data
 from ssl_jax.data.pipeline import Stream
 from ssl_jax.reports.tables import markdown
 

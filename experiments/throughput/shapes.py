@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
 from ssl_jax import runs
+from ssl_jax.cpu import configure
 from ssl_jax.data.pipeline import Dataset, Stream
 from ssl_jax.task import DataInfo
-from ssl_jax.training import sharding
 from ssl_jax.training.optimizer import OptimizerSettings
 from ssl_jax.training.settings import CheckpointSettings, MeshSettings, TrainingSettings
 
@@ -151,7 +151,7 @@ class Words:
 
 def prepare(shape: Shape | ConfigDict) -> Any:
     """What bench.measure takes: of a config its own data, of a Shape random examples that lie on the device."""
-    sharding.prepare_cpu()
+    configure()
     if isinstance(shape, ConfigDict):
         return runs.prepare(shape)
     config, count = shape.config, 2 * int(shape.config.data.batch_size)

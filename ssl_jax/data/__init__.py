@@ -4,12 +4,12 @@ import importlib
 from typing import Any
 
 KINDS = {
-    "images": "ssl_jax.data.images:build",
-    "tokens": "ssl_jax.data.corpus:build",
+    "images": "ssl_jax.data.images.dataset:build",
+    "tokens": "ssl_jax.data.text.corpus:build",
     "pairs": "ssl_jax.data.pairs:build",
-    "labelled_text": "ssl_jax.data.text_tasks:labelled_text",
-    "parallel_text": "ssl_jax.data.text_tasks:parallel_text",
-    "squad": "ssl_jax.data.squad:squad",
+    "labelled_text": "ssl_jax.data.text.supervised:labelled_text",
+    "parallel_text": "ssl_jax.data.text.supervised:parallel_text",
+    "squad": "ssl_jax.data.text.squad:squad",
 }
 
 

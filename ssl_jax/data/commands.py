@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from ssl_jax.data import tfds
-from ssl_jax.data.sources import BUNDLED, SCHEMES, load_source
+from ssl_jax.data.sources import tfds
+from ssl_jax.data.sources.base import BUNDLED, SCHEMES, load_source
 from ssl_jax.errors import UserError
 
 FORMS = {

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.config import read
-from ssl_jax.data import host
-from ssl_jax.data.augment import Augment
-from ssl_jax.data.images import NORMALIZE, STATISTICS_EXAMPLES, pixel_statistics
-from ssl_jax.data.pair_files import HINT, open_csv, open_jsonl, open_tar, open_tsv  # noqa: F401 (the schemes point here)
+from ssl_jax.data.images import decode
+from ssl_jax.data.images.augment import Augment
+from ssl_jax.data.images.dataset import NORMALIZE, STATISTICS_EXAMPLES, pixel_statistics
 from ssl_jax.data.pipeline import BadExample, Dataset
-from ssl_jax.data.sources import Source, load_source
-from ssl_jax.data.text import Tokenizer, TokenizerSettings
-from ssl_jax.data.text_tasks import tokenizer_of
+from ssl_jax.data.sources.base import Source, load_source
+from ssl_jax.data.sources.pair_files import HINT, open_csv, open_jsonl, open_tar, open_tsv  # noqa: F401 (the schemes point here)
+from ssl_jax.data.text.supervised import tokenizer_of
+from ssl_jax.data.text.tokenizers import Tokenizer, TokenizerSettings
 from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo
 
@@ -222,10 +222,10 @@ class Examples:
             example = draw(index, generator) if draw is not None and generator is not None else self.source[index]
             captions = captions_of(example)
             if not captions:
-                raise host.Unreadable("has an empty caption")
+                raise decode.Unreadable("has an empty caption")
             caption = captions[0] if generator is None else captions[generator.integers(len(captions))]
             image = self._image(example, generator)
-        except host.Unreadable as error:
+        except decode.Unreadable as error:
             raise BadExample(f"{self.source.describe(index)} {error}; {HINT}") from None
         tokens, cut = self.encode(caption)
         result = {"image": np.asarray(image, np.uint8), "tokens": tokens, "truncated": np.bool_(cut)}
@@ -234,20 +234,20 @@ class Examples:
     def _image(self, example: Mapping[str, Any], generator: np.random.Generator | None):
         if generator is None:
             return evaluation_image(example, self.size, self.eval_crop)
-        image = host.augment(_decoded(example), generator, self.augment, self.size, self.eval_crop)
+        image = decode.augment(_decoded(example), generator, self.augment, self.size, self.eval_crop)
         return image if self.augment.affine is None else self.augment.affine(image, generator)
 
 
 def evaluation_image(example: Mapping[str, Any], size: tuple[int, int], share: float) -> np.ndarray:
-    """An example's image as evaluation sees it, u8[*size, 3]; host.Unreadable where there is none."""
-    return np.asarray(host.centre_crop(_decoded(example), size, share), np.uint8)
+    """An example's image as evaluation sees it, u8[*size, 3]; decode.Unreadable where there is none."""
+    return np.asarray(decode.centre_crop(_decoded(example), size, share), np.uint8)
 
 
 def _decoded(example: Mapping[str, Any]):
     stored = example.get("image")
     if stored is None:
-        raise host.Unreadable("has no image")
-    return host.decode(stored, 3) if isinstance(stored, bytes) else host.from_array(np.asarray(stored), 3)
+        raise decode.Unreadable("has no image")
+    return decode.decode(stored, 3) if isinstance(stored, bytes) else decode.from_array(np.asarray(stored), 3)
 
 
 def captions_of(example: Mapping[str, Any]) -> tuple[str, ...]:
@@ -316,7 +316,7 @@ def _statistics(source: Source, size: tuple[int, int], share: float) -> tuple[tu
     for index in np.unique(np.linspace(0, len(source) - 1, min(len(source), STATISTICS_EXAMPLES)).astype(int)):
         try:
             images.append(evaluation_image(source[int(index)], size, share))
-        except (host.Unreadable, BadExample):
+        except (decode.Unreadable, BadExample):
             continue
     if not images:
         raise UserError(f"{source.name}: not one of its images can be read")

@@ -17,7 +17,7 @@ from absl import flags
 from jaxtyping import Array, Key
 
 from ssl_jax import randomness
-from ssl_jax.data.sources import Source
+from ssl_jax.data.sources.base import Source
 from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo
 

@@ -138,7 +138,7 @@ def read_tokenizer(directory: pathlib.Path, theirs: Mapping[str, Any]) -> Any:
     text = text if isinstance(text, Mapping) else {}
     size = text.get("vocab_size")
     if (directory / "tokenizer.json").is_file():
-        from ssl_jax.data.text import Tokenizer
+        from ssl_jax.data.text.tokenizers import Tokenizer
 
         return Tokenizer.load(directory)
     if "vocab_size" not in text and theirs.get("model_type") not in ("clip", "siglip"):
@@ -152,7 +152,7 @@ def numbers(size: int, theirs: Mapping[str, Any]) -> Any:
     """A tokenizer of ids: the text of token 7 is "7"; special tokens have their usual names."""
     import tokenizers as t
 
-    from ssl_jax.data.text import FastTokenizer
+    from ssl_jax.data.text.tokenizers import FastTokenizer
 
     roles = {"pad_token_id": "[PAD]", "mask_token_id": "[MASK]", "cls_token_id": "[CLS]", "sep_token_id": "[SEP]"}
     names = {i: str(i) for i in range(size)}

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from ssl_jax.downstream.classification import Classification
+from ssl_jax.downstream.supervised.classification import Classification
 from ssl_jax.errors import UserError
 from ssl_jax.interop.family import Beside, Family, Sections, image_info, look_up, number, one_or_two, pair, patches, section
 from ssl_jax.interop.image_encoder import ImageEncoder

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
-from ssl_jax.models.module import Module
-from ssl_jax.stored import apart
+from ssl_jax.cpu import apart
 
 
 def product(x: Float[Array, "*batch m k"], y: Float[Array, "*batch k n"], dtype: Any = None) -> Float[Array, "*batch m n"]:
@@ -93,7 +92,7 @@ def _affine_backward(residual, g):
 _affine.defvjp(lambda x, kernel, bias: (_affine(x, kernel, bias), (x, kernel)), _affine_backward)
 
 
-class Dense(Module):
+class Dense(nn.Module):
     """flax's dense layer: the same parameters and values."""
 
     features: int

@@ -15,7 +15,6 @@ from ssl_jax.errors import UserError
 from ssl_jax.models.dense import Dense
 from ssl_jax.models.language import LanguageConfig, Transformer, pooled
 from ssl_jax.models.layers import Keys
-from ssl_jax.models.module import Module
 from ssl_jax.models.vit import ViT, ViTConfig, resize_positions, vit_for
 
 POOLINGS = ("eos", "last", "cls", "mean")
@@ -69,7 +68,7 @@ class DualEncoderConfig:
         return configs.read(cls, section, path, image=image)
 
 
-class DualEncoder(Module):
+class DualEncoder(nn.Module):
     """Parameters: "image" (a ViT's), "text" (a Transformer's), "image_projection", "text_projection"."""
 
     config: DualEncoderConfig

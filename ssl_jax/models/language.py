@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int
 from ssl_jax.errors import UserError
 from ssl_jax.models.dense import Dense
 from ssl_jax.models.layers import ACTIVATIONS, Keys, Norm, Stack, TransformerConfig, dropout, norm_of
-from ssl_jax.models.module import Module
 
 POSITIONS = ("learned", "rope", "sincos", "none")
 
@@ -90,7 +89,7 @@ def places(
     return jnp.where(real, jnp.cumsum(real, axis=1), 0) + offset - 1
 
 
-class Transformer(Module):
+class Transformer(nn.Module):
     """Token ids -> hidden states, without an output layer. `causal` makes it a decoder, `cross` lets it read a context.
 
     Returns the normalised hidden states [batch, time, width] and the intermediates: "embedding", "block00" ... and, when
@@ -163,7 +162,7 @@ class Transformer(Module):
         return [empty() for _ in range(c.depth)]
 
 
-class Head(Module):
+class Head(nn.Module):
     """What stands between hidden states and the cross-entropy: features, and the output layer's weight and bias.
 
     Logits are `features @ weight.T + bias`; `models.cross_entropy` computes the loss without holding all of them.
@@ -188,7 +187,7 @@ class Head(Module):
         return x, weight, bias
 
 
-class Pooler(Module):
+class Pooler(nn.Module):
     """tanh(dense([CLS])) (Devlin et al. 2019)."""
 
     config: LanguageConfig
@@ -200,7 +199,7 @@ class Pooler(Module):
         return jnp.tanh(Dense(c.width, kernel_init=c.dense_init(), dtype=self.dtype, name="dense")(hidden[:, 0]))
 
 
-class NextSentence(Module):
+class NextSentence(nn.Module):
     """BERT's pooler and the two logits over it: 0, B follows A; 1, B is random."""
 
     config: LanguageConfig

@@ -13,12 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from ssl_jax.cpu import gradient_stored
 from ssl_jax.errors import UserError
 from ssl_jax.models.dense import Dense
 from ssl_jax.models.kernels import KERNELS, attention
-from ssl_jax.models.module import Module
 from ssl_jax.randomness import drop, keep, substream
-from ssl_jax.stored import gradient_stored
 
 Keys = Key[Array, "batch"] | None
 Cache = dict[str, Array]
@@ -176,7 +175,7 @@ def drop_path(x: Float[Array, "batch *rest"], rate: float | Array, keys: Keys, n
     return jnp.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x / (1 - rate), 0).astype(x.dtype)
 
 
-class Norm(Module):
+class Norm(nn.Module):
     """Layer norm or RMS norm over the last axis, in f32, variance about the mean (not E[x^2] - E[x]^2)."""
 
     kind: str = "layer"
@@ -235,7 +234,7 @@ def rotate(
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-class Attention(Module):
+class Attention(nn.Module):
     """Multi-head attention, to itself or to `context`; with a cache, one more piece of a sequence.
 
     `segments` are those of the queries and, unless `key_segments` differ, of the keys.
@@ -299,7 +298,7 @@ class Attention(Module):
         return Dense(c.width, use_bias=c.bias, kernel_init=init, dtype=self.dtype, name="out")(y), cache
 
 
-class MLP(Module):
+class MLP(nn.Module):
     config: TransformerConfig
     dtype: Any = jnp.float32
 
@@ -316,7 +315,7 @@ class MLP(Module):
         return dense("down", c.width, residual=True)(y)
 
 
-class Block(Module):
+class Block(nn.Module):
     """Attention and MLP, each a residual branch; with `cross`, attention to a context between them."""
 
     config: TransformerConfig
@@ -357,7 +356,7 @@ class Block(Module):
         return x, cache
 
 
-class Stack(Module):
+class Stack(nn.Module):
     """`depth` blocks. Returns the last output and every block's under its name, "block00", "block01" ...
 
     `caches` (a list, one a block) makes it incremental; the new caches are then under "caches".

@@ -10,7 +10,6 @@ from jaxtyping import Array, Float, Int
 from ssl_jax.errors import UserError
 from ssl_jax.models.dense import Dense
 from ssl_jax.models.layers import Keys, Stack, TransformerConfig, norm_of
-from ssl_jax.models.module import Module
 from ssl_jax.models.patches import Grid, inverse_of, pick, sincos2d
 
 
@@ -33,7 +32,7 @@ class DecoderConfig(TransformerConfig):
             raise UserError(f"width={self.width}: sine-cosine positions need a multiple of 4")
 
 
-class Decoder(Module):
+class Decoder(nn.Module):
     """From the encoder's tokens to a prediction f32[batch, patches, outputs] for every patch of the grid.
 
     With `visible` the encoder saw those patches only: mask tokens fill the other places. Without, it saw every place.

@@ -13,7 +13,6 @@ from ssl_jax import config as config_module
 from ssl_jax.errors import UserError
 from ssl_jax.models.dense import Dense
 from ssl_jax.models.layers import MLP, Attention, Keys, Stack, TransformerConfig, dropout, norm_of
-from ssl_jax.models.module import Module
 from ssl_jax.models.patches import Grid, inverse_of, patchify, pick, sincos2d, take
 
 # Width, depth, heads, patch size, MLP width (ViT: Dosovitskiy et al. 2021, table 1; Ti: Touvron et al. 2021, table 1;
@@ -86,7 +85,7 @@ class ViTConfig(TransformerConfig):
         return config_module.read(cls, sized | section, path)
 
 
-class ViT(Module):
+class ViT(nn.Module):
     """Patches to tokens.
 
     Returns the tokens f32[batch, prefix + patches, width] after the final norm (prefix: class token, then registers) and
@@ -184,7 +183,7 @@ class ViT(Module):
         return 2 * kept * pixels * c.width + c.flops_forward(kept + c.prefix)
 
 
-class AttentionPooling(Module):
+class AttentionPooling(nn.Module):
     """A learned query reads all tokens; then an MLP with a residual (Zhai et al. 2022, section 2.3; SigLIP's head)."""
 
     config: ViTConfig

@@ -17,7 +17,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.models.dual_encoder import DualEncoder, build_dual_encoder, init_from
 from ssl_jax.models.vit import representations
 from ssl_jax.pretext.contrastive import fingerprints, in_chunks, infonce, sigmoid
-from ssl_jax.pretext.masking import MaskConfig
+from ssl_jax.pretext.patch_masking import MaskConfig
 from ssl_jax.randomness import example_keys, substream
 from ssl_jax.reports.contact_sheet import ranked
 from ssl_jax.task import Batch, DataInfo, Images, Metrics, Params, Text

@@ -19,7 +19,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.models.mae import Decoder, DecoderConfig
 from ssl_jax.models.patches import patchify, unpatchify
 from ssl_jax.models.vit import ViT, ViTConfig, representations, vit_for
-from ssl_jax.pretext.masking import Mask, MaskConfig, from_noise
+from ssl_jax.pretext.patch_masking import Mask, MaskConfig, from_noise
 from ssl_jax.randomness import example_keys, stream, substream
 from ssl_jax.task import Batch, DataInfo, Images, Metrics, Params
 

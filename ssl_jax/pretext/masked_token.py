@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from ssl_jax import config as configs
 from ssl_jax.models.cross_entropy import cross_entropy, logits
 from ssl_jax.models.language import Head, NextSentence, Pooler, Transformer
-from ssl_jax.pretext.masking_tokens import Masked, MaskSettings, mask_tokens
 from ssl_jax.pretext.next_token import by_our_names, init_language, language_features, language_inputs, with_context
+from ssl_jax.pretext.token_masking import Masked, MaskSettings, mask_tokens
 from ssl_jax.randomness import example_keys, stream, substream
 from ssl_jax.task import Batch, DataInfo, Metrics, Params, Text
 

@@ -25,8 +25,8 @@ import numpy as np
 
 from ssl_jax.errors import UserError
 from ssl_jax.training import rules, sharding
+from ssl_jax.training.exceptions import SaveFailed
 from ssl_jax.training.settings import CheckpointSettings
-from ssl_jax.training.stopping import SaveFailed
 
 MANIFEST, EXTRA, STATE = "manifest.json", "extra.json", "state"
 PACKED_BYTES = 2**28  # states up to this size are packed

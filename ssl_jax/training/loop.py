@@ -25,6 +25,7 @@ from ssl_jax.task import Params, Task
 from ssl_jax.training import preemption, sharding
 from ssl_jax.training import state as states
 from ssl_jax.training.checkpoint import Checkpoints, warn
+from ssl_jax.training.exceptions import Diverged, Preempted
 from ssl_jax.training.lock import locked
 from ssl_jax.training.logging import Logger, Speed
 from ssl_jax.training.optimizer import OptimizerSettings
@@ -33,7 +34,6 @@ from ssl_jax.training.program import Program
 from ssl_jax.training.settings import CheckpointSettings, MeshSettings, TrainingSettings
 from ssl_jax.training.state import State
 from ssl_jax.training.step import nonfinite
-from ssl_jax.training.stopping import Diverged, Preempted
 
 MAX_REWINDS = 10
 Evaluate = Callable[[State], Mapping[str, float]]

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import operator
 import os
 import threading
@@ -16,8 +15,8 @@ from jax.sharding import Mesh
 
 from ssl_jax.errors import UserError
 from ssl_jax.task import Params, Task
-from ssl_jax.training import compilation, kept, sharding
 from ssl_jax.training import optimizer as optimizers
+from ssl_jax.training import sharding
 from ssl_jax.training import state as states
 from ssl_jax.training.optimizer import OptimizerSettings
 from ssl_jax.training.rules import flatten
@@ -38,8 +37,6 @@ class Program:
 
     def __init__(self, task: Task, stream: Any, *, training: TrainingSettings, optimizer: OptimizerSettings,
                  mesh: Mesh | MeshSettings | None = None):  # fmt: skip
-        compilation.enable_cache()
-        compilation.keep_freed_memory()
         self.task, self.stream, self.training, self.settings = task, stream, training, optimizer
         self.layout = mesh if isinstance(mesh, MeshSettings) else MeshSettings()
         rows = sharding.shared_rows(stream.batch_size, training.accumulation, task.whole_batch)
@@ -53,9 +50,7 @@ class Program:
         self._raw = {name: shape(value) for name, value in raw.items()}
         self._hyper = states.hyper(optimizer, batch_size=1, seed=0, total_steps=1, warmup_steps=0, cooldown_steps=0)
         self._init = jax.jit(lambda seed: states.init_params(task, seed, self._batch))  # jitted so that it is traced once
-        self._traced = (task, stream.dataset.on_device, stream.dataset.gather if stream.resident else None, kept.package())
-        arguments = (shapes(stream.resident), self._raw)
-        self._batch, self._params = kept.shapes(self._trace, traced=self._traced, arguments=arguments)
+        self._batch, self._params = self._trace()
         self.optimizer = optimizers.build(optimizer, self._params)
         self._abstract = jax.eval_shape(self._create, self._hyper, self._params)
         self.shardings = sharding.state_shardings(self._abstract, self.mesh, self.layout)
@@ -110,8 +105,7 @@ class Program:
 
     def _fresh(self, hyper: dict) -> State:
         if self._make is None:
-            traced = (self._traced, self.settings, self.training.ema is not None, str(self._batch))
-            self._make = self._ready(self._new, traced, (shapes(hyper), None), self._abstract, [])
+            self._make = self._ready(self._new, (shapes(hyper), None))
         return self._make(hyper, None)
 
     def _steps_per_call(self) -> int:
@@ -166,20 +160,12 @@ class Program:
         step = self.step if count == 1 else several(self.step, count)
         program = jax.jit(step, donate_argnums=0, out_shardings=out)
         arguments = (self._abstract, raw, shapes(resident, sharding.replicated(self.mesh)))
-        follow = ("on_device", "optimizer", "cores", "names")  # from the rest
-        told = {f.name: getattr(self.step, f.name) for f in dataclasses.fields(self.step) if f.name not in follow}
-        traced = (told, self.step.cores is not None, count, self._traced)
-        return self._ready(program, traced, arguments, (self._abstract, self._hyper["lr"]), self.step.names)
+        return self._ready(program, arguments)
 
-    def _ready(self, program: Any, traced: Any, arguments: tuple, result: Any, names: list[str]) -> Callable:
-        """A jitted function compiled for `arguments`, or as it was kept on disk (`kept.compiled`)."""
-
-        def lower():
-            with self.mesh:
-                return program.lower(*arguments)
-
-        devices = list(self.mesh.devices.flat)
-        return kept.compiled(lower, traced=traced, arguments=arguments, result=result, devices=devices, names=names)
+    def _ready(self, program: Any, arguments: tuple) -> Callable:
+        """A jitted function compiled for `arguments`."""
+        with self.mesh:
+            return program.lower(*arguments).compile()
 
     def put(self, batch: dict, count: int) -> Any:
         return sharding.put_batch(batch, self.mesh, self.stream.batch_size, None if count == 1 else count)

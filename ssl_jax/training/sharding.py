@@ -1,6 +1,5 @@
-"""One mesh with the axes (data, fsdp, tensor); where each array lies on it; processes that join into one run."""
+"""One mesh with the axes (data, fsdp, tensor); where each array lies on it."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ssl_jax.devices import cores
+from ssl_jax import cpu
 from ssl_jax.errors import UserError
 from ssl_jax.training import rules
 from ssl_jax.training.settings import MeshSettings
@@ -25,43 +24,16 @@ TENSOR_RULES = (
 )
 
 
-MOST_CORES, FEWEST_ROWS = 4, 4  # a CPU's devices each hold a copy of the state; what a core has to do must be worth the sum
-
-
-def prepare_cpu() -> None:
-    """Let each core of a CPU be a JAX device, and a program of one device run on the thread that calls it.
-
-    Must come before JAX's first use of a device; after that it does nothing. Two cores that each work on half the rows are
-    faster than two that share every operation (experiments/throughput); how many devices there are stays as it is where
-    somebody has said so. JAX otherwise hands a program of one device to a pool, in whose threads the C library takes blocks of
-    over 64 MB from the kernel anew for every call, whatever it was told to keep (compilation.keep_freed_memory).
-    """
-    if "JAX_CPU_ENABLE_ASYNC_DISPATCH" not in os.environ:
-        jax.config.update("jax_cpu_enable_async_dispatch", False)
-    _split_cores()
-
-
-def _split_cores() -> None:
-    global _cores
-    from jax._src import distributed  # the public module does not tell whether it was initialised in every version
-
-    chosen = jax.config.jax_num_cpu_devices != -1 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if chosen or distributed.global_state.client is not None:
-        return
-    try:
-        jax.config.update("jax_num_cpu_devices", min(cores(), MOST_CORES))
-        _cores = True
-    except RuntimeError:  # too late
-        return
-
-
-_cores = False  # whether a CPU's devices are its cores by our own choice, and may be left idle where they do not divide a batch
+FEWEST_ROWS = 4  # of a core: with fewer, the sum over cores costs more than sharing the rows saves
 
 
 def make_mesh(settings: MeshSettings, devices: list | None = None, rows: int | None = None) -> Mesh:
-    """The mesh over all devices; UserError when they do not divide. Of cores (`prepare_cpu`), as many as divide `rows`."""
+    """The mesh over all devices; UserError when they do not divide.
+
+    Of a CPU's cores (`cpu.split_cores`), as many are used as divide `rows`.
+    """
     devices = jax.devices() if devices is None else devices
-    if _cores and rows is not None and settings.data == -1 and devices[0].platform == "cpu":
+    if cpu.cores_are_devices and rows is not None and settings.data == -1 and devices[0].platform == "cpu":
         others = settings.fsdp * settings.tensor
         devices = devices[: others * most_cores(len(devices) // others, rows)]
     sizes = {name: getattr(settings, name) for name in AXES}
@@ -86,7 +58,7 @@ def most_cores(count: int, rows: int) -> int:
 
 def fitted(mesh: Mesh, rows: int) -> Mesh:
     """`mesh`; of cores, a smaller one where they do not divide `rows`."""
-    if not (_cores and mesh.devices.flat[0].platform == "cpu" and mesh.shape["data"] == mesh.size):
+    if not (cpu.cores_are_devices and mesh.devices.flat[0].platform == "cpu" and mesh.shape["data"] == mesh.size):
         return mesh
     return Mesh(mesh.devices[: most_cores(mesh.size, rows)], mesh.axis_names, axis_types=mesh.axis_types)
 
@@ -199,24 +171,3 @@ def put_state(tree: Any, shardings: Any) -> Any:
         return jax.device_put(tree, shardings)
     place = lambda x, s: jax.make_array_from_callback(np.shape(x), s, lambda i: np.asarray(x)[i])
     return jax.tree.map(place, tree, shardings)
-
-
-def initialise_processes() -> None:
-    """Join the processes of one run, where the environment says that there are several (SLURM, MPI, GKE, TPU pods).
-
-    By hand: JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
-    """
-    from jax._src import distributed  # the public module does not tell whether it was initialised in every version
-
-    if distributed.global_state.client is not None:
-        return
-    environment = os.environ
-    if "JAX_COORDINATOR_ADDRESS" in environment and "JAX_NUM_PROCESSES" in environment:
-        number, count = environment.get("JAX_PROCESS_ID"), environment["JAX_NUM_PROCESSES"]
-        if number is None or not number.isdigit() or not count.isdigit():
-            raise UserError("JAX_PROCESS_ID: set it to this process's number, 0 to JAX_NUM_PROCESSES - 1")
-        jax.distributed.initialize(environment["JAX_COORDINATOR_ADDRESS"], int(count), int(number))
-    elif (
-        int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environment and "SLURM_STEP_NODELIST" in environment
-    ) or int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1 or "," in environment.get("TPU_WORKER_HOSTNAMES", ""):  # fmt: skip
-        jax.distributed.initialize()

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from ssl_jax import randomness
-from ssl_jax.stored import apart
+from ssl_jax.cpu import apart
 from ssl_jax.task import Batch, Task
 from ssl_jax.training import rules
 from ssl_jax.training.optimizer import OptimizerSettings, learning_rate, multipliers

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from ssl_jax import randomness
-from ssl_jax.data import augment, host
-from ssl_jax.data.augment import Augment, Crop, Erase, Mix
+from ssl_jax.data.images import augment, decode
+from ssl_jax.data.images.augment import Augment, Crop, Erase, Mix
 from ssl_jax.errors import UserError
 
 
@@ -139,7 +139,7 @@ def test_random_boxes_are_of_the_wanted_area_and_ratio(size):
     if size[0] == size[1]:  # else large boxes fit less often
         assert abs(area.mean() - 0.5) < 0.03 and abs(np.log(w / h).mean()) < 0.03
     generator = np.random.default_rng(0)
-    rejected = np.array([host.random_box(generator, size, scale, ratio) for _ in range(2000)])
+    rejected = np.array([decode.random_box(generator, size, scale, ratio) for _ in range(2000)])
     np.testing.assert_allclose(boxes.mean(0), rejected.mean(0), atol=0.75)
     assert (w / h).min() > 0.75 - 0.1 and (w / h).max() < 4 / 3 + 0.15
     slack = size[0] - h

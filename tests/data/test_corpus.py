@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.data import corpus, documents, text, token_array, vocabularies
-from ssl_jax.data.documents import open_documents
 from ssl_jax.data.pipeline import Stream, eval_batches
-from ssl_jax.data.sequences import gather_spans
+from ssl_jax.data.text import corpus, token_array, tokenizers, vocabularies
+from ssl_jax.data.text import corpus_files as documents
+from ssl_jax.data.text.corpus_files import open_documents
+from ssl_jax.data.text.sequence_packing import gather_spans
 from ssl_jax.errors import UserError
 
-SPECIAL = text.BERT_SPECIAL
+SPECIAL = tokenizers.BERT_SPECIAL
 WORDS = "the cat sat on a mat; naïve café 日本語, don't — 🤗 stop.\n".split(" ")
 
 
@@ -72,7 +73,7 @@ def test_tokens_of_pieces_are_the_tokens_of_the_whole(small_blocks, tmp_path):
     content = random_text(400)
     source = open_documents(f"text:{write(tmp_path / 'a.txt', content)}")
     for name, size in (("bpe", 400), ("wordpiece", 150), ("characters", 2)):
-        tokenizer = text.train(text.TokenizerSettings(name=name, size=size), [content])
+        tokenizer = tokenizers.train(tokenizers.TokenizerSettings(name=name, size=size), [content])
         array = token_array.token_array(source, tokenizer, cache=tmp_path / "cache")
         assert array.tokens.tolist() == tokenizer.encode(content)
         assert (array.characters, array.bytes) == (len(content), len(content.encode()))
@@ -113,14 +114,14 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(small_blocks, tmp_path):
     """Killed anywhere, the array is in the end that of an undisturbed pass, and committed text is not tokenised again."""
     content = random_text(400)
     source = open_documents(f"text:{write(tmp_path / 'a.txt', content)}", documents="blank_line")
-    tokenizer = text.ByteTokenizer(("<|endoftext|>",))
+    tokenizer = tokenizers.ByteTokenizer(("<|endoftext|>",))
     whole = token_array.token_array(source, tokenizer, cache=tmp_path / "whole")
     assert len(whole.documents) > 5
 
     class Killed(Exception):
         pass
 
-    class Failing(text.ByteTokenizer):
+    class Failing(tokenizers.ByteTokenizer):
         calls = 0
 
         def encode_batch(self, texts, special=False):
@@ -147,7 +148,7 @@ def test_nothing_stale_is_reused(tmp_path):
     path = write(tmp_path / "a.txt", "abab")
     calls = []
 
-    class Counting(text.CharacterTokenizer):
+    class Counting(tokenizers.CharacterTokenizer):
         def encode_batch(self, texts, special=False):
             calls.append(texts)
             return super().encode_batch(texts, special)
@@ -168,7 +169,7 @@ def test_separators_stand_between_documents_only(tmp_path):
     write(tmp_path / "1.txt", "ab")
     write(tmp_path / "2.txt", "b")
     source = open_documents(f"text:{tmp_path}/*.txt")
-    array = token_array.token_array(source, text.CharacterTokenizer("ab", ("<|endoftext|>",)), cache=tmp_path / "cache")
+    array = token_array.token_array(source, tokenizers.CharacterTokenizer("ab", ("<|endoftext|>",)), cache=tmp_path / "cache")
     assert array.tokens.tolist() == [0, 1, 2, 1]
     assert array.documents.tolist() == [0, 3]
 
@@ -385,8 +386,8 @@ def test_gzipped_sources_are_read(tmp_path):
 def test_a_vocabulary_is_trained_once_for_all_work_directories(tmp_path, monkeypatch):
     """Another process, and another run, find it by the corpus and the settings; a damaged one is trained again."""
     settings = section(write(tmp_path / "a.txt", random_text(300)), tokenizer=dict(name="bpe", size=300))
-    trained, train = [], text.train
-    monkeypatch.setattr(text, "train", lambda *arguments: trained.append(1) or train(*arguments))
+    trained, train = [], tokenizers.train
+    monkeypatch.setattr(tokenizers, "train", lambda *arguments: trained.append(1) or train(*arguments))
 
     def tokenizer(workdir, **changes):
         vocabularies._LAST.clear()  # as in a new process

@@ -7,8 +7,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from ssl_jax import randomness
-from ssl_jax.data import augment, build, host
-from ssl_jax.data.images import pixel_statistics
+from ssl_jax.data import build
+from ssl_jax.data.images import augment, decode
+from ssl_jax.data.images.dataset import pixel_statistics
 from ssl_jax.data.pipeline import Stream
 from ssl_jax.errors import UserError
 
@@ -100,7 +101,7 @@ def test_evaluation_is_never_augmented(npz):
 def test_centre_crop_is_that_of_the_papers(size):
     """Resize the shorter side to 256, bicubic, then cut 224 x 224 out of the middle."""
     image = picture(*size)
-    result = host.centre_crop(image, (224, 224), 0.875)
+    result = decode.centre_crop(image, (224, 224), 0.875)
     if size == (224, 224):
         assert result is image
         return
@@ -117,8 +118,8 @@ def test_host_and_device_cut_the_same_random_boxes():
     image, size = picture(50, 40, low=90, high=160), (16, 20)
     settings = augment.Augment(crop=augment.Crop(scale=(0.3, 0.9)))
     for seed in range(5):
-        result = host.augment(image, np.random.default_rng(seed), settings, size, 1.0)
-        box = host.random_box(np.random.default_rng(seed), (40, 50), (0.3, 0.9), (3 / 4, 4 / 3))
+        result = decode.augment(image, np.random.default_rng(seed), settings, size, 1.0)
+        box = decode.random_box(np.random.default_rng(seed), (40, 50), (0.3, 0.9), (3 / 4, 4 / 3))
         expected = jax.jit(augment.resize, static_argnums=2)(np.asarray(image), box, size)
         assert np.abs(np.asarray(result, np.float32) - expected).max() < 1.6
 
@@ -128,7 +129,7 @@ def test_host_augmentation_is_drawn_from_its_generator_alone():
         crop=augment.Crop(scale=(0.2, 1.0)), flip=True, randaugment=augment.RandAugment(), jitter=augment.Jitter(hue=0.1)
     )
     one, other, third = (
-        np.asarray(host.augment(picture(40, 30), np.random.default_rng(seed), settings, (16, 16), 1.0)) for seed in (1, 1, 2)
+        np.asarray(decode.augment(picture(40, 30), np.random.default_rng(seed), settings, (16, 16), 1.0)) for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(one, other)
     assert (one != third).any()
@@ -141,7 +142,7 @@ def test_host_shift_and_flip():
     windows = [padded[y : y + 6, x : x + 6] for y in range(3) for x in range(3)]
     seen = set()
     for seed in range(200):
-        result = np.asarray(host.augment(image, np.random.default_rng(seed), settings, (6, 6), 1.0))
+        result = np.asarray(decode.augment(image, np.random.default_rng(seed), settings, (6, 6), 1.0))
         (which,) = [k for k, w in enumerate([*windows, *[w[:, ::-1] for w in windows]]) if (w == result).all()]
         seen.add(which)
     assert len(seen) == 18
@@ -152,16 +153,18 @@ def test_host_shift_and_flip():
 GREY = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
 
 
-@pytest.mark.parametrize("name", [n for n in host.OPERATIONS if n not in ("auto_contrast", "equalize", "invert", "posterize")])
+@pytest.mark.parametrize(
+    "name", [n for n in decode.OPERATIONS if n not in ("auto_contrast", "equalize", "invert", "posterize")]
+)
 def test_operations_at_level_zero_change_nothing(name):
     image = picture(12, 10)
     expected = np.asarray(image)
-    np.testing.assert_array_equal(host.OPERATIONS[name](image, 0.0, 1), expected)
+    np.testing.assert_array_equal(decode.OPERATIONS[name](image, 0.0, 1), expected)
 
 
 def test_operations_follow_their_definitions():
     """Cubuk et al. 2019 (AutoAugment), table 6, with timm's increasing severities, at magnitude 9 of 10."""
-    apply = lambda name, image=GREY, sign=1: np.asarray(host.OPERATIONS[name](image, 0.9, sign)).astype(int)
+    apply = lambda name, image=GREY, sign=1: np.asarray(decode.OPERATIONS[name](image, 0.9, sign)).astype(int)
     values = np.asarray(GREY).astype(int)
     np.testing.assert_array_equal(apply("invert"), 255 - values)
     np.testing.assert_array_equal(apply("posterize"), values & 0b10000000)  # 4 - int(3.6) = 1 bit is kept
@@ -180,7 +183,7 @@ def test_geometry_moves_turns_and_shears():
     image.paste((255, 255, 255), (18, 18, 22, 22))
 
     def centre(name, sign, level=0.5):
-        white = (np.asarray(host.OPERATIONS[name](image, level, sign)) > 200).all(-1)
+        white = (np.asarray(decode.OPERATIONS[name](image, level, sign)) > 200).all(-1)
         return np.argwhere(white).mean(0) - 19.5
 
     np.testing.assert_allclose(centre("translate_x", 1), [0, -9], atol=0.01)  # 0.45 * 0.5 * 40 pixels
@@ -188,7 +191,7 @@ def test_geometry_moves_turns_and_shears():
     np.testing.assert_allclose(centre("translate_y", 1), [-9, 0], atol=0.01)
     np.testing.assert_allclose(centre("rotate", 1), [0, 0], atol=0.3)
     np.testing.assert_allclose(centre("shear_x", 1, 1.0), [0, -0.3 * 19.5], atol=0.6)
-    corner = np.asarray(host.OPERATIONS["rotate"](image, 1.0, 1))[0, 0]
+    corner = np.asarray(decode.OPERATIONS["rotate"](image, 1.0, 1))[0, 0]
     assert tuple(corner) == (124, 116, 104)
 
 
@@ -196,11 +199,11 @@ def test_randaugment_applies_each_layer_half_of_the_time():
     image = picture(16, 16)
     generator = np.random.default_rng(0)
     same = [
-        (np.asarray(host.randaugment(image, generator, augment.RandAugment())) == np.asarray(image)).all() for _ in range(400)
+        (np.asarray(decode.randaugment(image, generator, augment.RandAugment())) == np.asarray(image)).all() for _ in range(400)
     ]
     # both layers are left out with probability 1/4; autocontrast of a picture that uses all levels changes nothing either
     assert 0.2 < np.mean(same) < 0.45
-    never = host.randaugment(image, generator, augment.RandAugment(prob=0.0))
+    never = decode.randaugment(image, generator, augment.RandAugment(prob=0.0))
     assert never is image
 
 
@@ -214,10 +217,10 @@ def test_randaugment_works_on_grey_images_and_runs_on_the_host(tmp_path):
 def test_jitter_stays_within_its_factors():
     image = Image.new("RGB", (4, 4), (100, 100, 100))
     settings = augment.Jitter(brightness=0.2, contrast=0.0, saturation=0.0)
-    values = [np.asarray(host.jitter(image, np.random.default_rng(s), settings))[0, 0, 0] for s in range(200)]
+    values = [np.asarray(decode.jitter(image, np.random.default_rng(s), settings))[0, 0, 0] for s in range(200)]
     assert 79 <= min(values) < 85 and 115 < max(values) <= 120
     red = Image.new("RGB", (1, 1), (255, 0, 0))
-    np.testing.assert_allclose(np.asarray(host.turn_hue(red, 1 / 3))[0, 0], (0, 255, 0), atol=6)
+    np.testing.assert_allclose(np.asarray(decode.turn_hue(red, 1 / 3))[0, 0], (0, 255, 0), atol=6)
 
 
 def test_fast_decode_keeps_size_and_looks_alike(tmp_path):

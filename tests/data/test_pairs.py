@@ -11,9 +11,10 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from ssl_jax.data import emoji, pair_files, pairs
+from ssl_jax.data import pairs
 from ssl_jax.data.pipeline import BadExample, Stream, eval_batches
-from ssl_jax.data.sources import load_source
+from ssl_jax.data.sources import emoji, pair_files
+from ssl_jax.data.sources.base import load_source
 from ssl_jax.errors import UserError
 
 TONES = {0x1F3FB, 0x1F3FC, 0x1F3FD, 0x1F3FE, 0x1F3FF}

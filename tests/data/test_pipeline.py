@@ -65,7 +65,7 @@ def test_every_epoch_holds_every_example_once(size, batch_size, seed):
 
 def toy(size):
     from ssl_jax.data.pipeline import Dataset
-    from ssl_jax.data.sources import Arrays
+    from ssl_jax.data.sources.base import Arrays
     from ssl_jax.task import DataInfo
 
     arrays = {"x": np.arange(size)}

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ssl_jax.data import build
 from ssl_jax.data.pipeline import Stream, eval_batches
-from ssl_jax.data.sources import load_source, read_idx
+from ssl_jax.data.sources.base import load_source, read_idx
 from ssl_jax.errors import UserError
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssl_jax.data.squad import Question, cut, read_squad, squad, widest_context
-from ssl_jax.data.text import ByteTokenizer
+from ssl_jax.data.text.squad import Question, cut, read_squad, squad, widest_context
+from ssl_jax.data.text.tokenizers import ByteTokenizer
 from ssl_jax.errors import UserError
 
 SPECIAL = ("[PAD]", "[CLS]", "[SEP]")

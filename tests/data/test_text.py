@@ -4,7 +4,15 @@ import json
 
 import pytest
 
-from ssl_jax.data.text import BERT_SPECIAL, ByteTokenizer, CharacterTokenizer, TokenizerSettings, from_settings, load, train
+from ssl_jax.data.text.tokenizers import (
+    BERT_SPECIAL,
+    ByteTokenizer,
+    CharacterTokenizer,
+    TokenizerSettings,
+    from_settings,
+    load,
+    train,
+)
 from ssl_jax.errors import UserError
 
 TRICKY = [

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssl_jax.data.tables import read_table
-from ssl_jax.data.text import ByteTokenizer
-from ssl_jax.data.text_tasks import encode_sentences, labelled_text, parallel_text
+from ssl_jax.data.sources.text_tables import read_table
+from ssl_jax.data.text.supervised import encode_sentences, labelled_text, parallel_text
+from ssl_jax.data.text.tokenizers import ByteTokenizer
 from ssl_jax.errors import UserError
 
 SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[BOS]", "[EOS]")

@@ -13,9 +13,10 @@ CODE = """
 import sys
 import jax, jax.numpy as jnp, numpy as np, optax
 from ssl_jax import randomness
-from ssl_jax.data import build, tfds
+from ssl_jax.data import build
+from ssl_jax.data.sources import tfds
 from ssl_jax.data.pipeline import Stream, eval_batches
-from ssl_jax.data.sources import Arrays, load_source
+from ssl_jax.data.sources.base import Arrays, load_source
 
 root = {root!r}
 generator = np.random.default_rng(0)
@@ -64,8 +65,9 @@ def test_preparing_reading_and_training_import_no_tensorflow(child, tmp_path):
 
 
 def test_files_of_different_sizes_stay_encoded(tmp_path):
-    from ssl_jax.data import build, tfds
-    from ssl_jax.data.sources import load_source
+    from ssl_jax.data import build
+    from ssl_jax.data.sources import tfds
+    from ssl_jax.data.sources.base import load_source
 
     (tmp_path / "images").mkdir()
     for i in range(4):
@@ -81,7 +83,7 @@ def test_files_of_different_sizes_stay_encoded(tmp_path):
 
 def test_what_is_missing_is_told(tmp_path, monkeypatch):
     from ssl_jax.data import commands
-    from ssl_jax.data.sources import load_source
+    from ssl_jax.data.sources.base import load_source
 
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(UserError, match="run `ssl-jax data prepare tfds:glue/sst2`"):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.data.pipeline import Dataset
-from ssl_jax.downstream.features import EvaluationData
+from ssl_jax.downstream.evaluators.features import EvaluationData
 from ssl_jax.task import DataInfo
 
 

@@ -7,8 +7,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
-from ssl_jax.data.augment import Mix
-from ssl_jax.downstream.classification import Classification, ClassificationSettings, freeze, partial
+from ssl_jax.data.images.augment import Mix
+from ssl_jax.downstream.supervised.classification import Classification, ClassificationSettings, freeze, partial
 from ssl_jax.errors import UserError
 from ssl_jax.pretext.masked_image import MaskedImage
 from ssl_jax.randomness import example_keys

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.downstream.decoding import Search, beam_search, greedy, length_norm
+from ssl_jax.downstream.supervised.decoding import Search, beam_search, greedy, length_norm
 from ssl_jax.errors import UserError
 
 VOCABULARY, LENGTH, EOS, FIRST = 4, 3, 0, 1

@@ -11,11 +11,11 @@ from downstream_toys import ToyTask, blobs, dataset, toy_params
 
 from ssl_jax import runs
 from ssl_jax.data.pipeline import subset
-from ssl_jax.downstream.baselines import raw_pixels
-from ssl_jax.downstream.features import Encoder
-from ssl_jax.downstream.few_shot import FewShot
-from ssl_jax.downstream.knn import KNN
-from ssl_jax.downstream.linear_probe import LinearProbe
+from ssl_jax.downstream.evaluators.baselines import raw_pixels
+from ssl_jax.downstream.evaluators.features import Encoder
+from ssl_jax.downstream.evaluators.few_shot import FewShot
+from ssl_jax.downstream.evaluators.knn import KNN
+from ssl_jax.downstream.evaluators.linear_probe import LinearProbe
 from ssl_jax.errors import UserError
 
 

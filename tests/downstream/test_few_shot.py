@@ -5,8 +5,8 @@ import pytest
 from downstream_toys import ToyTask, blobs, toy_params
 from sklearn.linear_model import Ridge
 
-from ssl_jax.downstream.features import Encoder
-from ssl_jax.downstream.few_shot import FewShot, draw, ridge, signs
+from ssl_jax.downstream.evaluators.features import Encoder
+from ssl_jax.downstream.evaluators.few_shot import FewShot, draw, ridge, signs
 from ssl_jax.errors import UserError
 
 
@@ -23,7 +23,7 @@ def test_agrees_with_scikit_learn(examples, strength):
 
 
 def test_agrees_with_scikit_learn_on_fashion_mnist():
-    from ssl_jax.data.sources import fashion_mnist
+    from ssl_jax.data.sources.base import fashion_mnist
 
     source = fashion_mnist("train")
     labels = np.asarray(source.labels(), np.int32)

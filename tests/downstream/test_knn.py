@@ -7,15 +7,15 @@ import pytest
 from downstream_toys import ToyTask, blobs, toy_params
 from sklearn.neighbors import KNeighborsClassifier
 
-from ssl_jax.downstream import knn
-from ssl_jax.downstream.features import Encoder, EvaluationData
-from ssl_jax.downstream.knn import KNN, knn_votes, nearest_neighbours
+from ssl_jax.downstream.evaluators import knn
+from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
+from ssl_jax.downstream.evaluators.knn import KNN, knn_votes, nearest_neighbours
 from ssl_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def fashion():
-    from ssl_jax.data.sources import fashion_mnist
+    from ssl_jax.data.sources.base import fashion_mnist
 
     return [flatten(fashion_mnist(split)) for split in ("train", "test")]
 

@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 from ssl_jax import data as kinds
 from ssl_jax import randomness
 from ssl_jax.config import read
-from ssl_jax.downstream.features import Encoder, EvaluationData
-from ssl_jax.downstream.finetune import FineTune, FineTuner, PartStream, Recipe, Scratch
-from ssl_jax.downstream.label_efficiency import LabelEfficiency
-from ssl_jax.downstream.linear_probe import LinearProbe
+from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
+from ssl_jax.downstream.evaluators.finetune import FineTune, FineTuner, PartStream, Recipe, Scratch
+from ssl_jax.downstream.evaluators.label_efficiency import LabelEfficiency
+from ssl_jax.downstream.evaluators.linear_probe import LinearProbe
 from ssl_jax.errors import UserError
 from ssl_jax.pretext.masked_image import MaskedImage
 from ssl_jax.reports.figures import label_efficiency

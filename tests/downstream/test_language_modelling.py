@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from ssl_jax.data import corpus
-from ssl_jax.downstream.features import Encoder, EvaluationData
-from ssl_jax.downstream.language_modelling import (
+from ssl_jax.data.text import corpus
+from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
+from ssl_jax.downstream.evaluators.language_modelling import (
     Lambada,
     MaskedTokenLoss,
     NextTokenLoss,

@@ -9,10 +9,10 @@ import pytest
 from downstream_toys import ToyTask, blobs, toy_params
 from sklearn.linear_model import LogisticRegression as Reference
 
-from ssl_jax.downstream import metrics
-from ssl_jax.downstream.features import Encoder
-from ssl_jax.downstream.heads import Descent, LogisticRegression, descend, lars_ratio
-from ssl_jax.downstream.linear_probe import LinearProbe, probe
+from ssl_jax.downstream.evaluators.features import Encoder
+from ssl_jax.downstream.evaluators.heads import Descent, LogisticRegression, descend, lars_ratio
+from ssl_jax.downstream.evaluators.linear_probe import LinearProbe, probe
+from ssl_jax.downstream.metrics import classification as metrics
 from ssl_jax.errors import UserError
 from ssl_jax.models.vit import ViT, ViTConfig, representations
 
@@ -51,7 +51,7 @@ def test_examples_of_weight_zero_do_not_count():
 @pytest.mark.parametrize(("count", "tests"), [(1000, 10000), pytest.param(60000, 10000, marks=pytest.mark.slow)])
 def test_raw_pixels_agree_with_scikit_learn_on_fashion_mnist(count, tests):
     """Accuracy within 0.3 points at the same strength."""
-    from ssl_jax.data.sources import fashion_mnist
+    from ssl_jax.data.sources.base import fashion_mnist
 
     (x, y), (xt, yt) = (
         (s.arrays["image"].reshape(len(s), -1).astype(np.float32) / 255, np.asarray(s.labels(), np.int32))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import top_k_accuracy_score
 
-from ssl_jax.downstream import metrics
+from ssl_jax.downstream.metrics import classification as metrics
 from ssl_jax.errors import UserError
 
 

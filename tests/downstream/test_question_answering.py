@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from ssl_jax.data.squad import Question, cut, squad
-from ssl_jax.data.text import ByteTokenizer
-from ssl_jax.downstream.features import Encoder, EvaluationData
-from ssl_jax.downstream.question_answering import QuestionAnswering, QuestionAnsweringMetrics
-from ssl_jax.downstream.spans import answers, likeliest_sentence
+from ssl_jax.data.text.squad import Question, cut, squad
+from ssl_jax.data.text.tokenizers import ByteTokenizer
+from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
+from ssl_jax.downstream.supervised.question_answering import QuestionAnswering, QuestionAnsweringMetrics
+from ssl_jax.downstream.supervised.spans import answers, likeliest_sentence
 from ssl_jax.errors import UserError
 from ssl_jax.randomness import stream
 

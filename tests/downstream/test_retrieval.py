@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssl_jax.data.text import CharacterTokenizer
-from ssl_jax.downstream import retrieval
-from ssl_jax.downstream.cross_modal import hit_chance
-from ssl_jax.downstream.retrieval import Retrieval, chance, recalls, retrieve
+from ssl_jax.data.text.tokenizers import CharacterTokenizer
+from ssl_jax.downstream.evaluators import retrieval
+from ssl_jax.downstream.evaluators.cross_modal import hit_chance
+from ssl_jax.downstream.evaluators.retrieval import Retrieval, chance, recalls, retrieve
 from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo
 

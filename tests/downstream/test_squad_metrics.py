@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_jax.downstream.squad_metrics import best_threshold, exact_match, f1, normalize_answer, score
+from ssl_jax.downstream.metrics.squad import best_threshold, exact_match, f1, normalize_answer, score
 
 words = st.text(alphabet="aAnthe .,!x-", max_size=20)
 

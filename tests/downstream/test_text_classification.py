@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from ssl_jax.downstream import bag_of_tokens as bag
-from ssl_jax.downstream.features import Encoder, EvaluationData
-from ssl_jax.downstream.knn import KNN
-from ssl_jax.downstream.linear_probe import LinearProbe
-from ssl_jax.downstream.text_classification import TextClassification, TextClassificationMetrics, text_metrics
-from ssl_jax.downstream.text_encoder import label_scores
+from ssl_jax.downstream.evaluators import bag_of_tokens as bag
+from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
+from ssl_jax.downstream.evaluators.knn import KNN
+from ssl_jax.downstream.evaluators.linear_probe import LinearProbe
+from ssl_jax.downstream.supervised.text_classification import TextClassification, TextClassificationMetrics, text_metrics
+from ssl_jax.downstream.supervised.text_encoder import label_scores
 from ssl_jax.errors import UserError
 from ssl_jax.pretext.masked_token import MaskedToken
 from ssl_jax.pretext.next_token import NextToken
@@ -82,7 +82,7 @@ def test_padding_changes_nothing(tmp_path, options):
 
 def test_the_second_sentence_of_a_pair_is_told_by_its_type(tmp_path):
     (tmp_path / "p.tsv").write_text("a\tb\tlabel\nab\tc\tx\na\tbc\ty\n")
-    from ssl_jax.data.text_tasks import labelled_text
+    from ssl_jax.data.text.supervised import labelled_text
 
     columns = dict(text="a", pair="b")
     data = labelled_text(toys.section(f"tsv:{tmp_path / 'p.tsv'}", columns=columns), split="train", train=True)
@@ -157,7 +157,7 @@ def test_frozen_evaluators_take_sentences(tmp_path):
 
 def pretext(cls, name, length=12, **model):
     shapes = {"tokens": jax.ShapeDtypeStruct((length,), jnp.int32)}
-    from ssl_jax.data.text import ByteTokenizer
+    from ssl_jax.data.text.tokenizers import ByteTokenizer
     from ssl_jax.task import DataInfo
 
     info = DataInfo(shapes=shapes, tokenizer=ByteTokenizer(toys.SPECIAL))

@@ -10,11 +10,11 @@ import pytest
 import text_toys as toys
 from ml_collections import ConfigDict
 
-from ssl_jax.data.text_tasks import parallel_text
-from ssl_jax.downstream.bleu import TranslationMetrics, score
-from ssl_jax.downstream.decoding import Search
-from ssl_jax.downstream.features import Encoder, EvaluationData
-from ssl_jax.downstream.translation import Translation, detokenized
+from ssl_jax.data.text.supervised import parallel_text
+from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
+from ssl_jax.downstream.evaluators.translation import TranslationMetrics, score
+from ssl_jax.downstream.supervised.decoding import Search
+from ssl_jax.downstream.supervised.translation import Translation, detokenized
 from ssl_jax.errors import UserError
 from ssl_jax.models.language import Head, LanguageConfig, Transformer
 from ssl_jax.pretext.next_token import init_language

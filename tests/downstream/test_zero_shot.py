@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ssl_jax.data import pairs
-from ssl_jax.downstream.features import Encoder, EvaluationData
-from ssl_jax.downstream.zero_shot import ZeroShot, texts_of
+from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
+from ssl_jax.downstream.evaluators.zero_shot import ZeroShot, texts_of
 from ssl_jax.errors import UserError
 from tests.data.test_pairs import section
 
@@ -40,7 +40,7 @@ def run(monkeypatch, data, encoder, vectors=None, **settings):
         of = {template.replace("{}", t): i for i, ts in enumerate(own) for t in ts for template in evaluator.templates}
         return np.eye(8, dtype=np.float32)[[of[text] for text in texts]] if vectors is None else vectors(texts)
 
-    monkeypatch.setattr("ssl_jax.downstream.zero_shot.embed_texts", embed)
+    monkeypatch.setattr("ssl_jax.downstream.evaluators.zero_shot.embed_texts", embed)
     evaluator = ZeroShot(**settings)
     return dict(evaluator(encoder, data)), prompts
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax.data.text_tasks import labelled_text
+from ssl_jax.data.text.supervised import labelled_text
 
 SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[MASK]", "[BOS]", "[EOS]")
 BYTES = dict(name="bytes", special_tokens=SPECIAL)

@@ -7,8 +7,8 @@ import transformers as t
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
 from ssl_jax.models.cross_entropy import cross_entropy
-from ssl_jax.pretext.masking import from_noise
 from ssl_jax.pretext.next_token import by_our_names
+from ssl_jax.pretext.patch_masking import from_noise
 from tests.parity.reference import Case
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from ssl_jax.data.text import BERT_SPECIAL, CharacterTokenizer
+from ssl_jax.data.text.tokenizers import BERT_SPECIAL, CharacterTokenizer
 from ssl_jax.errors import UserError
 from ssl_jax.pretext.generation import fill_mask, generate, sample_token
 from ssl_jax.pretext.masked_token import MaskedToken

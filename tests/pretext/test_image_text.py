@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from ssl_jax.data.text import CharacterTokenizer
+from ssl_jax.data.text.tokenizers import CharacterTokenizer
 from ssl_jax.errors import UserError
 from ssl_jax.pretext.contrastive import fingerprints, in_chunks, infonce, sigmoid
 from ssl_jax.pretext.image_text import ImageText

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from ssl_jax.data.text import BERT_SPECIAL, CharacterTokenizer
+from ssl_jax.data.text.tokenizers import BERT_SPECIAL, CharacterTokenizer
 from ssl_jax.errors import UserError
 from ssl_jax.pretext.masked_token import MaskedToken, masked_token_baselines
-from ssl_jax.pretext.masking_tokens import MaskSettings, mask_tokens
+from ssl_jax.pretext.token_masking import MaskSettings, mask_tokens
 from ssl_jax.task import DataInfo, Task
 
 TIME, VOCABULARY, MASK = 128, 1000, 999
@@ -96,7 +96,7 @@ def test_span_lengths_are_geometric():
     settings = MaskSettings(unit="span", ratio=0.11)
     rows, time = 4000, 512
     key = jax.random.key(1)
-    from ssl_jax.pretext.masking_tokens import _spread
+    from ssl_jax.pretext.token_masking import _spread
 
     rank = jax.random.uniform(key, (rows, time))
     spread = jax.vmap(lambda k, r: _spread(k, r, settings))(jax.random.split(key, rows), rank)

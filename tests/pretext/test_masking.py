@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_jax.errors import UserError
-from ssl_jax.pretext.masking import KINDS, MaskConfig, bayer, from_noise, kept, random_mask
+from ssl_jax.pretext.patch_masking import KINDS, MaskConfig, bayer, from_noise, kept, random_mask
 
 # int(196 * (1 - ratio)), as the reference computes it
 KEPT = {0.1: 176, 0.2: 156, 0.3: 137, 0.4: 117, 0.5: 98, 0.6: 78, 0.7: 58, 0.75: 49, 0.8: 39, 0.9: 19}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from ssl_jax.data.text import CharacterTokenizer
+from ssl_jax.data.text.tokenizers import CharacterTokenizer
 from ssl_jax.errors import UserError
 from ssl_jax.pretext.next_token import NextToken
 from ssl_jax.task import DataInfo, Task

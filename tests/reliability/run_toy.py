@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from ssl_jax.errors import UserError
+from ssl_jax.start import enable_cache, join_processes
 from ssl_jax.training import checkpoint as checkpoints
-from ssl_jax.training import loop, sharding
-from ssl_jax.training.compilation import enable_cache
+from ssl_jax.training import loop
+from ssl_jax.training.exceptions import Stopped
 from ssl_jax.training.optimizer import OptimizerSettings
 from ssl_jax.training.program import Program
 from ssl_jax.training.settings import CheckpointSettings, MeshSettings, TrainingSettings
-from ssl_jax.training.stopping import Stopped
 from tests.reliability.toys import ToyTask, toy_stream
 
 
@@ -27,7 +27,7 @@ def phase(name: str) -> None:
 
 def main(workdir: str, **options: str) -> int:
     number = lambda name, default=0: type(default)(options.get(name, default))
-    sharding.initialise_processes()
+    join_processes()
     enable_cache()
     training = TrainingSettings(
         duration=f"{number('steps', 30)} steps", log_every=4, ema=0.9, tensorboard=False,

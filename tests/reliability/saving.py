@@ -14,7 +14,7 @@ import time
 
 from ssl_jax import config as configs
 from ssl_jax import runs
-from ssl_jax.training.compilation import enable_cache
+from ssl_jax.start import enable_cache
 from ssl_jax.training.settings import CheckpointSettings
 
 EVERY, FLOOR = 50, 0.95

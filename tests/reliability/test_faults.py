@@ -9,10 +9,10 @@ import pytest
 
 from ssl_jax.training import checkpoint as checkpoints
 from ssl_jax.training.checkpoint import complete_steps
+from ssl_jax.training.exceptions import SaveFailed
 from ssl_jax.training.loop import Trainer
 from ssl_jax.training.optimizer import OptimizerSettings
 from ssl_jax.training.settings import CheckpointSettings, TrainingSettings
-from ssl_jax.training.stopping import SaveFailed
 from tests.reliability.processes import Child, assert_same_run
 from tests.reliability.toys import ToyTask, toy_stream
 

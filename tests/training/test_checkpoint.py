@@ -10,9 +10,9 @@ import pytest
 from ssl_jax.errors import UserError
 from ssl_jax.training import checkpoint as checkpoints
 from ssl_jax.training.checkpoint import Checkpoints, complete_steps, damage, export, load_params, read_arrays
+from ssl_jax.training.exceptions import SaveFailed
 from ssl_jax.training.settings import CheckpointSettings
 from ssl_jax.training.state import State
-from ssl_jax.training.stopping import SaveFailed
 
 
 def tree(step):

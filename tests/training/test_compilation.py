@@ -10,7 +10,7 @@ def test_a_large_block_is_not_handed_back_to_the_kernel(child):
     """Once told to keep memory, a process that frees 64 MiB and takes them again faults no page in anew."""
     code = """
 import ctypes, resource
-from ssl_jax.training.compilation import keep_freed_memory
+from ssl_jax.cpu import keep_freed_memory
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]

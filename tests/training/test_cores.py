@@ -57,12 +57,13 @@ import os
 [os.environ.pop(name, None) for name in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")]
 os.environ.update(ENVIRONMENT)
 import jax
+from ssl_jax import cpu
 from ssl_jax.training import sharding
 from ssl_jax.training.settings import MeshSettings
-sharding.cores = lambda: 6
+cpu.cores = lambda: 6
 if EARLY:
     jax.devices()
-sharding.prepare_cpu()
+cpu.configure()
 mesh = lambda rows, **axes: sharding.make_mesh(MeshSettings(**axes), rows=rows).size
 print([jax.device_count(), [mesh(rows) for rows in (1, 4, 8, 12, 13, 64)], mesh(8, data=1),
        sharding.fitted(sharding.make_mesh(MeshSettings()), 8).size])
@@ -87,9 +88,9 @@ def test_cores_are_devices_unless_someone_has_said_otherwise(child, environment,
 KEPT = """
 import resource
 import jax, jax.numpy as jnp
-from ssl_jax.training import compilation, sharding
-sharding.prepare_cpu()
-assert compilation.keep_freed_memory()
+from ssl_jax import cpu
+cpu.configure()
+assert cpu.keep_freed_memory()
 call = jax.jit(lambda x: jnp.sum(jnp.sin(x @ x.T) @ x))
 x = jax.block_until_ready(jnp.ones((6000, 64)))
 def faults():

@@ -13,12 +13,12 @@ from ssl_jax.errors import UserError
 from ssl_jax.training import program
 from ssl_jax.training import state as states
 from ssl_jax.training.checkpoint import complete_steps
+from ssl_jax.training.exceptions import Diverged
 from ssl_jax.training.loop import Run, Trainer, train
 from ssl_jax.training.optimizer import OptimizerSettings
 from ssl_jax.training.program import Program
 from ssl_jax.training.rules import flatten
 from ssl_jax.training.settings import CheckpointSettings, TrainingSettings
-from ssl_jax.training.stopping import Diverged
 from tests.reliability.toys import ToyTask, toy_stream
 
 TRAINING = TrainingSettings(duration="24 steps", log_every=5, ema=0.9, evaluate_every="7 steps", tensorboard=False)
@@ -104,7 +104,7 @@ def test_runs_of_one_trainer_compile_once(monkeypatch):
     """Neither the step nor the making of a state is traced and compiled again: a sweep over seeds would wait for it."""
     trainer = Trainer(ToyTask(), toy_stream(), training=TRAINING, optimizer=OPTIMIZER)
     first = trainer.run(seed=0, total_steps=2, quiet=True)
-    monkeypatch.setattr(program.kept, "compiled", None)
+    monkeypatch.setattr(Program, "_ready", None)
     assert not np.array_equal(
         trainer.run(seed=1, total_steps=2, quiet=True).params["head"]["kernel"], first.params["head"]["kernel"]
     )

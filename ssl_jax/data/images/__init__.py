@@ -1,0 +1,1 @@
+"""Images: decoding, augmentation, views, and the data set that a config's `data` section describes."""

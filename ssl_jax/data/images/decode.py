@@ -1,0 +1,209 @@
+"""Decoding and augmentation of one image at a time in PIL, drawn from a NumPy generator."""
+
+import io
+import math
+import warnings
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from ssl_jax.data.images import augment as settings_of
+from ssl_jax.data.images.augment import centred_box
+
+warnings.filterwarnings("ignore", module="PIL")  # broken EXIF, large images: not the user's concern
+
+BICUBIC = Image.Resampling.BICUBIC
+
+
+class Unreadable(Exception):
+    """What is wrong with one image, as the second half of a sentence that begins with its name."""
+
+
+# Decoding -----------------------------------------------------------------------------------------------------------
+
+
+def decode(data: bytes, channels: int, draft: tuple[int, int] | None = None, share: float = 1.0) -> Image.Image:
+    """An encoded image as PIL "L" (1 channel) or "RGB" (3): EXIF rotation applied, transparency over white, first frame.
+
+    `draft`: a JPEG may be decoded at 1/2, 1/4 or 1/8 where a crop of this share of the area still has these pixels.
+    Raises Unreadable.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        if draft is not None and image.format == "JPEG":
+            side = max(draft) / math.sqrt(share)
+            image.draft("RGB" if channels == 3 else "L", (math.ceil(side), math.ceil(side)))
+        image.load()
+        return convert(ImageOps.exif_transpose(image), channels)
+    except Image.UnidentifiedImageError:
+        raise Unreadable(_broken(data) or "is not an image that PIL can read") from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
+        raise Unreadable(_broken(data) or f"cannot be decoded ({error})") from None
+
+
+def _broken(data: bytes) -> str | None:
+    """How an encoded image breaks off, from what its format says about its own length."""
+    have, want = len(data), None
+    if have == 0:
+        return "is empty (0 bytes)"
+    if data[:4] == b"RIFF" and have >= 8:
+        want = int.from_bytes(data[4:8], "little") + 8
+    elif data[:2] == b"BM" and have >= 6:
+        want = int.from_bytes(data[2:6], "little")
+    elif data[:8] == b"\x89PNG\r\n\x1a\n":
+        at = 8
+        while at + 8 <= have and data[at + 4 : at + 8] != b"IEND":
+            at += 12 + int.from_bytes(data[at : at + 4], "big")
+        if at + 12 > have:
+            return f"is truncated (it breaks off after {have:,} bytes, before the end of its last chunk)"
+    elif data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < 0:
+        return f"is truncated (it breaks off after {have:,} bytes, without an end marker)"
+    return f"is truncated ({have:,} of {want:,} bytes)" if want is not None and have < want else None
+
+
+def convert(image: Image.Image, channels: int) -> Image.Image:
+    """Any PIL mode as "L" or "RGB"; what is transparent shows white."""
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode.startswith("I"):  # 16 bits, in PIL's modes I;16 and I
+        return Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)).convert(mode)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def from_array(array: np.ndarray, channels: int) -> Image.Image:
+    """An array [h, w(, c)] of u8 or of floats in [0, 1] as a PIL image."""
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
+        raise Unreadable(f"has shape {array.shape}, expected (height, width, channels)")
+    if array.dtype != np.uint8:
+        array = np.round(np.clip(array, 0, 1) * 255).astype(np.uint8)
+    return convert(Image.fromarray(array[..., 0] if array.shape[2] == 1 else array), channels)
+
+
+# Cropping -----------------------------------------------------------------------------------------------------------
+
+
+def centre_crop(image: Image.Image, size: tuple[int, int], share: float) -> Image.Image:
+    """Resize (bicubic, antialiased) so that `size` is `share` of it in the tighter direction, then cut the centre out."""
+    width, height = image.size
+    if (height, width) == tuple(size):
+        return image
+    scale = max(size[0] / height, size[1] / width) / share
+    scaled = max(size[1], int(width * scale + 1e-6)), max(size[0], int(height * scale + 1e-6))
+    image = image.resize(scaled, BICUBIC)
+    left, top = round((scaled[0] - size[1]) / 2), round((scaled[1] - size[0]) / 2)
+    return image.crop((left, top, left + size[1], top + size[0]))
+
+
+def random_box(generator: np.random.Generator, size: tuple[int, int], scale: tuple, ratio: tuple) -> tuple[int, int, int, int]:
+    """(top, left, height, width), as augment.random_box."""
+    height, width = size
+    for _ in range(10):
+        area = height * width * generator.uniform(*scale)
+        aspect = math.exp(generator.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(generator.integers(height - h + 1)), int(generator.integers(width - w + 1)), h, w
+    return centred_box(size, ratio)
+
+
+def augment(
+    image: Image.Image, generator: np.random.Generator, settings: settings_of.Augment, size: tuple[int, int], share: float
+) -> Image.Image:
+    """Crop, flip, RandAugment and colour jitter, in this order."""
+    crop = settings.crop
+    if crop is not None and crop.scale is not None:
+        top, left, h, w = random_box(generator, image.size[::-1], crop.scale, crop.ratio)
+        image = image.crop((left, top, left + w, top + h)).resize(size[::-1], BICUBIC)
+    else:
+        image = centre_crop(image, size, share)
+        if crop is not None:
+            dx, dy = generator.integers(-crop.padding, crop.padding + 1, 2).tolist()
+            image = image.crop((dx, dy, dx + size[1], dy + size[0]))  # beyond the border PIL's crop is zero
+    if settings.flip and generator.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if settings.randaugment is not None:
+        image = randaugment(image, generator, settings.randaugment)
+    if settings.jitter is not None:
+        image = jitter(image, generator, settings.jitter)
+    return image
+
+
+# RandAugment --------------------------------------------------------------------------------------------------------
+
+
+def _enhance(kind):
+    return lambda image, level, sign: kind(image).enhance(max(0.1, 1 + sign * 0.9 * level))
+
+
+def _affine(image: Image.Image, a=1.0, b=0.0, c=0.0, d=0.0, e=1.0, f=0.0) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, (a, b, c, d, e, f), resample=BICUBIC, fillcolor=_fill(image))
+
+
+def _fill(image: Image.Image):
+    """The colour of what moves in from outside: the mean of ImageNet."""
+    return 117 if image.mode == "L" else (124, 116, 104)
+
+
+def _solarize_add(image: Image.Image, level: float, sign: int) -> Image.Image:
+    add = min(128, int(level * 110))
+    table = [min(255, i + add) if i < 128 else i for i in range(256)]
+    return image.point(table * len(image.getbands()))
+
+
+# name -> (image, level in [0, 1], sign) -> image: timm's increasing set, severities of AutoAugment with the direction mended
+OPERATIONS = {
+    "auto_contrast": lambda image, level, sign: ImageOps.autocontrast(image),
+    "equalize": lambda image, level, sign: ImageOps.equalize(image),
+    "invert": lambda image, level, sign: ImageOps.invert(image),
+    "rotate": lambda image, level, sign: image.rotate(sign * 30 * level, resample=BICUBIC, fillcolor=_fill(image)),
+    "posterize": lambda image, level, sign: ImageOps.posterize(image, max(1, 4 - int(level * 4))) if level else image,
+    "solarize": lambda image, level, sign: ImageOps.solarize(image, 256 - min(256, int(level * 256))),
+    "solarize_add": _solarize_add,
+    "color": _enhance(ImageEnhance.Color),
+    "contrast": _enhance(ImageEnhance.Contrast),
+    "brightness": _enhance(ImageEnhance.Brightness),
+    "sharpness": _enhance(ImageEnhance.Sharpness),
+    "shear_x": lambda image, level, sign: _affine(image, b=sign * 0.3 * level),
+    "shear_y": lambda image, level, sign: _affine(image, d=sign * 0.3 * level),
+    "translate_x": lambda image, level, sign: _affine(image, c=sign * 0.45 * level * image.size[0]),
+    "translate_y": lambda image, level, sign: _affine(image, f=sign * 0.45 * level * image.size[1]),
+}
+
+
+def randaugment(image: Image.Image, generator: np.random.Generator, settings: settings_of.RandAugment) -> Image.Image:
+    """RandAugment (Cubuk et al. 2020, algorithm 1) with timm's magnitudes drawn from N(magnitude, std), clipped to [0, 10]."""
+    names = list(OPERATIONS)
+    for choice in generator.integers(len(names), size=settings.layers):
+        applied = generator.random() < settings.prob
+        level = float(np.clip(generator.normal(settings.magnitude, settings.std), 0, 10)) / 10
+        sign = -1 if generator.random() < 0.5 else 1
+        if applied:
+            image = OPERATIONS[names[choice]](image, level, sign)
+    return image
+
+
+def jitter(image: Image.Image, generator: np.random.Generator, settings: settings_of.Jitter) -> Image.Image:
+    """Colour jitter in a random order of its operations (torchvision's ColorJitter)."""
+    applied = generator.random() < settings.prob
+    ranges = {"brightness": settings.brightness, "contrast": settings.contrast, "saturation": settings.saturation}
+    factors = {name: 1 + generator.uniform(-width, width) for name, width in ranges.items()}
+    factors["hue"] = generator.uniform(-settings.hue, settings.hue)
+    kinds = {"brightness": ImageEnhance.Brightness, "contrast": ImageEnhance.Contrast, "saturation": ImageEnhance.Color}
+    for name in generator.permutation(list(factors)):
+        if not applied or image.mode == "L" and name in ("saturation", "hue"):
+            continue
+        image = turn_hue(image, factors["hue"]) if name == "hue" else kinds[name](image).enhance(factors[name])
+    return image
+
+
+def turn_hue(image: Image.Image, turn: float) -> Image.Image:
+    """The hue turned by `turn` of the circle, in PIL's 8-bit HSV."""
+    if turn == 0:
+        return image
+    hue, saturation, value = image.convert("HSV").split()
+    hue = hue.point([(i + round(turn * 255)) % 256 for i in range(256)])
+    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")

@@ -1,0 +1,1 @@
+"""Where bytes come from: folders, tables, archives, TFDS, arrays and what the package brings."""

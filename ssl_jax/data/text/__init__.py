@@ -1,0 +1,1 @@
+"""Text: tokenizers, corpora, packing into sequences, SQuAD, labelled and parallel text."""

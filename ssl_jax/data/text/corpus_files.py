@@ -1,0 +1,287 @@
+"""A corpus as pieces of text, read in order from any place on: larger than memory, and cut where no tokenizer minds."""
+
+import dataclasses
+import functools
+import glob
+import hashlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from ssl_jax.data.sources.base import Texts
+from ssl_jax.errors import UserError
+
+BLOCK = 1 << 20  # bytes read at once
+PIECE = 1 << 17  # characters a tokenizer sees at once, about
+HASHED = 1 << 26  # corpora up to this size are known by their bytes, larger ones by name, size and date
+_CUT = re.compile(r"\S(?=\s)")
+SEPARATORS = {"file": None, "line": re.compile(r"\r?\n"), "blank_line": re.compile(r"\n[ \t\r]*(?:\n[ \t\r]*)+")}
+
+
+class Piece(NamedTuple):
+    text: str
+    first: bool  # it begins a document
+    end: int  # the place behind it, from which `pieces` can go on; -1 where it cannot
+
+
+@runtime_checkable
+class Documents(Protocol):
+    """Text documents in an order. Places are bytes of text files, or numbers of documents."""
+
+    name: str
+    size: int
+    skipped: int  # lines passed over because they were not UTF-8
+
+    def fingerprint(self) -> str: ...
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]: ...
+
+
+def open_documents(uri: str, *, column: str | int = "text", documents: str = "file", skip_bad: bool = False) -> Documents:
+    """The documents behind `uri`: text:GLOB, jsonl:FILE, tsv:, csv:, bundled: or any other source with a text column."""
+    scheme, _, rest = uri.partition(":") if isinstance(uri, str) else ("", "", "")
+    if scheme == "text":
+        return TextFiles(uri, rest, documents, skip_bad)
+    if scheme == "jsonl" and _large(rest):
+        return JsonLines(uri, rest, column)
+    from ssl_jax.data.sources.text_tables import read_table
+
+    return Rows(uri, read_table(uri, {"text": column}).columns["text"])
+
+
+def _large(path: str) -> bool:
+    return os.path.isfile(os.path.expanduser(path)) and os.path.getsize(os.path.expanduser(path)) > HASHED
+
+
+@dataclasses.dataclass
+class Rows:
+    """Documents that are in memory; a place is the number of a document, or of a character where there is only one."""
+
+    name: str
+    texts: tuple[str, ...]
+    skipped: int = 0
+
+    @property
+    def size(self) -> int:
+        return len(self.texts) if len(self.texts) > 1 else len(self.texts[0])
+
+    @functools.cache  # noqa: B019  (few, and as long-lived as the process)
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for text in self.texts:
+            data = text.encode("utf-8", "surrogatepass")
+            digest.update(len(data).to_bytes(8, "little") + data)
+        return digest.hexdigest()
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        if len(self.texts) == 1:
+            yield from _in_pieces(self.texts[0][start:stop], -1)
+            return
+        for i in range(start, stop):
+            yield from _in_pieces(self.texts[i], i + 1)
+
+
+def _in_pieces(text: str, end: int) -> Iterator[Piece]:
+    """A document of its own, cut; only behind its last piece can reading go on."""
+    start = 0
+    while start < len(text) or start == 0:
+        stop = start + cut(text[start : start + 2 * PIECE]) if len(text) - start > 2 * PIECE else len(text)
+        yield Piece(text[start:stop], start == 0, end if stop >= len(text) else -1)
+        start = max(stop, 1)
+
+
+def cut(text: str) -> int:
+    """The last place where a word ends and white space begins: tokens of the published kinds never reach across it.
+
+    Where a text has none (Chinese, one very long word), its length: a token may then be cut in two.
+    """
+    for start in (max(0, len(text) - 4096), 0):
+        found = None
+        for found in _CUT.finditer(text, start):  # noqa: B007
+            pass
+        if found is not None:
+            return found.end()
+    return len(text)
+
+
+class TextFiles:
+    """`text:GLOB`: plain UTF-8 text. A document is a file, a line or what stands between blank lines (`documents`)."""
+
+    arrays = None
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, uri: str, pattern: str, documents: str = "file", skip_bad: bool = False):
+        self.name, self.documents, self.skip_bad, self.skipped = uri, documents, skip_bad, 0
+        expanded = os.path.expanduser(pattern)
+        self.files = [expanded] if os.path.isfile(expanded) else sorted(glob.glob(expanded, recursive=True))
+        self.files = [file for file in self.files if os.path.isfile(file)]
+        if not self.files:
+            folder = os.path.isdir(expanded)
+            what = "is a folder; write text:" + os.path.join(pattern, "*.txt") if folder else "no file matches; check the path"
+            raise UserError(f"{uri}: {what}")
+        self.sizes = [os.path.getsize(file) for file in self.files]
+        for file, size in zip(self.files, self.sizes, strict=True):
+            if size == 0:
+                raise UserError(f"{uri}: {file} is empty; remove it or give a file with text")
+        self.size = sum(self.sizes)
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.documents.encode())
+        for file, size in zip(self.files, self.sizes, strict=True):
+            digest.update(f"{size}\0".encode())
+            if self.size <= HASHED:
+                digest.update(pathlib.Path(file).read_bytes())
+            else:
+                digest.update(f"{os.path.abspath(file)}\0{os.stat(file).st_mtime_ns}\0".encode())
+        return digest.hexdigest()
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        base = 0
+        for file, size in zip(self.files, self.sizes, strict=True):
+            low, high = max(start - base, 0), min(stop - base, size)
+            if low < high:
+                yield from self._split(self._file(file, base, low, high), at_start=low == 0)
+            base += size
+
+    def _split(self, pieces: Iterator[tuple[str, int]], at_start: bool) -> Iterator[Piece]:
+        """Documents out of a file's pieces."""
+        separator = SEPARATORS[self.documents]
+        first = at_start
+        for text, end in pieces:
+            if separator is None:
+                yield Piece(text, first, end)
+                first = False
+                continue
+            parts = separator.split(text)
+            for i, part in enumerate(parts):
+                first |= i > 0
+                if part.strip() or (part and not first):
+                    yield Piece(part, first, -1)
+                    first = False
+            yield Piece("", False, end)
+
+    def _file(self, file: str, base: int, low: int, high: int) -> Iterator[tuple[str, int]]:
+        """(text, place behind it) of the bytes low:high; characters that the limits would cut belong to the one before."""
+        with open(file, "rb") as handle:
+            low, high = _character_start(handle, low), _character_start(handle, high)
+            handle.seek(low)
+            rest, place = b"", low
+            while True:
+                block = handle.read(min(BLOCK, high - place - len(rest)))
+                data = rest + block
+                last = place + len(data) >= high
+                if not block and not last:
+                    raise UserError(f"{self.name}: {file} became shorter while it was read")
+                text, used, exact = self._decode(file, data, place, last)
+                if not last and exact:  # keep back what stands behind the last good cut
+                    keep = self._document_cut(text)
+                    used -= len(text[keep:].encode())
+                    text = text[:keep]
+                rest, place = data[used:], place + used
+                if text:
+                    yield text, base + place
+                if last:
+                    return
+
+    def _document_cut(self, text: str) -> int:
+        """Where a block may end: at a document's end where it holds one, else where a word ends."""
+        separator, at = SEPARATORS[self.documents], 0
+        for found in separator.finditer(text) if separator else ():
+            at = found.start()
+        return at or cut(text)
+
+    def _decode(self, file: str, data: bytes, place: int, last: bool) -> tuple[str, int, bool]:
+        """Text, how many bytes it took (a character that the block's end cuts in two waits for the next), and if it is all."""
+        end = len(data) if last else _complete(data)
+        try:
+            return data[:end].decode("utf-8"), end, True
+        except UnicodeDecodeError as error:
+            if not self.skip_bad:
+                raise UserError(
+                    f"{self.name}: {file} is not UTF-8 at byte {place + error.start:,}; convert it, or set "
+                    'data.on_bad_example="skip"'
+                ) from None
+        lines = []
+        for line in data[:end].split(b"\n"):
+            try:
+                lines.append(line.decode("utf-8"))
+            except UnicodeDecodeError:
+                self.skipped += 1
+        return "\n".join(lines), end, False
+
+
+def _complete(data: bytes) -> int:
+    """How many of the bytes end with a whole character."""
+    for back in range(1, min(4, len(data)) + 1):
+        byte = data[-back]
+        if byte < 0x80:
+            return len(data)
+        if byte >= 0xC0:  # the first byte of a character of 2, 3 or 4
+            need = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return len(data) - back if back < need else len(data)
+    return len(data)
+
+
+def _character_start(handle: Any, place: int) -> int:
+    """`place`, moved back to the first byte of the character it points into."""
+    handle.seek(max(place - 3, 0))
+    data = handle.read(min(place, 3) + 1)
+    at = min(place, 3)
+    if at >= len(data):  # the end of the file
+        return place
+    back = 0
+    while back < at and 0x80 <= data[at - back] < 0xC0:
+        back += 1
+    return place - back if data[at - back] >= 0xC0 else place
+
+
+class JsonLines:
+    """A jsonl file too large to hold: one object a line, its text under `column`."""
+
+    def __init__(self, uri: str, path: str, column: str | int):
+        self.name, self.path, self.column, self.skipped = uri, os.path.expanduser(path), column, 0
+        self.size = os.path.getsize(self.path)
+
+    def fingerprint(self) -> str:
+        stat = os.stat(self.path)
+        return hashlib.sha256(
+            f"{os.path.abspath(self.path)}\0{stat.st_size}\0{stat.st_mtime_ns}\0{self.column}".encode()
+        ).hexdigest()
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        """The documents whose lines begin in start:stop."""
+        with open(self.path, "rb") as handle:
+            if start > 0:
+                handle.seek(start - 1)
+                handle.readline()
+            while handle.tell() < stop and (line := handle.readline()):
+                end = handle.tell()
+                if line.strip():
+                    yield from _in_pieces(self._text(line, end - len(line)), end)
+
+    def _text(self, line: bytes, place: int) -> str:
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.name}: the line at byte {place:,} is not JSON ({error})") from None
+        if not isinstance(row, dict) or not isinstance(row.get(self.column), str):
+            raise UserError(f"{self.name}: the line at byte {place:,} has no text under {self.column!r}")
+        return row[self.column]
+
+
+def open_text(rest: str, **options: Any) -> Texts:
+    """`text:GLOB` as a source of examples {"text": a file's text}."""
+    files = TextFiles(f"text:{rest}", rest)
+    texts: list[str] = []
+    for piece in files.pieces(0, files.size):
+        if piece.first:
+            texts.append(piece.text)
+        else:
+            texts[-1] += piece.text
+    return Texts(files.name, texts)

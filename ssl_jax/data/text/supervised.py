@@ -1,0 +1,327 @@
+"""Text with targets: sentences (or pairs) with labels, and parallel text. Everything is tokenised once into fixed shapes."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssl_jax.config import read
+from ssl_jax.data.pipeline import Dataset, balanced_subset, subset
+from ssl_jax.data.sources.text_tables import Column, Table, read_table
+from ssl_jax.data.text import tokenizers, vocabularies
+from ssl_jax.data.text.tokenizers import Tokenizer, TokenizerSettings
+from ssl_jax.errors import UserError
+from ssl_jax.task import DataInfo
+
+PLACEMENTS = ("auto", "host", "device")
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Which columns hold what: names of the header (or keys), or numbers from 0 on where there is no header."""
+
+    text: str | int = "text"
+    pair: str | int | None = None  # a second sentence
+    label: str | int = "label"
+
+    def named(self) -> dict[str, Column]:
+        return {name: column for name, column in vars(self).items() if column is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSettings:
+    """What all kinds of text with targets share in `config.data`."""
+
+    train: str
+    test: str
+    batch_size: int = 32
+    tokenizer: TokenizerSettings = dataclasses.field(default_factory=TokenizerSettings)
+    placement: str = "auto"  # "auto": on the device
+    workers: int = 0  # the text lies tokenised in memory: nothing is left for workers to do
+    on_bad_example: str = "error"  # or "skip"
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise UserError(f"batch_size={self.batch_size}: must be at least 1")
+        if self.placement not in PLACEMENTS:
+            raise UserError(f"placement={self.placement!r}: must be one of {', '.join(PLACEMENTS)}")
+        if self.on_bad_example not in ("error", "skip"):
+            raise UserError(f'on_bad_example={self.on_bad_example!r}: must be "error" or "skip"')
+
+    def uri(self, split: str) -> str:
+        return self.train if split == "train" else self.test
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledText(TextSettings):
+    """`config.data` of labelled sentences and pairs."""
+
+    columns: Columns = dataclasses.field(default_factory=Columns)
+    test_columns: Columns | None = None  # where the test file names them otherwise
+    header: bool | None = None  # default: there is one where columns are asked for by name
+    max_length: int = 128  # tokens, special ones included; longer texts are cut and counted
+    classes: tuple = ()  # their order; default: the training split's labels, sorted
+    fraction: float | None = None  # train on a class-balanced part of the labels
+    fraction_seed: int = 0
+    held_out: float | None = None  # test on so much of the training split, and train on the rest: to choose settings
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.max_length < 4:
+            raise UserError(f"max_length={self.max_length}: must be at least 4")
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise UserError(f"fraction={self.fraction}: must lie in (0, 1]")
+        if self.held_out is not None and not 0 < self.held_out < 1:
+            raise UserError(f"held_out={self.held_out}: must lie in (0, 1)")
+
+    def of_training(self, split: str) -> bool:
+        """Whether a split's rows come from the training file."""
+        return split == "train" or self.held_out is not None
+
+    def rows(self, split: str, labels: np.ndarray) -> np.ndarray | None:
+        """Which rows of the training file a split has; None for all."""
+        rows = np.arange(len(labels))
+        if self.fraction is not None:
+            rows = balanced_subset(labels, fraction=self.fraction, seed=self.fraction_seed)
+        if self.held_out is not None:
+            order = np.random.default_rng(self.fraction_seed).permutation(rows)
+            count = max(1, round(self.held_out * len(rows)))
+            rows = np.sort(order[count:] if split == "train" else order[:count])
+        return rows if len(rows) < len(labels) else None
+
+    def table(self, split: str) -> Table:
+        if self.of_training(split):
+            return read_table(self.train, self.columns.named(), header=self.header)
+        return read_table(self.test, (self.test_columns or self.columns).named(), header=self.header)
+
+
+def labelled_text(section: Any, *, split: str, train: bool, task_section=None, workdir=None) -> Dataset:
+    """The Dataset of labelled sentences: {"tokens": i32[T], "segments": i32[T], "token_types": i32[T], "label": i32[]}.
+
+    "segments" is 1 on text and 0 on padding, "token_types" 1 on the second sentence of a pair. `info.extra["truncated"]` counts
+    the texts that were cut.
+    """
+    settings = read(LabelledText, section, "data")
+    table = settings.table(split)
+    classes = _classes(settings)
+    labels = _labels(table, classes, settings.train)
+    tokenizer = tokenizer_of(
+        settings.tokenizer, task_section, workdir, lambda: _texts(settings.table("train"), ("text", "pair"))
+    )
+    texts = table.columns["text"]
+    tokens, token_types, length, truncated = encode_sentences(tokenizer, texts, table.columns.get("pair"), settings.max_length)
+    arrays = {"tokens": tokens, "length": length, "label": labels}
+    if "pair" in table.columns:
+        arrays["token_types"] = token_types
+    info = DataInfo(
+        shapes={name: jax.ShapeDtypeStruct((settings.max_length,), jnp.int32) for name in ("tokens", "segments", "token_types")}
+        | {"label": jax.ShapeDtypeStruct((), jnp.int32)},
+        classes=classes,
+        tokenizer=tokenizer,
+        extra={"truncated": truncated},
+    )
+    dataset = in_memory(info, arrays, table, _sentences, settings, labels)
+    rows = settings.rows(split, labels) if settings.of_training(split) else None
+    return dataset if rows is None else subset(dataset, rows)
+
+
+def _classes(settings: LabelledText) -> tuple[str, ...]:
+    if settings.classes:
+        return tuple(str(c) for c in settings.classes)
+    found = set(settings.table("train").columns["label"])
+    if len(found) < 2:
+        raise UserError(f"{settings.train}: holds one label only ({next(iter(found))!r}); at least two classes are needed")
+    if len(found) > 1000:
+        raise UserError(f"{settings.train}: holds {len(found):,} different labels; is data.columns.label the right column?")
+    numbers = all(label.lstrip("-").isdigit() for label in found)
+    return tuple(sorted(found, key=int if numbers else str))
+
+
+def _labels(table: Table, classes: tuple[str, ...], train: str) -> np.ndarray:
+    number = {name: i for i, name in enumerate(classes)}
+    labels = np.empty(len(table), np.int32)
+    for i, label in enumerate(table.columns["label"]):
+        if label not in number:
+            raise UserError(
+                f"{table.describe(i)}: label {label!r} does not occur in training ({train} has {', '.join(classes[:10])})"
+            )
+        labels[i] = number[label]
+    return labels
+
+
+def encode_sentences(
+    tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Sentences or pairs as the tokenizer's own model expects them: (tokens, token_types, length, how many were cut).
+
+    tokens i32[N, max_length] and token_types u8[N, max_length], filled up with the padding token and 0; length i32[N]. Of a
+    text that is too long the last tokens go, of a pair those of the longer sentence first (the rule of BERT's code); special
+    tokens stay.
+    """
+    if pairs is None:
+        encoded = [(ids, [0] * len(ids)) for ids in tokenizer.encode_batch(texts, special=True)]
+    else:
+        encoded = [tokenizer.encode_pair(a, b) for a, b in zip(texts, pairs, strict=True)]
+    tokens = np.full((len(encoded), max_length), tokenizer.pad_id or 0, np.int32)
+    token_types, length = np.zeros((len(encoded), max_length), np.uint8), np.empty(len(encoded), np.int32)
+    special, truncated = set(tokenizer.special_ids), 0
+    for i, (ids, kinds) in enumerate(encoded):
+        if len(ids) > max_length:
+            truncated += 1
+            keep = _kept(ids, special, max_length)
+            ids, kinds = [ids[k] for k in keep], [kinds[k] for k in keep]
+        tokens[i, : len(ids)], token_types[i, : len(ids)], length[i] = ids, kinds, len(ids)
+    return tokens, token_types, length, truncated
+
+
+def _kept(ids: list[int], special: set[int], max_length: int) -> list[int]:
+    """Places of `ids` that stay: the longest run between special tokens loses its last token until all fits."""
+    runs: list[list[int]] = [[]]
+    fixed = []
+    for place, token in enumerate(ids):
+        if token in special:
+            fixed.append(place)
+            runs.append([])
+        else:
+            runs[-1].append(place)
+    excess = len(ids) - max_length
+    while excess and any(runs):
+        max(runs, key=len).pop()
+        excess -= 1
+    return sorted(fixed + [place for run in runs for place in run])[:max_length]
+
+
+def _sentences(raw: Mapping[str, Any], keys) -> dict[str, Any]:
+    """Raw arrays -> the task's batch; there is nothing to augment."""
+    tokens = raw["tokens"].astype(jnp.int32)
+    segments = (jnp.arange(tokens.shape[1])[None] < raw["length"][:, None]).astype(jnp.int32)
+    token_types = raw["token_types"].astype(jnp.int32) if "token_types" in raw else jnp.zeros_like(tokens)
+    rest = {name: value for name, value in raw.items() if name not in ("tokens", "length", "token_types")}
+    return {"tokens": tokens, "segments": segments, "token_types": token_types, **rest}
+
+
+# Parallel text ------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelColumns:
+    source: str | int = "source"
+    target: str | int = "target"
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelText(TextSettings):
+    """`config.data` of sentences and their translations; one vocabulary serves both languages."""
+
+    columns: ParallelColumns = dataclasses.field(default_factory=ParallelColumns)
+    header: bool | None = None
+    max_source_length: int = 64
+    max_target_length: int = 64
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("max_source_length", "max_target_length"):
+            if getattr(self, name) < 2:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 2")
+
+    def table(self, split: str) -> Table:
+        return read_table(self.uri(split), vars(self.columns), header=self.header)
+
+
+def parallel_text(section: Any, *, split: str, train: bool, task_section=None, workdir=None) -> Dataset:
+    """The Dataset of parallel text: {"source": i32[S], "source_segments": i32[S], "target": i32[T + 1], "target_segments"}.
+
+    The source ends with the end token, the target begins with the beginning token and ends with the end token; segments
+    are 0 on padding. The text itself is `dataset.source[i]["target"]`.
+    """
+    settings = read(ParallelText, section, "data")
+    table = settings.table(split)
+    tokenizer = tokenizer_of(
+        settings.tokenizer, task_section, workdir, lambda: _texts(settings.table("train"), ("source", "target"))
+    )
+    first, last = sentence_ends(tokenizer)
+    arrays, truncated = {}, 0
+    for side, limit in (("source", settings.max_source_length), ("target", settings.max_target_length)):
+        begin = [first] if side == "target" else []
+        rows = [[*begin, *ids, last] for ids in tokenizer.encode_batch(table.columns[side])]
+        width = limit + len(begin)
+        truncated += sum(len(row) > width for row in rows)
+        tokens = np.full((len(rows), width), tokenizer.pad_id or 0, np.int32)
+        for i, row in enumerate(rows):
+            tokens[i, : len(row)] = row[:width]
+        arrays[side], arrays[f"{side}_length"] = tokens, np.array([min(len(row), width) for row in rows], np.int32)
+    shapes = {name: jax.ShapeDtypeStruct((settings.max_source_length,), jnp.int32) for name in ("source", "source_segments")}
+    shapes |= {
+        name: jax.ShapeDtypeStruct((settings.max_target_length + 1,), jnp.int32) for name in ("target", "target_segments")
+    }
+    info = DataInfo(shapes=shapes, tokenizer=tokenizer, extra={"truncated": truncated})
+    return in_memory(info, arrays, table, _parallel, settings)
+
+
+def sentence_ends(tokenizer: Tokenizer) -> tuple[int, int]:
+    """The tokens that begin and end a generated sentence: [BOS] and [EOS], else [CLS] and [SEP]."""
+    first = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.cls_id
+    last = tokenizer.eos_id if tokenizer.eos_id is not None else tokenizer.sep_id
+    if first is None or last is None:
+        raise UserError(
+            "data.tokenizer: the vocabulary has no token that begins and none that ends a sentence; add [BOS] and [EOS] to "
+            "data.tokenizer.special_tokens"
+        )
+    return first, last
+
+
+def _parallel(raw: Mapping[str, Any], keys) -> dict[str, Any]:
+    batch = {name: value for name, value in raw.items() if not name.endswith("_length")}
+    for side in ("source", "target"):
+        tokens = raw[side].astype(jnp.int32)
+        batch[side] = tokens
+        batch[f"{side}_segments"] = (jnp.arange(tokens.shape[1])[None] < raw[f"{side}_length"][:, None]).astype(jnp.int32)
+    return batch
+
+
+# Shared -------------------------------------------------------------------------------------------------------------
+
+
+def in_memory(info: DataInfo, arrays: dict, source: Any, on_device, settings: TextSettings, labels=None) -> Dataset:
+    """A Dataset whose examples all lie in `arrays`."""
+    return Dataset(
+        info=info,
+        size=len(source),
+        example=lambda index, generator: {name: array[index] for name, array in arrays.items()},
+        source=source,
+        resident=arrays,
+        on_device=on_device,
+        arrays=arrays,
+        label_array=labels,
+        placement="device" if settings.placement == "auto" else settings.placement,
+        workers=settings.workers,
+    )
+
+
+def _texts(table: Table, columns: Sequence[str]):
+    return (text for name in columns if name in table.columns for text in table.columns[name])
+
+
+def tokenizer_of(
+    settings: TokenizerSettings, task_section: Any, workdir: str | None, texts: Callable[[], Iterable[str]]
+) -> Tokenizer:
+    """The tokenizer of a run: read from its file; or that of the run it starts from (`task.init`); or trained once on the
+    training split and kept in the work directory."""
+    if not settings.trained:
+        return tokenizers.from_settings(settings)
+    section = task_section or {}
+    init = section.get("init") or section.get("decoder_init")
+    folders = [] if workdir is None else [pathlib.Path(workdir)]
+    folders += [] if init is None else [pathlib.Path(str(init).removeprefix("hf:")).expanduser()]
+    for folder in folders:
+        for file in (folder / "tokenizer" / "tokenizer.json", folder / "tokenizer.json"):
+            if file.is_file():
+                return tokenizers.load(file)
+    tokenizer = vocabularies.trained(settings, vocabularies.made_of(settings, texts()), texts)
+    if workdir is not None:
+        tokenizer.save(pathlib.Path(workdir) / "tokenizer")
+    return tokenizer

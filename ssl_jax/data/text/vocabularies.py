@@ -1,0 +1,45 @@
+"""Vocabularies trained once, and kept for all work directories."""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+from collections.abc import Callable, Iterable
+
+from ssl_jax.data.text import tokenizers
+from ssl_jax.data.text.token_array import default_cache
+from ssl_jax.data.text.tokenizers import Tokenizer, TokenizerSettings
+from ssl_jax.errors import UserError
+
+TRAINER = 1  # of tokenizers.train: raise it when the same corpus would give another vocabulary
+
+_LAST: dict[str, Tokenizer] = {}  # those of this process, by what they were made of
+
+
+def trained(
+    settings: TokenizerSettings, made_of: str, texts: Callable[[], Iterable[str]], cache: str | pathlib.Path | None = None
+) -> Tokenizer:
+    """The tokenizer trained on `texts`, by this process or an earlier one; `made_of` tells settings and corpora apart."""
+    if made_of not in _LAST:
+        if len(_LAST) >= 8:
+            _LAST.clear()
+        name = f"tokenizer-{made_of[:32]}-{TRAINER}-{importlib.metadata.version('tokenizers')}"
+        folder = pathlib.Path(cache or default_cache()).expanduser() / name
+        try:
+            _LAST[made_of] = tokenizers.load(folder)
+        except UserError:  # absent, or damaged
+            _LAST[made_of] = tokenizers.train(settings, texts())
+            with contextlib.suppress(OSError):
+                _LAST[made_of].save(folder)
+    return _LAST[made_of]
+
+
+def made_of(settings: TokenizerSettings, texts: Iterable[str]) -> str:
+    """A digest of the settings and of every text."""
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(settings)).encode())
+    for piece in texts:
+        encoded = piece.encode("utf-8", "surrogatepass")
+        digest.update(b"%d\0" % len(encoded) + encoded)
+    return digest.hexdigest()

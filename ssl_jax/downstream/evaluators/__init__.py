@@ -1,0 +1,1 @@
+"""Evaluators of a trained encoder, each called as `evaluator(encoder, data)`."""

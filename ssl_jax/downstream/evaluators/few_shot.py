@@ -1,0 +1,111 @@
+"""Few-shot classification by ridge regression, in closed form."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ssl_jax.downstream.evaluators.baselines import flat, majority
+from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
+from ssl_jax.downstream.metrics.classification import accuracy, check_labels
+from ssl_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShot:
+    """Ridge regression of +-1 targets on a few examples of each class (the protocol of Kolesnikov et al. 2020, BiT).
+
+    The examples are drawn `draws` times; the strength is chosen for each number of shots, by the mean over the draws, on
+    training examples that were not drawn. Yields "5-shot/accuracy" and "5-shot/stderr" for each number of shots, and the
+    same of each baseline.
+    """
+
+    representation: str = "mean"
+    shots: tuple = (1, 5, 10, 25)  # examples of each class
+    draws: int = 3
+    l2: tuple = tuple(2.0**p for p in range(-10, 21, 2))
+    held_out: int = 2000  # training examples that choose the strength
+    baselines: bool = True
+    seed: int = 0
+
+    requires_labels = True
+
+    def __post_init__(self):
+        if not self.shots or any(not isinstance(n, int) or n < 1 for n in self.shots):
+            raise UserError(f"shots={self.shots!r}: must be one or more positive whole numbers")
+        if self.draws < 1:
+            raise UserError(f"draws={self.draws}: must be at least 1")
+        if not self.l2 or any(v <= 0 for v in self.l2):
+            raise UserError(f"l2={self.l2!r}: must be one or more positive numbers")
+
+    def check(self, data: EvaluationData) -> None:
+        """UserError for what labels and sizes alone tell."""
+        labels = data.train.labels()
+        draw(labels, check_labels(labels, data.test.labels(), data.classes), max(self.shots), self.seed, data.classes)
+
+    def __call__(self, encoder: Encoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
+        yield from self._shots(encoder, data)
+        if self.baselines:
+            for name, baseline in encoder.baselines.items():
+                for key, value in self._shots(baseline, data):
+                    yield f"{name}/{key}", value
+            train, test = (encoder.extract(split, ())["label"] for split in (data.train, data.test))
+            yield "majority/accuracy", majority(train, test)
+
+    def _shots(self, encoder, data) -> Iterator[tuple[str, float]]:
+        train, test = (encoder.extract(split, (self.representation,)) for split in (data.train, data.test))
+        classes = check_labels(train.get("label"), test.get("label"), data.classes)
+        x, labels, xt = flat(train[self.representation]), train["label"], flat(test[self.representation])
+        for shots in self.shots:
+            draws = [draw(labels, classes, shots, self.seed + i, data.classes) for i in range(self.draws)]
+            score, correct = np.zeros(len(self.l2)), np.zeros((self.draws, len(self.l2)))
+            for i, drawn in enumerate(draws):
+                rest = np.setdiff1d(np.arange(len(labels)), drawn)
+                rest = np.random.default_rng(self.seed + i).permutation(rest)[: self.held_out]
+                solutions = ridge(x[drawn], signs(labels[drawn], classes), self.l2)
+                if len(rest):
+                    score += [accuracy(x[rest] @ w + b, labels[rest]) for w, b in solutions]
+                correct[i] = [accuracy(xt @ w + b, test["label"]) for w, b in solutions]
+            found = correct[:, int(np.argmax(score))]
+            yield f"{shots}-shot/accuracy", float(found.mean())
+            if self.draws > 1:
+                yield f"{shots}-shot/stderr", float(found.std(ddof=1) / np.sqrt(self.draws))
+
+
+def draw(
+    labels: Int[np.ndarray, "examples"], classes: int, shots: int, seed: int, names: Sequence[str] = ()
+) -> Int[np.ndarray, "drawn"]:
+    """Indices of `shots` examples of every class, by `seed`; a smaller draw is part of a larger one."""
+    random = np.random.default_rng(seed)
+    found = []
+    for label in range(classes):
+        members = random.permutation(np.flatnonzero(labels == label))
+        if len(members) < shots:
+            name = names[label] if names else label
+            raise UserError(f"shots={shots}: class {name} has only {len(members)} training examples; ask for fewer shots")
+        found.append(members[:shots])
+    return np.concatenate(found)
+
+
+def signs(labels: Int[np.ndarray, "examples"], classes: int) -> Float[np.ndarray, "examples classes"]:
+    """+1 for the example's class, -1 for the others."""
+    return np.where(labels[:, None] == np.arange(classes), 1.0, -1.0)
+
+
+def ridge(
+    x: Float[np.ndarray, "examples dim"], y: Float[np.ndarray, "examples classes"], strengths: Sequence[float]
+) -> list[tuple[Float[np.ndarray, "dim classes"], Float[np.ndarray, "classes"]]]:
+    """For each strength the (W, b) that minimises |x W + b - y|^2 + strength |W|^2, in f64.
+
+    One eigendecomposition serves all strengths: of the covariance, or of the Gram matrix where that is smaller.
+    """
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    x_mean, y_mean = x.mean(axis=0), y.mean(axis=0)
+    x, y = x - x_mean, y - y_mean
+    tall = len(x) > x.shape[1]
+    values, vectors = np.linalg.eigh(x.T @ x if tall else x @ x.T)
+    target = vectors.T @ (x.T @ y if tall else y)
+    back = vectors if tall else x.T @ vectors
+    weights = [back @ (target / (np.maximum(values, 0) + strength)[:, None]) for strength in strengths]
+    return [(w, y_mean - x_mean @ w) for w in weights]

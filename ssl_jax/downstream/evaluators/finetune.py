@@ -1,0 +1,265 @@
+"""Fine-tuning as an evaluator: a recipe, the one loop, and the accuracy on the test split."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+from ml_collections import ConfigDict
+
+from ssl_jax import data as kinds
+from ssl_jax import randomness
+from ssl_jax.config import Duration, read
+from ssl_jax.data.pipeline import Dataset, Stream, subset
+from ssl_jax.downstream.evaluators.baselines import majority
+from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
+from ssl_jax.downstream.metrics import classification as metrics
+from ssl_jax.downstream.supervised.classification import Classification, freeze, partial
+from ssl_jax.errors import UserError
+from ssl_jax.task import Params
+from ssl_jax.training import sharding
+from ssl_jax.training.loop import Trainer
+from ssl_jax.training.optimizer import OptimizerSettings
+from ssl_jax.training.settings import TrainingSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How the "classification" task is trained: sections that override the run's own.
+
+    `optimizer` stands alone; `model`, `data` and `task` are laid over the run's `model`, `data` and nothing.
+    """
+
+    model: Mapping = dataclasses.field(default_factory=dict)  # such as drop_path
+    task: Mapping = dataclasses.field(default_factory=dict)  # ClassificationSettings: pooling, mix ...
+    data: Mapping = dataclasses.field(default_factory=dict)  # such as augment, image_size
+    training: Mapping = dataclasses.field(default_factory=lambda: dict(duration="50 epochs"))
+    optimizer: Mapping = dataclasses.field(
+        default_factory=lambda: dict(name="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.75, warmup="10 %")
+    )
+    batch_size: int = 64
+    blocks: float | None = None  # fine-tune the last so many blocks only; 0.5: the last one's MLP
+    learning_rates: tuple = ()  # peaks to choose among on a held-out fifth of the training examples; (): the optimizer's own
+
+    def __post_init__(self):
+        read(TrainingSettings, self.training, "training")
+        read(OptimizerSettings, self.optimizer, "optimizer")
+        if self.batch_size < 1:
+            raise UserError(f"batch_size={self.batch_size}: must be at least 1")
+        if any(not isinstance(lr, int | float) or lr <= 0 for lr in self.learning_rates):
+            raise UserError(f"learning_rates={self.learning_rates!r}: must be positive numbers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scratch(Recipe):
+    """How the same model is trained from random parameters, to stand beside fine-tuning.
+
+    What is left out of `data` (augmentation), `task` (pooling, mixing), `model`, `training` and `batch_size` is
+    fine-tuning's. Without an `optimizer` it is AdamW without layer decay, the peak chosen among three.
+    """
+
+    training: Mapping = dataclasses.field(default_factory=dict)
+    optimizer: Mapping | None = None
+    batch_size: int | None = None
+    learning_rates: tuple | None = None  # with an `optimizer` of one's own: (), its own
+
+    def __post_init__(self):
+        self.beside(Recipe())
+
+    def beside(self, finetune: Recipe) -> Recipe:
+        """The whole recipe, where fine-tuning takes `finetune`."""
+        rates = ((5e-4, 1e-3, 2e-3) if self.optimizer is None else ()) if self.learning_rates is None else self.learning_rates
+        return Recipe(
+            model={**finetune.model, **self.model},
+            task={**finetune.task, **self.task},
+            data={**finetune.data, **self.data},
+            training={**finetune.training, **self.training},
+            optimizer=self.optimizer or dict(name="adamw", lr=1e-3, weight_decay=0.05, warmup="10 %"),
+            batch_size=finetune.batch_size if self.batch_size is None else self.batch_size,
+            blocks=self.blocks,
+            learning_rates=rates,
+        )
+
+
+class FineTuner:
+    """A recipe compiled once for a data set; runs of it may differ in seed, start, learning rate, length and examples."""
+
+    def __init__(self, recipe: Recipe, data: EvaluationData):
+        if data.config is None:
+            raise UserError("fine-tuning needs the run's config; evaluate from a work directory")
+        self.recipe, config = recipe, data.config.to_dict()
+        section = {**config["data"], **recipe.data, "batch_size": recipe.batch_size}
+        self.train = kinds.build("images", section, split="train", train=True, workdir=data.workdir)
+        self.plain, self.test = data.train, data.test
+        if set(recipe.data) - {"augment"}:
+            build = lambda split: kinds.build("images", section, split=split, train=False, workdir=data.workdir)
+            self.plain, self.test = build("train"), build("test")
+        training = read(TrainingSettings, {"dtype": config["training"].get("dtype", "float32"), **recipe.training}, "training")
+        model = {k: v for k, v in config["model"].items() if k != "mask_token"} | dict(recipe.model)
+        sections = ConfigDict(dict(task=dict(recipe.task), model=model, training=dict(dtype=training.dtype)))
+        self.task = Classification.from_config(sections, self.train.info)
+        optimizer = dict(recipe.optimizer)
+        if recipe.blocks is not None:
+            optimizer = freeze(optimizer, partial(self.task.encoder.config.depth, recipe.blocks))
+        stream = Stream(self.train, batch_size=recipe.batch_size, seed=0)
+        self.trainer = Trainer(
+            self.task, stream, training=training, optimizer=read(OptimizerSettings, optimizer, "optimizer"), mesh=data.mesh
+        )
+
+    def steps(self, examples: int, duration: str | None = None) -> int:
+        """The length of a run on so many examples."""
+        path, text = "training.duration", duration or self.recipe.training.get("duration", "50 epochs")
+        steps = Duration.parse(text, path).steps(path=path, batch_size=self.recipe.batch_size, examples=examples)
+        return max(steps, 1)
+
+    def fit(
+        self,
+        indices: Int[np.ndarray, "examples"],
+        *,
+        seed: int,
+        steps: int,
+        source: Encoder | None = None,
+        lr: float | None = None,
+    ) -> Params:
+        """Train on the examples at `indices`, from `source` or from scratch; returns the moving average if one is kept."""
+        init = None
+        if source is not None:
+            grid = getattr(getattr(source.task, "encoder", None), "grid", None)
+            init = lambda params: self.task.init_from(params, source.params, grid=grid)
+        state = self.trainer.run(
+            seed=seed, total_steps=steps, stream=self._stream(indices, seed), init_params=init, lr=lr, quiet=True
+        )
+        return state.params if state.ema is None else state.ema
+
+    def fit_tuned(self, indices: Int[np.ndarray, "examples"], **options: Any) -> tuple[Params, float | None]:
+        """`fit` with the best of the recipe's learning rates, chosen by runs on four fifths of `indices`; (params, rate)."""
+        rates = self.recipe.learning_rates
+        if len(rates) < 2:
+            lr = rates[0] if rates else None
+            return self.fit(indices, lr=lr, **options), lr
+        labels = self.train.labels()[indices]
+        kept, held = metrics.held_out(labels, 0.2, options["seed"])
+        scores = []
+        for lr in rates:
+            params = self.fit(indices[kept], lr=lr, **options)
+            scores.append(metrics.accuracy(self.logits(params, subset(self.plain, indices[held])), labels[held]))
+        best = rates[int(np.argmax(scores))]
+        return self.fit(indices, lr=best, **options), best
+
+    def logits(self, params: Params, dataset: Dataset | None = None) -> Float[np.ndarray, "examples classes"]:
+        """Of a data set; default, of the test split."""
+        encoder = Encoder(self.task, params, self.trainer.mesh)
+        return encoder.extract(self.test if dataset is None else dataset, ("logits",))["logits"]
+
+    def running_moments(
+        self, params: Params, indices: Int[np.ndarray, "examples"], *, seed: int, steps: int, batches: int = 100
+    ) -> tuple[Float[np.ndarray, "width"], Float[np.ndarray, "width"]]:
+        """Mean and variance of what the head reads, as torch's batch norm has kept them at the end of a `fit`.
+
+        The momentum is 0.1 and the variance unbiased. Of a frozen encoder these are known afterwards: the last `batches`
+        training batches are read again, as they were augmented; earlier ones weigh less than 0.9 ** batches.
+        """
+        data, mesh = self._stream(indices, seed), self.trainer.mesh
+        resident = sharding.put_replicated(data.resident, mesh)
+
+        @jax.jit
+        def after(running, params, raw, resident, step):
+            batch = data.on_device(resident, raw, randomness.stream(seed, "augment", step))
+            x = self.task.features(params, batch)["pooled"]
+            now = jnp.mean(x, axis=0), jnp.var(x, axis=0, ddof=min(1, len(x) - 1))
+            return tuple(0.9 * old + 0.1 * new for old, new in zip(running, now, strict=True))
+
+        width = self.task.encoder.config.width
+        running, first = (jnp.zeros(width), jnp.ones(width)), max(steps - batches, 0)
+        for step, raw in zip(range(first, steps), data.iterate(first, self.trainer.rows), strict=False):
+            running = after(running, params, self.trainer.put(raw, 1), resident, jnp.int32(step))
+        return np.asarray(running[0]), np.asarray(running[1])
+
+    def _stream(self, indices: Int[np.ndarray, "examples"], seed: int) -> Stream:
+        if len(indices) == self.train.size:
+            return Stream(self.train, batch_size=self.recipe.batch_size, seed=seed)
+        if not self.trainer.stream.resident:
+            return Stream(subset(self.train, indices), batch_size=self.recipe.batch_size, seed=seed)
+        return PartStream(self.train, indices, batch_size=self.recipe.batch_size, seed=seed)
+
+
+class PartStream(Stream):
+    """A stream over some examples of a data set that lies on the device whole: the compiled program stays the same."""
+
+    def __init__(self, dataset: Dataset, part: Int[np.ndarray, "examples"], **options: Any):
+        super().__init__(dataclasses.replace(dataset, size=len(part)), **options)
+        self.part = np.asarray(part, np.int64)
+
+    def _indices(self, step: int, position: np.ndarray) -> np.ndarray:
+        return self.part[super()._indices(step, position)]
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTune(Recipe):
+    """Fine-tunes the encoder on all labels, and trains the same model from scratch (`scratch=None`: not).
+
+    Yields "accuracy", "top5", "ece", "per_class/<name>" (of the first seed), "scratch/accuracy", "majority/accuracy"; with
+    several seeds "accuracy" is their mean and "stderr" stands beside.
+    """
+
+    scratch: Scratch | None = Scratch()
+    seeds: int = 1
+    seed: int = 0
+
+    requires_labels = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.seeds < 1:
+            raise UserError(f"seeds={self.seeds}: must be at least 1")
+
+    def check(self, data: EvaluationData) -> None:
+        """UserError for what labels, sizes and recipes alone tell."""
+        metrics.check_labels(data.train.labels(), data.test.labels(), data.classes)
+        self._tuners(data)
+
+    def _tuners(self, data: EvaluationData) -> tuple[FineTuner, FineTuner | None]:
+        tuner = FineTuner(self, data)
+        if self.scratch is None:
+            return tuner, None
+        baseline = FineTuner(self.scratch.beside(self), data)
+        same_or_longer(baseline, tuner, data.train.size, "on all labels")
+        return tuner, baseline
+
+    def __call__(self, encoder: Encoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
+        labels, truth, everything = data.train.labels(), data.test.labels(), np.arange(data.train.size)
+        metrics.check_labels(labels, truth, data.classes)
+        tuner, baseline = self._tuners(data)
+
+        def runs(tuner, source):
+            for i in range(self.seeds):
+                options = dict(seed=self.seed + i, steps=tuner.steps(len(everything)), source=source)
+                yield tuner.logits(tuner.fit_tuned(everything, **options)[0])
+
+        logits = list(runs(tuner, encoder))
+        found = metrics.classification(logits[0], truth, data.classes)
+        yield from summary("", [metrics.accuracy(values, truth) for values in logits])
+        yield from ((name, value) for name, value in found.items() if name != "accuracy")
+        if baseline is not None:
+            yield from summary("scratch/", [metrics.accuracy(values, truth) for values in runs(baseline, None)])
+        yield "majority/accuracy", majority(labels, truth)
+
+
+def summary(prefix: str, values: list[float], name: str = "accuracy") -> Iterator[tuple[str, float]]:
+    """The mean under `name`, and the standard error of the mean where there are several values."""
+    yield f"{prefix}{name}", float(np.mean(values))
+    if len(values) > 1:
+        yield f"{prefix}stderr", float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def same_or_longer(scratch: FineTuner, finetune: FineTuner, examples: int, what: str, duration: str | None = None) -> None:
+    """UserError where the baseline would get less training than the method it is compared with.
+
+    At another batch size than fine-tuning's it may take fewer steps, if it sees as many images.
+    """
+    own, other = scratch.steps(examples, duration), finetune.steps(examples, duration)
+    if own < other and own * scratch.recipe.batch_size < other * finetune.recipe.batch_size:
+        raise UserError(f"scratch.training.duration: {own} steps {what}, but fine-tuning takes {other}; give it as many")

@@ -1,0 +1,89 @@
+"""Zero-shot classification: classes are texts, and an image belongs to the text that it is nearest to."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from ssl_jax.downstream.evaluators.baselines import majority
+from ssl_jax.downstream.evaluators.cross_modal import embed_texts, hit_chance
+from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
+from ssl_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShot:
+    """Class names in prompt templates (Radford et al. 2021, section 3.1.4); no label is used but to count.
+
+    A class is the mean of the unit vectors of all its texts in all templates, made a unit vector again. A class may have
+    several texts: `class_texts` here, else what the data set says of its classes, else the class's name. Yields "accuracy",
+    "top5/accuracy" (of more than five classes), "balanced/accuracy" (the mean over classes), "chance/accuracy" (one of the
+    classes at random) and "majority/accuracy" (always the training split's most frequent one). Ties are broken at random,
+    in expectation.
+    """
+
+    templates: tuple = ("{}",)
+    class_texts: Mapping | None = None  # class name -> text or texts
+    batch_size: int = 256
+
+    def __post_init__(self):
+        if not self.templates:
+            raise UserError('templates=(): give at least one, such as ("a photo of a {}.",)')
+        for template in self.templates:
+            if not isinstance(template, str) or "{}" not in template:
+                raise UserError(f"templates: {template!r} has no {{}} for the class to stand in")
+        for name, texts in (self.class_texts or {}).items():
+            texts = (texts,) if isinstance(texts, str) else texts
+            if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+                raise UserError(f"class_texts.{name}={texts!r}: must be a text or several, none of them empty")
+
+    def check(self, data: EvaluationData) -> None:
+        """UserError where there are no labels, no classes or no words for them: told before a run trains."""
+        labels = data.test.labels()
+        if labels is None:
+            raise UserError(f"{data.test.source.name} has no labels to compare with; leave zero_shot out")
+        classes = self.classes(data)
+        if labels.max() >= len(classes):
+            raise UserError(f"{data.test.source.name} has label {labels.max()} but {len(classes)} class names")
+
+    def classes(self, data: EvaluationData) -> list[tuple[str, ...]]:
+        """The texts of each class."""
+        names = tuple(data.test.info.classes) or data.classes
+        if not names:
+            raise UserError(f"{data.test.source.name} has no classes; give a source with labels and class names")
+        return texts_of(names, self.class_texts or data.test.info.extra.get("class_texts") or {})
+
+    def __call__(self, encoder: Encoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
+        self.check(data)
+        train_labels, vectors = data.train.labels(), self.classifier(encoder, data)
+        found = encoder.extract(data.test, ("image_embedding",), self.batch_size)
+        labels, scores = found["label"], found["image_embedding"] @ vectors.T
+        own = scores[np.arange(len(labels)), labels][:, None]
+        higher, tied = np.sum(scores > own, axis=1), np.sum(scores == own, axis=1) - 1
+        hits = hit_chance(higher, tied, np.ones_like(tied), 1)
+        yield "accuracy", float(np.mean(hits))
+        if len(vectors) > 5:
+            yield "top5/accuracy", float(np.mean(hit_chance(higher, tied, np.ones_like(tied), 5)))
+        yield "balanced/accuracy", float(np.mean([np.mean(hits[labels == c]) for c in np.unique(labels)]))
+        yield "chance/accuracy", 1 / len(vectors)
+        if train_labels is not None:
+            yield "majority/accuracy", majority(train_labels, labels)
+
+    def classifier(self, encoder: Encoder, data: EvaluationData) -> Float[np.ndarray, "classes dim"]:
+        """A unit vector for each class."""
+        texts = self.classes(data)
+        prompts = [template.replace("{}", text) for own in texts for text in own for template in self.templates]
+        vectors = embed_texts(encoder, data.test.info, prompts, self.batch_size)
+        counts = [len(own) * len(self.templates) for own in texts]
+        means = np.stack([part.mean(0) for part in np.split(vectors, np.cumsum(counts)[:-1])])
+        return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+
+
+def texts_of(names: Sequence[str], given: Mapping) -> list[tuple[str, ...]]:
+    """Each class's texts: those given, or its name with "_" and "-" as spaces."""
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise UserError(f"class_texts.{unknown[0]}: there is no such class; the classes are {', '.join(names[:10])}")
+    found = [given.get(name, name.replace("_", " ").replace("-", " ")) for name in names]
+    return [(text,) if isinstance(text, str) else tuple(text) for text in found]

@@ -1,0 +1,1 @@
+"""Supervised tasks: an encoder with a head, trained by the one trainer."""

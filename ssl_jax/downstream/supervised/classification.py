@@ -1,0 +1,198 @@
+"""Image classification: a vision transformer with a linear head, trained by the one loop.
+
+Fine-tuning (He et al. 2022, table 9 and figure 9), training from scratch (table 11) and the linear probe with augmentation
+(table 10) are settings of it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
+
+from ssl_jax.config import read
+from ssl_jax.data.images.augment import Mix, mix
+from ssl_jax.errors import UserError
+from ssl_jax.models.layers import truncated_normal
+from ssl_jax.models.vit import ViT, ViTConfig, representations, resize_positions, vit_for
+from ssl_jax.randomness import example_keys, substream
+from ssl_jax.task import Batch, DataInfo, Metrics, Params, Text
+from ssl_jax.training.rules import flatten
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationSettings:
+    """`task` of name "classification"."""
+
+    pooling: str = "mean"  # "mean" of the patches, then a norm, the final norm dropped (MAE's code); or "cls" (its paper)
+    head_std: float = 2e-5  # the head's initial weights; a small one leaves the encoder in peace at first
+    head_norm: str = "none"  # "batch": batch norm without affine, eps 1e-6, before the head (MAE's linear probe)
+    mix: Mix | None = None  # mixup, cutmix, label smoothing
+    init: str | None = None  # a work directory or hf:DIR whose encoder to start from
+    checkpoint: int | None = None  # of that work directory; default: the newest
+
+    def __post_init__(self):
+        for name, choices in (("pooling", ("mean", "cls")), ("head_norm", ("none", "batch"))):
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(choices)}")
+        if not 0 <= self.head_std < 1:
+            raise UserError(f"head_std={self.head_std}: must lie in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """Parameters: "encoder" (a ViT) and "head". Batches: {"image", "label"}, labels i32[batch] or soft f32[batch, classes]."""
+
+    settings: ClassificationSettings
+    encoder: ViT
+    info: DataInfo
+
+    name: ClassVar[str] = "classification"
+    data: ClassVar[str] = "images"
+    whole_batch: ClassVar[bool] = False
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, info: DataInfo) -> "Classification":
+        settings = read(ClassificationSettings, config.get("task"), "task")
+        if config.model.get("name", "vit") != "vit":
+            raise UserError(f"model.name={config.model.name!r}: classification needs vit")
+        if not info.classes:
+            raise UserError("data.train: has no labels; classification needs them")
+        model = ViTConfig.read(config.model)
+        mean = settings.pooling == "mean"
+        if not mean and not model.class_token:
+            raise UserError('task.pooling="cls" needs model.class_token=True')
+        model = dataclasses.replace(model, mask_token=False, pooling=settings.pooling, norm_pooled=mean, pooler=False)
+        dtype = jnp.dtype(config.training.get("dtype", "float32"))
+        return cls(settings, vit_for(model, tuple(info.shapes["image"].shape), dtype), info)
+
+    @property
+    def _head(self) -> nn.Dense:
+        std = self.settings.head_std
+        init = truncated_normal(std) if std else nn.initializers.zeros
+        return nn.Dense(len(self.info.classes), kernel_init=init, dtype=jnp.float32)
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> Params:
+        images = jnp.zeros((1, *batch["image"].shape[1:]), jnp.float32)
+        encoder = self.encoder.init(substream(key, "encoder"), images)["params"]
+        head = self._head.init(substream(key, "head"), jnp.zeros((1, self.encoder.config.width)))["params"]
+        return {"encoder": encoder, "head": head}
+
+    def _logits(self, params: Params, images: Array, keys=None) -> tuple[Array, Array, dict[str, Array]]:
+        """(logits, tokens, intermediates). Batch norm uses the batch's own moments, in training as in evaluation: where
+        that matters, evaluate "pooled" with the moments of the training split (`linear_probe`)."""
+        tokens, inner = self.encoder.apply({"params": params["encoder"]}, images, keys=keys)
+        x = inner["pooled"].astype(jnp.float32)
+        if self.settings.head_norm == "batch":
+            x = (x - jnp.mean(x, axis=0)) * jax.lax.rsqrt(jnp.var(x, axis=0) + 1e-6)
+        return self._head.apply({"params": params["head"]}, x), tokens, inner
+
+    def loss(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool) -> tuple[Float[Array, ""], Metrics]:
+        """Cross entropy; `mix` and drop path act in training only."""
+        keys = substream(example_keys(key, batch["position"]), "dropout") if train else None
+        labels = batch["label"]
+        if train and self.settings.mix is not None and jnp.issubdtype(labels.dtype, jnp.integer):
+            batch = mix(dict(batch), substream(key, "mix"), self.settings.mix, len(self.info.classes))
+        logits, _, _ = self._logits(params, batch["image"], keys)
+        target = batch["label"]
+        if jnp.issubdtype(target.dtype, jnp.integer):
+            loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, target))
+        else:
+            loss = jnp.mean(optax.softmax_cross_entropy(logits, target))
+        best = labels if jnp.issubdtype(labels.dtype, jnp.integer) else jnp.argmax(labels, axis=-1)
+        return loss, {"accuracy": jnp.mean((jnp.argmax(logits, axis=-1) == best).astype(jnp.float32))}
+
+    def features(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """The encoder's representations, "pooled" (what the head reads) and "logits"."""
+        logits, tokens, inner = self._logits(params, batch["image"])
+        return representations(self.encoder.config, tokens, inner) | {"logits": logits}
+
+    def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """ "logits", "tokens" f32[batch, prefix + patches, width] and "pooled", what the head reads."""
+        logits, tokens, inner = self._logits(params, batch["image"])
+        return {"logits": logits, "tokens": tokens.astype(jnp.float32), "pooled": inner["pooled"].astype(jnp.float32)}
+
+    def panels(self, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, Text]:
+        """What the model says of each example, and how sure it is."""
+        probabilities = np.asarray(jax.nn.softmax(self.forward(params, batch)["logits"]))
+        names, lines = self.info.classes, []
+        for i, row in enumerate(probabilities):
+            truth = f", it is {names[int(batch['label'][i])]}" if "label" in batch else ""
+            lines.append(f"{names[int(row.argmax())]} ({row.max():.0%}{truth})")
+        return {"predictions": Text(tuple(lines))}
+
+    def after_update(self, params: Params, step: Any) -> Params:
+        return params
+
+    def flops(self) -> float:
+        return 3 * (self.encoder.flops_forward() + 2 * self.encoder.config.width * len(self.info.classes))
+
+    def initialise(self, params: Params, *, load: Callable[..., Any], say: Callable[[str], None] = print) -> Params:
+        """Fresh `params` with the encoder of `task.init`, read by load(path, checkpoint) -> (task, params, info)."""
+        if self.settings.init is None:
+            return params
+        task, source, _ = load(self.settings.init, self.settings.checkpoint)
+        encoder = getattr(task, "encoder", None)
+        return self.init_from(params, source, grid=getattr(encoder, "grid", None), say=say)
+
+    def init_from(
+        self, params: Params, source: Params, *, grid: tuple | None = None, say: Callable[[str], None] = lambda text: None
+    ) -> Params:
+        """Fresh `params` with the encoder of `source`, whose patches formed `grid` (default: as here).
+
+        Learned positions are interpolated to this image's grid. Says which names were not found and which were not used;
+        UserError where the encoder is another model.
+        """
+        if "encoder" not in source:
+            raise UserError(f"task.init: holds {', '.join(sorted(source))}, but no encoder of images")
+        config, old = self.encoder.config, dict(source["encoder"])
+        if config.positions == "learned" and "positions" in old:
+            count = len(old["positions"]) - int(config.class_token)
+            side = round(count**0.5)
+            grid = grid or (self.encoder.grid if count == self.encoder.patches else (side, side))
+            if count != grid[0] * grid[1]:
+                raise UserError(f"task.init: {count} positions are no grid of {grid[0]} x {grid[1]} patches")
+            old = resize_positions(old, config, grid, self.encoder.grid)
+        new, found = flatten(params["encoder"]), flatten(old)
+        fresh = [name for name in new if name not in found]
+        other = [name for name in new if name in found and np.shape(found[name]) != new[name].shape]
+        missing = [name for name in fresh if not name.startswith(("pooled_norm", "final_norm"))]
+        if missing or other:
+            name = (missing + other)[0]
+            what = "is missing" if missing else f"has shape {list(np.shape(found[name]))}, expected {list(new[name].shape)}"
+            raise UserError(f"task.init: encoder/{name} {what}; give `model` the settings of the run it was trained by")
+        unused = [f"encoder/{name}" for name in found if name not in new]
+        unused += [name for name in source if name != "encoder"]
+        fresh = [f"encoder/{name}" for name in fresh] + ["head"]
+        say(f"encoder taken over; new: {', '.join(fresh)}; not used: {', '.join(unused) or 'nothing'}")
+        leaves = [found.get(name, value) for name, value in new.items()]
+        return {**params, "encoder": jax.tree.unflatten(jax.tree.structure(params["encoder"]), leaves)}
+
+
+def partial(depth: int, blocks: float) -> tuple[tuple[str, bool], ...]:
+    """Freeze rules that fine-tune the last `blocks` of `depth` blocks (He et al. 2022, figure 9); 0.5: the last one's MLP.
+
+    The head is always trained, and the norm before it with any block; 0 is a linear probe.
+    """
+    if blocks not in (0, 0.5, *range(1, depth + 1)):
+        raise UserError(f"blocks={blocks}: must be 0, 0.5 or a whole number up to the depth, {depth}")
+    trained = [f"block{i:02d}/.*" for i in range(depth - int(blocks), depth)]
+    if blocks == 0.5:
+        trained = [f"block{depth - 1:02d}/mlp(_norm|_scale)?(/.*)?"]
+    if blocks == depth:
+        return ((".*", False),)
+    if blocks == 0:
+        return (r"encoder/.*", True), (r".*", False)
+    rules = [(rf"encoder/stack/{name}", False) for name in trained]
+    return (*rules, (r"encoder/(final_norm|pooled_norm)/.*", False), (r"encoder/.*", True), (r".*", False))
+
+
+def freeze(optimizer: Mapping[str, Any], rules: tuple) -> dict[str, Any]:
+    """The `optimizer` section with freeze rules."""
+    return {**optimizer, "rules": {**(optimizer.get("rules") or {}), "freeze": rules}}

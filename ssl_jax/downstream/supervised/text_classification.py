@@ -1,0 +1,194 @@
+"""Classification of sentences and pairs of sentences (Devlin et al. 2019, section 4.1), and its metrics."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+from ml_collections import ConfigDict
+
+from ssl_jax.config import read
+from ssl_jax.downstream.evaluators.baselines import majority
+from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
+from ssl_jax.downstream.metrics.classification import check_labels
+from ssl_jax.downstream.supervised.text_encoder import (
+    FromPretext,
+    hidden_states,
+    init_transformer,
+    label_scores,
+    representations,
+    transformer_for,
+)  # fmt: skip
+from ssl_jax.errors import UserError
+from ssl_jax.models.language import Pooler, Transformer, pooled
+from ssl_jax.models.layers import dropout
+from ssl_jax.randomness import example_keys, substream
+from ssl_jax.task import Batch, DataInfo, Metrics, Params, Text
+
+POOLINGS = ("cls", "mean", "last")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextClassificationSettings:
+    """`task` of name "text_classification".
+
+    pooling: "cls" (through BERT's pooler), "mean" over the text, or "last" token, which alone has read all in a causal model.
+    """
+
+    pooling: str = "cls"
+    causal: bool = False  # True to start from a next-token model
+    dropout: float = 0.1  # before the head
+    label_smoothing: float = 0.0
+    init: str | None = None  # a work directory or hf:DIR whose transformer to start from
+    checkpoint: int | None = None  # of that work directory; default: the newest
+
+    def __post_init__(self):
+        if self.pooling not in POOLINGS:
+            raise UserError(f"pooling={self.pooling!r}: must be one of {', '.join(POOLINGS)}")
+        if self.causal and self.pooling == "cls":
+            raise UserError('pooling="cls": the first token of a causal model has read nothing; use "last" or "mean"')
+        for name in ("dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must lie in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextClassification(FromPretext):
+    """Parameters: "transformer", "pooler" (with pooling "cls") and "head". Batches: those of the kind "labelled_text"."""
+
+    settings: TextClassificationSettings
+    model: Transformer
+    info: DataInfo
+
+    name: ClassVar[str] = "text_classification"
+    data: ClassVar[str] = "labelled_text"
+    whole_batch: ClassVar[bool] = False
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, info: DataInfo) -> "TextClassification":
+        settings = read(TextClassificationSettings, config.get("task"), "task")
+        if not info.classes:
+            raise UserError("data.train: has no labels; text_classification needs them")
+        return cls(settings, transformer_for(config, info, causal=settings.causal), info)
+
+    @property
+    def _head(self) -> nn.Dense:
+        init = nn.initializers.normal(self.model.config.init_std)
+        return nn.Dense(len(self.info.classes), kernel_init=init, dtype=jnp.float32)
+
+    @property
+    def _pooler(self) -> Pooler:
+        return Pooler(self.model.config, self.model.dtype)
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> Params:
+        width = self.model.config.width
+        params = {
+            "transformer": init_transformer(self.model, substream(key, "transformer"), batch),
+            "head": self._head.init(substream(key, "head"), jnp.zeros((1, width)))["params"],
+        }
+        if self.settings.pooling == "cls":
+            params["pooler"] = self._pooler.init(substream(key, "pooler"), jnp.zeros((1, 1, width)))["params"]
+        return params
+
+    def _logits(self, params: Params, batch: Batch, hidden: Array, keys=None) -> tuple[Array, Array]:
+        if self.settings.pooling == "cls":
+            sentence = self._pooler.apply({"params": params["pooler"]}, hidden).astype(jnp.float32)
+        else:
+            sentence = pooled(hidden, batch.get("segments"))[self.settings.pooling]
+        x = dropout(sentence, self.settings.dropout, keys, "head")
+        return self._head.apply({"params": params["head"]}, x), sentence
+
+    def loss(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool) -> tuple[Float[Array, ""], Metrics]:
+        keys = example_keys(key, batch["position"]) if train else None
+        hidden, _ = hidden_states(self.model, params, batch, keys)
+        logits, _ = self._logits(params, batch, hidden, keys)
+        loss = jnp.mean(label_scores(logits, batch["label"], self.settings.label_smoothing if train else 0.0))
+        return loss, {"accuracy": jnp.mean((jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32))}
+
+    def features(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """The transformer's representations, "pooled" (what the head reads) and "logits"."""
+        hidden, inner = hidden_states(self.model, params, batch)
+        logits, sentence = self._logits(params, batch, hidden)
+        return representations(hidden, inner, batch) | {"pooled": sentence, "logits": logits}
+
+    def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
+        found = self.features(params, batch)
+        return {name: found[name] for name in ("tokens", "pooled", "logits")}
+
+    def panels(self, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, Text]:
+        """Sentences with their predicted and their true class."""
+        predicted = np.argmax(np.asarray(self.features(params, batch)["logits"]), axis=-1)
+        lines = []
+        for tokens, segments, guess, label in zip(*(np.asarray(batch[n]) for n in ("tokens", "segments")), predicted,
+                                                  np.asarray(batch["label"]), strict=True):  # fmt: skip
+            text = self.info.tokenizer.decode(tokens[segments > 0].tolist())
+            mark = "right" if guess == label else f"wrong, it is {self.info.classes[label]}"
+            lines.append(f"{self.info.classes[guess]} ({mark}): {text}")
+        return {"predictions": Text(tuple(lines))}
+
+    def after_update(self, params: Params, step: Array) -> Params:
+        return params
+
+    def flops(self) -> float:
+        time = self.info.shapes["tokens"].shape[0]
+        return 3 * self.model.config.flops_forward(time, causal=self.settings.causal)
+
+
+# Metrics --------------------------------------------------------------------------------------------------------------
+
+
+def confusion(
+    predicted: Int[np.ndarray, "examples"], labels: Int[np.ndarray, "examples"], classes: int
+) -> Int[np.ndarray, "classes classes"]:
+    """How many examples of class (row) were said to be of class (column)."""
+    return np.bincount(labels.astype(np.int64) * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def f1_of_classes(table: Int[np.ndarray, "classes classes"]) -> Float[np.ndarray, "classes"]:
+    """2 TP / (2 TP + FP + FN) of each class; 0 where a class is neither there nor predicted."""
+    right, both = np.diag(table), table.sum(axis=0) + table.sum(axis=1)
+    return np.divide(2 * right, both, out=np.zeros(len(table)), where=both > 0)
+
+
+def matthews(table: Int[np.ndarray, "classes classes"]) -> float:
+    """Matthews correlation of any number of classes (Gorodkin 2004, equation 8); 0 where it is undefined."""
+    true, said, total = table.sum(axis=1).astype(float), table.sum(axis=0).astype(float), float(table.sum())
+    covariance = np.trace(table) * total - true @ said
+    spread = (total**2 - said @ said) * (total**2 - true @ true)
+    return float(covariance / np.sqrt(spread)) if spread > 0 else 0.0
+
+
+def text_metrics(predicted: Int[np.ndarray, "examples"], labels: Int[np.ndarray, "examples"], classes: int) -> dict[str, float]:
+    """ "accuracy", "matthews", "f1_macro" and, of two classes, "f1" of the second."""
+    table = confusion(predicted, labels, classes)
+    f1 = f1_of_classes(table)
+    found = {"accuracy": float(np.trace(table) / table.sum()), "matthews": matthews(table), "f1_macro": float(f1.mean())}
+    return found | ({"f1": float(f1[1])} if classes == 2 else {})
+
+
+@dataclasses.dataclass(frozen=True)
+class TextClassificationMetrics:
+    """The trained head over the whole test split, beside the majority class and a bag of tokens."""
+
+    batch_size: int = 128
+    bag_of_tokens: bool = True
+
+    requires_labels = True
+
+    def __call__(self, encoder: Encoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
+        test = encoder.extract(data.test, ("logits",), self.batch_size)
+        train = data.train.labels()
+        classes = check_labels(train, test.get("label"), data.classes)
+        yield from text_metrics(test["logits"].argmax(axis=1), test["label"], classes).items()
+        yield "majority/accuracy", majority(train, test["label"])
+        if self.bag_of_tokens:
+            from ssl_jax.downstream.evaluators.bag_of_tokens import bag_of_tokens
+
+            guess = bag_of_tokens(data.train, data.test, classes)
+            yield from ((f"bag_of_tokens/{name}", v) for name, v in text_metrics(guess, test["label"], classes).items())
+        for split, dataset in (("train", data.train), ("test", data.test)):
+            if dataset.info.extra.get("truncated"):
+                yield f"truncated/{split}", float(dataset.info.extra["truncated"])

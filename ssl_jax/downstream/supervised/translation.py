@@ -1,0 +1,164 @@
+"""Translation of parallel text: an encoder-decoder, or one decoder as a prefix language model; measured by BLEU."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+from ml_collections import ConfigDict
+
+from ssl_jax.config import read
+from ssl_jax.data.text.supervised import sentence_ends
+from ssl_jax.downstream.supervised.decoding import Search
+from ssl_jax.downstream.supervised.text_encoder import label_scores, representations, transformer_of, transplant
+from ssl_jax.errors import UserError
+from ssl_jax.models.encoder_decoder import CROSS, EncoderDecoder, EncoderDecoderConfig, PrefixDecoder
+from ssl_jax.models.language import LanguageConfig
+from ssl_jax.pretext.next_token import DTYPES
+from ssl_jax.randomness import example_keys
+from ssl_jax.task import Batch, DataInfo, Metrics, Params, Text
+
+
+@dataclasses.dataclass(frozen=True)
+class TranslationSettings:
+    """`task` of name "translation". `init` and `decoder_init` are work directories (or hf:DIR) of runs over tokens."""
+
+    label_smoothing: float = 0.1
+    init: str | None = None  # of the encoder (a masked-token run); as a prefix LM, of the transformer (a next-token run)
+    checkpoint: int | None = None
+    decoder_init: str | None = None  # of the decoder (a next-token or masked-token run); cross-attention is new
+    decoder_checkpoint: int | None = None
+
+    def __post_init__(self):
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"label_smoothing={self.label_smoothing}: must lie in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Translation:
+    """Parameters and passes of `models.encoder_decoder`: model.name "encoder_decoder", or "transformer" as a prefix LM."""
+
+    settings: TranslationSettings
+    model: EncoderDecoder | PrefixDecoder
+    info: DataInfo
+
+    name: ClassVar[str] = "translation"
+    data: ClassVar[str] = "parallel_text"
+    whole_batch: ClassVar[bool] = False
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, info: DataInfo) -> "Translation":
+        settings = read(TranslationSettings, config.get("task"), "task")
+        section = config.get("model") or {}
+        dtype = (config.get("training") or {}).get("dtype", "float32")
+        if dtype not in DTYPES:
+            raise UserError(f"training.dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
+        lengths = info.shapes["source"].shape[0], info.shapes["target"].shape[0] - 1
+        kind = section.get("name", "encoder_decoder")
+        if kind == "encoder_decoder":
+            shape = read(EncoderDecoderConfig, section, "model")
+            if settings.decoder_init and shape.shared_embedding and not settings.init:
+                raise UserError("task.decoder_init: set model.shared_embedding=False, or its tokens' vectors would be lost")
+            for side, part, needed in zip(("encoder", "decoder"), (shape.encoder, shape.decoder_or_same), lengths, strict=True):
+                _check_context(part, needed, f"model.{side}")
+            model = EncoderDecoder.of(shape, info.tokenizer.size, *lengths, DTYPES[dtype])
+        elif kind == "transformer":
+            shape = read(LanguageConfig, section, "model")
+            if settings.decoder_init:
+                raise UserError("task.decoder_init: a prefix LM has no decoder of its own; use task.init")
+            _check_context(shape, sum(lengths), "model")
+            model = PrefixDecoder.of(shape, info.tokenizer.size, *lengths, DTYPES[dtype])
+        else:
+            raise UserError(f"model.name={kind!r}: translation takes encoder_decoder, or transformer as a prefix LM")
+        return cls(settings, model, info)
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> Params:
+        return self.model.init(key)
+
+    def initialise(self, params: Params, *, load: Callable[..., Any], say: Callable[[str], None] = print) -> Params:
+        """Fresh `params` with what `task.init` and `task.decoder_init` name, read by load(path, checkpoint)."""
+        sources = (
+            (self.settings.init, self.settings.checkpoint),
+            (self.settings.decoder_init, self.settings.decoder_checkpoint),
+        )
+        found = [None if path is None else load(path, checkpoint)[1] for path, checkpoint in sources]
+        return self.init_from(params, found[0], decoder=found[1], say=say)
+
+    def init_from(
+        self, params: Params, source: Params | None, *, decoder: Params | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> Params:  # fmt: skip
+        """Fresh `params` with the encoder (as a prefix LM, the transformer) of `source` and the decoder of `decoder`."""
+        taken = {}
+        if source is not None:
+            part = "encoder" if "encoder" in params else "transformer"
+            taken[part] = transplant(params[part], transformer_of(source), part)
+            if part == "transformer" and "head" in params and "head" in source:
+                taken["head"] = transplant(params["head"], source["head"], "head")
+        if decoder is not None:
+            shared = "token_embedding" if "token_embedding" not in params["decoder"] else ""
+            taken["decoder"] = transplant(params["decoder"], transformer_of(decoder), "decoder", fresh=CROSS, unused=shared)
+        if taken:
+            say(f"{' and '.join(taken)} taken over; new: {', '.join(n for n in params if n not in taken) or 'nothing'}")
+        return {**params, **taken}
+
+    def loss(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool) -> tuple[Float[Array, ""], Metrics]:
+        """Mean over the target's tokens; "cross_entropy" is without the label smoothing."""
+        keys = example_keys(key, batch["position"]) if train else None
+        scores = self.model.logits(params, self.model.hidden(params, batch, keys))
+        labels, weight = batch["target"][:, 1:], (batch["target_segments"][:, 1:] > 0).astype(jnp.float32)
+        total = jnp.sum(weight)
+        mean = lambda x: jnp.sum(x * weight) / jnp.maximum(total, 1.0)
+        nll = mean(label_scores(scores, labels, 0.0))
+        smoothing = self.settings.label_smoothing if train else 0.0
+        loss = mean(label_scores(scores, labels, smoothing)) if smoothing else nll
+        accuracy = mean((jnp.argmax(scores, axis=-1) == labels).astype(jnp.float32))
+        return loss, {"cross_entropy": nll, "accuracy": accuracy, "weight": total}
+
+    def translate(self, params: Params, batch: Batch, search: Search, length: int | None = None) -> Int[Array, "batch length"]:
+        """Token ids of the translations, ended by and filled up with the end token (jittable)."""
+        first, last = sentence_ends(self.info.tokenizer)
+        length = length or self.info.shapes["target"].shape[0] - 1
+        cache, step, start = self.model.begin(params, batch, length, search.beams)
+        begin = jnp.full(len(batch["source"]), first, jnp.int32)
+        return search(step, cache, begin, length=length, eos=last, start=start)[0]
+
+    def features(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """Representations of the source: "mean", "tokens", "block00/mean" ..."""
+        hidden, inner = self.model.source_states(params, batch)
+        return representations(hidden, inner, {"segments": batch["source_segments"]})
+
+    def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """ "logits" f32[batch, time, vocabulary] of the target's tokens from the second on."""
+        return {"logits": self.model.logits(params, self.model.hidden(params, batch))}
+
+    def panels(self, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, Text]:
+        tokens = np.asarray(jax.jit(lambda p, b: self.translate(p, b, Search()))(params, dict(batch)))
+        lines, read = [], lambda ids, segments: detokenized(self.info.tokenizer, ids[np.asarray(segments) > 0])
+        for i, ids in enumerate(tokens):
+            lines.append(f"source: {read(np.asarray(batch['source'][i]), batch['source_segments'][i])}")
+            lines.append(f"translation: {detokenized(self.info.tokenizer, ids)}")
+            lines.append(f"reference: {read(np.asarray(batch['target'][i]), batch['target_segments'][i])}")
+        return {"translations": Text(tuple(lines))}
+
+    def after_update(self, params: Params, step: Array) -> Params:
+        return params
+
+    def flops(self) -> float:
+        return 3 * self.model.flops_forward(self.info.shapes["source"].shape[0], self.info.shapes["target"].shape[0] - 1)
+
+
+def _check_context(config: LanguageConfig, needed: int, path: str) -> None:
+    if config.context_length is not None and config.context_length < needed:
+        raise UserError(f"{path}.context_length={config.context_length}: must be at least {needed}, the data's longest text")
+
+
+def detokenized(tokenizer: Any, ids: Int[np.ndarray, "time"]) -> str:
+    """The text of a target: without the token it begins with, up to the token that ends it."""
+    first, last = sentence_ends(tokenizer)
+    ids = [int(i) for i in ids]
+    ids = ids[1:] if ids[:1] == [first] else ids
+    return tokenizer.decode(ids[: ids.index(last)] if last in ids else ids).strip()

@@ -1,0 +1,116 @@
+"""What a trained model is used for from the shell: reconstruct, generate, fill-mask, embed, retrieve."""
+
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ssl_jax import data, runs
+from ssl_jax.errors import UserError
+from ssl_jax.task import DataInfo, Params, Task
+from ssl_jax.workdir import Workdir
+
+
+def restore_task(workdir: str, needed: tuple[str, ...], command: str) -> tuple[Task, Params, DataInfo]:
+    """The run's task and parameters; UserError unless the task is one of `needed`."""
+    task, params, info = runs.restore(workdir)
+    if needed and task.name not in needed:
+        raise UserError(f"{command}: {workdir} holds a {task.name} run; this command needs {' or '.join(needed)}")
+    return task, params, info
+
+
+def dataset_of(workdir: str, task: Task, uri: str | None, info: DataInfo) -> Any:
+    """The run's test data, or the source `uri` read as the run's data are: its size, normalisation and tokenizer."""
+    config = ConfigDict(dict(data={}, task=dict(name=task.name)))
+    if not workdir.startswith("hf:"):
+        config = Workdir.existing(workdir).config()
+    if uri is None and not config.data:
+        raise UserError(f"{workdir} has no data of its own; name a source, such as folder:DIR")
+    section = config.data
+    if uri is not None:
+        section = ConfigDict(runs.as_trained(config.data, task, info, workdir) | dict(train=uri, test=uri))
+    return data.build(task.data, section, split="test", train=False, task_section=config.task, workdir=workdir)
+
+
+def reconstruct(workdir: str, *, images: str | None, count: int, seed: int, to: str | None) -> None:
+    """Original, masked and reconstructed images as a PNG sheet."""
+    from ssl_jax.randomness import stream
+    from ssl_jax.reports.panels import image_sheet, write
+
+    if count < 1:
+        raise UserError(f"--count={count}: must be at least 1")
+    task, params, info = restore_task(workdir, ("masked_image",), "reconstruct")
+    batch = runs.panel_batch(dataset_of(workdir, task, images, info), count)
+    panel = task.panels(params, batch, stream(seed, "reconstruct"))["reconstruction"]
+    path = pathlib.Path(to or f"{workdir}/reconstructions.png")
+    if not path.parent.is_dir():
+        raise UserError(f"--to={path}: there is no directory {path.parent}")
+    write(path, image_sheet(panel))
+    print(path)
+
+
+def generate(workdir: str, *, prompt: str, max_tokens: int, temperature: float, top_k: int | None, top_p: float | None,
+             num_samples: int, seed: int) -> None:  # fmt: skip
+    """Print continuations of `prompt`; of an empty one, what follows the end of a text."""
+    from ssl_jax.pretext import generation
+
+    task, params, info = restore_task(workdir, ("next_token",), "generate")
+    tokenizer = info.tokenizer
+    given = prompt_tokens(tokenizer, prompt)
+    samples = generation.generate(
+        task, params, given, max_tokens=max_tokens, temperature=temperature, top_k=top_k,
+        top_p=top_p, num_samples=num_samples, key=seed,
+    )  # fmt: skip
+    texts = []
+    for row in samples.tolist():
+        row = [token for token in row if token != tokenizer.eos_id]
+        start, whole = tokenizer.decode(given), tokenizer.decode([*given, *row])  # some decoders look at the token before
+        texts.append(prompt + (whole[len(start) :] if whole.startswith(start) else tokenizer.decode(row)))
+    print("\n\n---\n\n".join(texts))
+
+
+def prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
+    """The prompt's ids, behind those that the published tokenizer puts before a text (LLaMA's <s>)."""
+    ids, whole = tokenizer.encode(prompt), tokenizer.encode(prompt, special=True)
+    if ids:
+        return whole if whole[len(whole) - len(ids) :] == ids else ids
+    if tokenizer.separator_id is None:
+        raise UserError("--prompt: is empty, and this tokenizer has no token that ends a text; give at least one character")
+    return [tokenizer.separator_id]
+
+
+def fill_mask(workdir: str, *, text: str, top: int) -> None:
+    """Print the likeliest words for each mask, with their probabilities."""
+    from ssl_jax.pretext.generation import fill_mask as fill
+
+    task, params, info = restore_task(workdir, ("masked_token",), "fill-mask")
+    for place in fill(task, params, info.tokenizer, text, top=top):
+        print("  ".join(f"{word} {probability:.3f}" for word, probability in place))
+
+
+def embed(workdir: str, *, data: str, features: tuple[str, ...], to: str) -> None:
+    """Write the named features (and labels) of a source to an npz file."""
+    from ssl_jax.downstream.evaluators.features import Encoder
+
+    path = pathlib.Path(to)
+    if path.suffix != ".npz" or not path.absolute().parent.is_dir():
+        raise UserError(f"--to={to}: name a .npz file in a directory that exists")
+    task, params, info = restore_task(workdir, (), "embed")
+    arrays = Encoder(task, params).extract(dataset_of(workdir, task, data, info), features)
+    np.savez(path, **{name.replace("/", "."): value for name, value in arrays.items()})
+    print(f"{path}: " + ", ".join(f"{name} {list(value.shape)}" for name, value in arrays.items()))
+
+
+def retrieve(workdir: str, *, text: str | None, images: str | None, image: str | None, texts: str | None, top: int,
+             to: str | None) -> None:  # fmt: skip
+    """Images for a text, as a contact sheet; or captions for an image, ranked."""
+    from ssl_jax.downstream.evaluators.retrieval import retrieve as rank
+
+    task, params, info = restore_task(workdir, ("image_text",), "retrieve")
+    path = to or f"{workdir}/retrieved.png"
+    for name, score in rank(task, params, info, text=text, images=images, image=image, texts=texts, top=top, to=path):
+        print(name if math.isnan(score) else f"{score:6.3f}  {name}")
+    if text is not None:
+        print(path)
