@@ -26,8 +26,8 @@ METHODS = {
 }
 
 
-def _axes(theme: str, size: tuple[float, float] = (6.0, 3.5), rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    """A figure and its axes, drawn by Agg: no display, no global state."""
+def axes_grid(theme: str, size: tuple[float, float] = (6.0, 3.5), rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
+    """Return a figure and its axes, drawn by Agg: no display, no global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -47,13 +47,15 @@ def _axes(theme: str, size: tuple[float, float] = (6.0, 3.5), rows: int = 1, col
     return figure, grid
 
 
-def _png(figure: Any) -> bytes:
+def png(figure: Any) -> bytes:
+    """Return a figure as a PNG that depends on nothing but what is drawn."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor=figure.get_facecolor(), metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _label(axes: Any, theme: str, x: str, y: str, legend: bool = True) -> None:
+def label_axes(axes: Any, theme: str, x: str, y: str, legend: bool = True) -> None:
+    """Label both axes, and add a legend."""
     text = THEMES[theme]["text"]
     axes.set_xlabel(x, color=text, fontsize=9)
     axes.set_ylabel(y, color=text, fontsize=9)
@@ -90,9 +92,9 @@ def loss_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, log_x: bool 
     curves = {name: series(lines, metric) for name, lines in runs.items()}
     if not any(len(steps) for steps, _ in curves.values()):
         return None
-    figure, grid = _axes(theme)
+    figure, grid = axes_grid(theme)
     axes = grid[0, 0]
-    for (name, (steps, values)), colour in zip(curves.items(), _cycle(theme), strict=False):
+    for (name, (steps, values)), colour in zip(curves.items(), colour_cycle(theme), strict=False):
         finite = np.isfinite(values)
         if not finite.all():
             first = steps[~finite][0]
@@ -111,8 +113,8 @@ def loss_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, log_x: bool 
             )
     if log_x:
         axes.set_xscale("log")
-    _label(axes, theme, "step", metric)
-    return _png(figure)
+    label_axes(axes, theme, "step", metric)
+    return png(figure)
 
 
 def metrics_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, theme: str = "light", most: int = 12) -> bytes | None:
@@ -129,9 +131,9 @@ def metrics_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, theme: st
         return None
     columns = min(3, len(wanted))
     count = math.ceil(len(wanted) / columns)
-    figure, grid = _axes(theme, (3.2 * columns, 2.1 * count), count, columns)
+    figure, grid = axes_grid(theme, (3.2 * columns, 2.1 * count), count, columns)
     for axes, name in zip(grid.flat, wanted, strict=False):
-        for lines, colour in zip(runs.values(), _cycle(theme), strict=False):
+        for lines, colour in zip(runs.values(), colour_cycle(theme), strict=False):
             steps, values = series(lines, name)
             keep = np.isfinite(values)
             window = max(1, int(keep.sum()) // 50) | 1
@@ -142,7 +144,7 @@ def metrics_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, theme: st
         axes.set_title(name, fontsize=9, color=THEMES[theme]["text"], loc="left")
     for axes in list(grid.flat)[len(wanted) :]:
         axes.set_visible(False)
-    return _png(figure)
+    return png(figure)
 
 
 def label_efficiency(results: Mapping[str, float]) -> dict[str, list[tuple[float, float, float | None]]]:
@@ -164,9 +166,9 @@ def label_efficiency_figure(runs: Mapping[str, Mapping[str, float]], *, theme: s
     curves = {name: label_efficiency(results) for name, results in runs.items()}
     if not any(curves.values()):
         return None
-    figure, grid = _axes(theme)
+    figure, grid = axes_grid(theme)
     axes, alone = grid[0, 0], len([1 for found in curves.values() if found]) == 1
-    colours, styles = _cycle(theme), ("-", "--", ":", "-.")
+    colours, styles = colour_cycle(theme), ("-", "--", ":", "-.")
     methods = list(dict.fromkeys(method for found in curves.values() for method in found))
     ticks = set()
     for r, (name, found) in enumerate(curves.items()):
@@ -180,10 +182,10 @@ def label_efficiency_figure(runs: Mapping[str, Mapping[str, float]], *, theme: s
     axes.set_xscale("log")
     axes.set_xticks(sorted(ticks), [f"{tick:g} %" for tick in sorted(ticks)])
     axes.minorticks_off()
-    _label(axes, theme, "share of the labels", "accuracy (bars: standard error)")
-    return _png(figure)
+    label_axes(axes, theme, "share of the labels", "accuracy (bars: standard error)")
+    return png(figure)
 
 
-def _cycle(theme: str) -> tuple[str, ...]:
-    """Enough colours for any number of runs."""
+def colour_cycle(theme: str) -> tuple[str, ...]:
+    """Return the theme's colours, repeated for any number of runs."""
     return THEMES[theme]["colours"] * 8

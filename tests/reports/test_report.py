@@ -10,8 +10,9 @@ from PIL import Image
 
 from ssl_jax.errors import UserError
 from ssl_jax.reports import figures
+from ssl_jax.reports.page import duration
 from ssl_jax.reports.panels import image_sheet, save_panels
-from ssl_jax.reports.report import duration, write_report
+from ssl_jax.reports.report import write_report
 from ssl_jax.reports.run import load_run
 from ssl_jax.task import Images, Text
 
