@@ -25,6 +25,7 @@ from ssl_jax.interop.family import (
 )
 from ssl_jax.interop.mapping import Row, blocks, convolution, dense, fused, leading, norm, row
 from ssl_jax.interop.settings import Settings
+from ssl_jax.models import BLOCK
 from ssl_jax.pretext.image_text import ImageText
 
 TOWER = {
@@ -46,7 +47,7 @@ IMAGE = ("patch_size", "crop")
 
 def tower(ours: str, theirs: str, depth: int) -> list[Row]:
     """The blocks, whose names are the same in both towers of both models."""
-    o, t = f"{ours}/stack/block{{i:02d}}", f"{theirs}.encoder.layers.{{i}}"
+    o, t = f"{ours}/stack/{BLOCK}", f"{theirs}.encoder.layers.{{i}}"
     names = (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"), ("out", "out_proj"))
     return blocks(depth, [
         *(r for mine, other in names for r in dense(f"{o}/attention/{mine}", f"{t}.self_attn.{other}")),

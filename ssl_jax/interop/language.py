@@ -8,12 +8,13 @@ from ssl_jax.errors import UserError
 from ssl_jax.interop.family import Family, Sections, number, read_ids, section, vocabulary, write_ids
 from ssl_jax.interop.mapping import SAME, Row, blocks, constant, dense, fused, norm, row
 from ssl_jax.interop.settings import Settings
+from ssl_jax.models import BLOCK
 from ssl_jax.models.language import LanguageConfig
 from ssl_jax.pretext.masked_token import MaskedToken
 from ssl_jax.pretext.next_token import NextToken
 from ssl_jax.task import DataInfo
 
-STACK = "transformer/stack/block{i:02d}"
+STACK = f"transformer/stack/{BLOCK}"
 SHAPE = {"width": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads"}
 TIED, POSITIONS = "tie_word_embeddings", "max_position_embeddings"
 

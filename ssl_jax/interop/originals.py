@@ -12,6 +12,7 @@ from ssl_jax.interop.image_encoder import ImageEncoder
 from ssl_jax.interop.image_text import CLIP
 from ssl_jax.interop.mapping import SAME, Row, blocks, convolution, dense, fused, leading, norm, row
 from ssl_jax.interop.vision import _positions, decoder_positions, kind_of_positions
+from ssl_jax.models import BLOCK
 from ssl_jax.models.vit import SIZES
 from ssl_jax.pretext.masked_image import MaskedImage
 
@@ -88,7 +89,7 @@ class OriginalMAE(Family):
 
     def rows(self, task: MaskedImage | ImageEncoder) -> list[Row]:
         def block(ours, theirs):
-            o, t, qkv = f"{ours}/stack/block{{i:02d}}", f"{theirs}.{{i}}", ("query", "key", "value")
+            o, t, qkv = f"{ours}/stack/{BLOCK}", f"{theirs}.{{i}}", ("query", "key", "value")
             return [
                 row([f"{o}/attention/{n}/kernel" for n in qkv], f"{t}.attn.qkv.weight", fused(3)),
                 row([f"{o}/attention/{n}/bias" for n in qkv], f"{t}.attn.qkv.bias", fused(3)),
@@ -158,7 +159,7 @@ class OpenAICLIP(CLIP):
 
     def rows(self, task):
         def block(ours, theirs):
-            o, t, qkv = f"{ours}/stack/block{{i:02d}}", f"{theirs}transformer.resblocks.{{i}}", ("query", "key", "value")
+            o, t, qkv = f"{ours}/stack/{BLOCK}", f"{theirs}transformer.resblocks.{{i}}", ("query", "key", "value")
             return [
                 row([f"{o}/attention/{n}/kernel" for n in qkv], f"{t}.attn.in_proj_weight", fused(3)),
                 row([f"{o}/attention/{n}/bias" for n in qkv], f"{t}.attn.in_proj_bias", fused(3)),

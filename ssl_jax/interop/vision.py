@@ -11,6 +11,7 @@ from ssl_jax.interop.family import Beside, Family, Sections, image_info, look_up
 from ssl_jax.interop.image_encoder import ImageEncoder
 from ssl_jax.interop.mapping import Row, blocks, constant, convolution, dense, fused, leading, norm, row
 from ssl_jax.interop.settings import Settings
+from ssl_jax.models import BLOCK
 from ssl_jax.models.patches import sincos2d
 from ssl_jax.models.vit import ViT
 from ssl_jax.pretext.masked_image import MaskedImage
@@ -44,7 +45,7 @@ LOOKED_AFTER = ("patch_size", "crop", "positions", "pooling", "pooler", "mask_to
 
 def _block(ours: str, theirs: str) -> list[Row]:
     """One block under ViT's names."""
-    o, t = f"{ours}/stack/block{{i:02d}}", f"{theirs}.{{i}}"
+    o, t = f"{ours}/stack/{BLOCK}", f"{theirs}.{{i}}"
     return [
         *(r for n in ("query", "key", "value") for r in dense(f"{o}/attention/{n}", f"{t}.attention.attention.{n}")),
         *dense(f"{o}/attention/out", f"{t}.attention.output.dense"),
@@ -301,7 +302,7 @@ class Dinov2(_Vision):
 
     def rows(self, task):
         vit = task.encoder
-        c, o, t = vit.config, "encoder/stack/block{i:02d}", "encoder.layer.{i}"
+        c, o, t = vit.config, f"encoder/stack/{BLOCK}", "encoder.layer.{i}"
         if c.gated:
             mlp = [
                 row((f"{o}/mlp/gate/{n}", f"{o}/mlp/up/{n}"), f"{t}.mlp.weights_in.{m}", fused(2))

@@ -5,6 +5,7 @@ Randomness is explicit: `keys` holds one key an example, or is None for a determ
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from ssl_jax.cpu import gradient_stored
 from ssl_jax.errors import UserError
+from ssl_jax.models import block_name
 from ssl_jax.models.dense import Dense
 from ssl_jax.models.kernels import KERNELS, attention
 from ssl_jax.randomness import drop, keep, substream
@@ -316,18 +318,23 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each a residual branch; with `cross`, attention to a context between them."""
+    """Attention and MLP, each a residual branch; with `cross`, attention to a context between them.
+
+    Returns the block's output, the new cache, and what each branch added to the residual stream, by the branch's name
+    ("attention", "cross", "mlp"); no branch unless `branches`.
+    """
 
     config: TransformerConfig
     causal: bool = False
     cross: bool = False
     attention_norm: bool = True
     dtype: Any = jnp.float32
+    branches: bool = False
 
     @nn.compact
     def __call__(self, x, *, drop_rate=0.0, keys: Keys = None, context=None, context_segments=None, **attention):
         c = self.config
-        cache = attention.pop("cache", None)
+        cache, added = attention.pop("cache", None), {}
 
         def branch(name, function, y):
             norm = norm_of(c, self.dtype, f"{name}_norm") if (name != "attention" or self.attention_norm) else (lambda v: v)
@@ -335,7 +342,10 @@ class Block(nn.Module):
             if c.layer_scale is not None:
                 init = nn.initializers.constant(c.layer_scale)
                 z = z * self.param(f"{name}_scale", init, (c.width,)).astype(z.dtype)
-            z = y + drop_path(dropout(z, c.dropout, keys, name), drop_rate, keys, f"{name}_path")
+            z = drop_path(dropout(z, c.dropout, keys, name), drop_rate, keys, f"{name}_path")
+            if self.branches:
+                added[name] = z
+            z = y + z
             return z if c.norm_position == "pre" else norm(z)
 
         def self_attention(y):
@@ -353,13 +363,15 @@ class Block(nn.Module):
         if self.cross:
             x = branch("cross", cross_attention, x)
         x = branch("mlp", MLP(c, self.dtype, name="mlp"), x)
-        return x, cache
+        return x, cache, added
 
 
 class Stack(nn.Module):
     """`depth` blocks. Returns the last output and every block's under its name, "block00", "block01" ...
 
-    `caches` (a list, one a block) makes it incremental; the new caches are then under "caches".
+    `caches` (a list, one a block) makes it incremental; the new caches are then under "caches". `branches` adds what each
+    branch added to the residual stream, "block00/attention", "block00/mlp" ... (data2vec's targets: Baevski et al. 2022,
+    section 3.3).
     With `config.scan` the blocks' parameters are stacked inside the step and one compiled block is scanned over them;
     the parameter tree is the same as without.
     """
@@ -370,22 +382,30 @@ class Stack(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch time dim"], *, keys: Keys = None, caches: list | None = None, **options):
+    def __call__(
+        self,
+        x: Float[Array, "batch time dim"],
+        *,
+        keys: Keys = None,
+        caches: list | None = None,
+        branches: bool = False,
+        **options,
+    ):
         c = self.config
         block_class = self._remat(Block)
         blocks = [
-            block_class(c, self.causal, self.cross, c.first_attention_norm or i > 0, self.dtype, name=f"block{i:02d}")
+            block_class(c, self.causal, self.cross, c.first_attention_norm or i > 0, self.dtype, branches, name=block_name(i))
             for i in range(c.depth)
         ]
         if c.scan and caches is None and not self.is_initializing():
-            return self._scan(x, keys, options)
+            return self._scan(x, keys, branches, options)
         outputs, new_caches = {}, []
         for i, block in enumerate(blocks):
             cache = None if caches is None else caches[i]
-            x, cache = block(
+            x, cache, added = block(
                 gradient_stored(x), **self._layer(i), keys=None if keys is None else self._fold(keys, i), cache=cache, **options
             )
-            outputs[f"block{i:02d}"] = x
+            outputs |= _named(i, x, added)
             new_caches.append(cache)
         if caches is not None:
             outputs["caches"] = new_caches
@@ -408,27 +428,35 @@ class Stack(nn.Module):
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.config.remat == "dots" else None
         return nn.remat(block, policy=policy)
 
-    def _scan(self, x, keys, options):
+    def _scan(self, x, keys, branches, options):
         c = self.config
         if not c.first_attention_norm:
             raise UserError("scan=True needs equal blocks; first_attention_norm=False makes the first one differ")
         params = self.variables["params"]
-        stacked = jax.tree.map(lambda *p: jnp.stack(p), *[params[f"block{i:02d}"] for i in range(c.depth)])
+        stacked = jax.tree.map(lambda *p: jnp.stack(p), *[params[block_name(i)] for i in range(c.depth)])
         layers = [self._layer(i) for i in range(c.depth)]
         varying = {"drop_rate": jnp.array([layer["drop_rate"] for layer in layers])} if c.drop_path else {}
         if c.window is not None:
             varying["window"] = jnp.array([layer["window"] or jnp.iinfo(jnp.int32).max for layer in layers])
         if c.rope_theta is not None:
             varying["theta"] = jnp.array([layer["theta"] for layer in layers], jnp.float32)
-        block = Block(c, self.causal, self.cross, True, self.dtype, parent=None)
+        block = Block(c, self.causal, self.cross, True, self.dtype, branches, parent=None)
 
         def body(x, layer):
             p, i, vary = layer
-            y, _ = block.apply({"params": p}, x, keys=None if keys is None else self._fold(keys, i), **vary, **options)
-            return y, y
+            y, _, added = block.apply({"params": p}, x, keys=None if keys is None else self._fold(keys, i), **vary, **options)
+            return y, (y, added)
 
         if c.remat != "none":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
             body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-        x, ys = jax.lax.scan(body, x, (stacked, jnp.arange(c.depth), varying))
-        return x, {f"block{i:02d}": ys[i] for i in range(c.depth)}
+        x, every = jax.lax.scan(body, x, (stacked, jnp.arange(c.depth), varying))
+        outputs = {}
+        for i in range(c.depth):
+            outputs |= _named(i, *jax.tree.map(operator.itemgetter(i), every))
+        return x, outputs
+
+
+def _named(i: int, output: Array, branches: dict[str, Array]) -> dict[str, Array]:
+    """What block `i` computed, as a stack names it."""
+    return {block_name(i): output} | {f"{block_name(i)}/{name}": value for name, value in branches.items()}

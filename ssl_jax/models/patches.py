@@ -38,6 +38,32 @@ def sincos2d(width: int, grid: Grid) -> Float[np.ndarray, "patches width"]:
     return np.concatenate(halves, axis=1).astype(np.float32)
 
 
+def resample(
+    table: Float[Array | np.ndarray, "patches dim"], old: Grid, new: Grid
+) -> Float[Array | np.ndarray, "{new[0]*new[1]} dim"]:
+    """Values on a grid of patches, interpolated bicubically to another grid as torch does: edges repeat, nothing is smoothed.
+
+    NumPy arrays give NumPy arrays; JAX arrays stay on the device, multiplied by two constant matrices.
+    """
+    numpy = np if isinstance(table, np.ndarray) else jnp
+    rows, columns = (numpy.asarray(bicubic(a, b), table.dtype) for a, b in zip(old, new, strict=True))
+    options = {} if numpy is np else dict(precision="highest")
+    return numpy.einsum("ah,bw,hwd->abd", rows, columns, table.reshape(*old, -1), **options).reshape(new[0] * new[1], -1)
+
+
+def bicubic(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """The matrix that resamples a line of `old` values to `new`: cubic convolution with a = -0.75 (Keys 1981, equation 15)."""
+    a, place = -0.75, (np.arange(new) + 0.5) * old / new - 0.5
+    first = np.floor(place).astype(int)
+    matrix = np.zeros((new, old))
+    for tap in range(-1, 3):
+        d = np.abs(place - first - tap)
+        near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+        weight = np.where(d <= 1, near, a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a)
+        np.add.at(matrix, (np.arange(new), np.clip(first + tap, 0, old - 1)), weight)
+    return matrix
+
+
 def inverse_of(indices: Int[Array, "batch kept"], count: int) -> Int[Array, "batch count"]:
     """Where each of 0 .. count - 1 stands in `indices` (distinct in each row), -1 where it is missing."""
     match = indices[:, :, None] == jnp.arange(count)

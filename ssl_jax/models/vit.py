@@ -11,9 +11,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ssl_jax import config as config_module
 from ssl_jax.errors import UserError
+from ssl_jax.models import block_number
 from ssl_jax.models.dense import Dense
 from ssl_jax.models.layers import MLP, Attention, Keys, Stack, TransformerConfig, dropout, norm_of
-from ssl_jax.models.patches import Grid, inverse_of, patchify, pick, sincos2d, take
+from ssl_jax.models.patches import Grid, inverse_of, patchify, pick, resample, sincos2d, take
 
 # Width, depth, heads, patch size, MLP width (ViT: Dosovitskiy et al. 2021, table 1; Ti: Touvron et al. 2021, table 1;
 # g: Zhai et al. 2022, table 2).
@@ -90,6 +91,9 @@ class ViT(nn.Module):
 
     Returns the tokens f32[batch, prefix + patches, width] after the final norm (prefix: class token, then registers) and
     the intermediate values by name: every block's output ("block00" ...) and "pooled".
+
+    `image_size` is the size whose grid the positions belong to. Images of other sizes get positions interpolated
+    bicubically, learned and sine-cosine ones alike, so that views of several sizes go through one encoder (Caron et al. 2021).
     """
 
     config: ViTConfig
@@ -112,11 +116,21 @@ class ViT(nn.Module):
         *,
         visible: Int[Array, "batch kept"] | None = None,
         mask: Bool[Array, "batch patches"] | None = None,
+        segments: Int[Array, "batch kept"] | None = None,
+        branches: bool = False,
         keys: Keys = None,
     ) -> tuple[Float[Array, "batch tokens dim"], dict[str, Float[Array, "..."]]]:
-        """visible: the patches to encode, distinct in each row, the others dropped. mask: the patches to replace by the
-        learned mask token. Positions are those of the whole image in both cases."""
+        """Encode whole images, or the patches that `visible` names.
+
+        visible: the patches to encode, distinct in each row, the others dropped. mask: the patches to replace by the
+        learned mask token. Positions are those of the whole image in both cases. segments: one number for each encoded
+        patch; patches attend to those of their own number only, 0 is padding, which "pooled" leaves out, and the tokens
+        before the patches belong to segment 1. branches: hand out what each branch added, too (`layers.Stack`).
+
+        Raises UserError for images that the patch size does not divide, unless `config.crop`.
+        """
         c, batch = self.config, images.shape[0]
+        grid = self.grid_of(images.shape[1:3])
         pixels = patchify(images.astype(self.dtype), c.patch)
         if visible is not None:  # before the embedding: the same result for a fraction of the work, and no gradient
             pixels = take(pixels, visible)
@@ -126,13 +140,13 @@ class ViT(nn.Module):
             token = self.param("mask_token", nn.initializers.normal(0.02), (c.width,)).astype(x.dtype)
             x = x if mask is None else jnp.where(mask[..., None], token, x)
 
-        class_position, positions = self._positions()
+        class_position, positions = self._positions(grid)
         if positions is not None:
             positions = positions[None]
             if visible is not None:
                 whole = jnp.broadcast_to(positions, (batch, *positions.shape[1:]))
                 learned = c.positions == "learned"
-                positions = pick(whole, visible, inverse_of(visible, self.patches)) if learned else take(whole, visible)
+                positions = pick(whole, visible, inverse_of(visible, whole.shape[1])) if learned else take(whole, visible)
             x = x + positions.astype(x.dtype)
         prefix = []
         if c.class_token:
@@ -146,30 +160,42 @@ class ViT(nn.Module):
         x = dropout(x, c.dropout, keys, "embedding")
         if c.pre_norm:
             x = norm_of(c, self.dtype, "pre_norm")(x)
-        x, intermediates = Stack(c, dtype=self.dtype, name="stack")(x, keys=keys)
+        if segments is not None:
+            segments = jnp.pad(segments, ((0, 0), (c.prefix, 0)), constant_values=1)
+        x, intermediates = Stack(c, dtype=self.dtype, name="stack")(x, keys=keys, segments=segments, branches=branches)
         if not c.norm_pooled:
             x = norm_of(c, self.dtype, "final_norm")(x)
-        return x, intermediates | {"pooled": self._pool(x)}
+        return x, intermediates | {"pooled": self._pool(x, None if segments is None else segments > 0)}
 
-    def _positions(self):
-        """(class token's position, patches' positions f32[patches, width] or None)."""
+    def grid_of(self, size: Grid) -> Grid:
+        """Rows and columns of patches of an image of `size` = (height, width)."""
+        (height, width), (p, q) = size, self.config.patch
+        if (height % p or width % q) and not self.config.crop or height < p or width < q:
+            raise UserError(f"an image of {height} x {width}: patches of {p} x {q} do not divide it; use multiples of these")
+        return height // p, width // q
+
+    def _positions(self, grid: Grid):
+        """(class token's position, patches' positions f32[rows * columns, width] or None) for a grid of patches."""
         c = self.config
         if c.positions == "sincos2d":
-            return 0.0, jnp.asarray(sincos2d(c.width, self.grid))
+            table = sincos2d(c.width, self.grid)
+            return 0.0, jnp.asarray(table if grid == self.grid else resample(table, self.grid, grid))
         if c.positions == "learned":
             shape = (self.patches + int(c.class_token), c.width)
             table = self.param("positions", nn.initializers.normal(0.02), shape)
-            return (table[:1], table[1:]) if c.class_token else (0.0, table)
+            first, patches = (table[:1], table[1:]) if c.class_token else (0.0, table)
+            return first, patches if grid == self.grid else resample(patches, self.grid, grid)
         return 0.0, None
 
-    def _pool(self, x):
+    def _pool(self, x, real: Bool[Array, "batch tokens"] | None):
         c = self.config
         if c.pooling == "mean":
-            pooled = jnp.mean(x[:, c.prefix :], axis=1, dtype=jnp.float32).astype(x.dtype)
+            values, weight = x[:, c.prefix :], None if real is None else real[:, c.prefix :, None]
+            pooled = jnp.mean(values, axis=1, dtype=jnp.float32, where=weight).astype(x.dtype)
         elif c.pooling == "cls":
             pooled = x[:, 0]
         else:
-            pooled = AttentionPooling(c, self.dtype, name="pooling")(x)
+            pooled = AttentionPooling(c, self.dtype, name="pooling")(x, real)
         if c.norm_pooled:
             pooled = norm_of(c, self.dtype, "pooled_norm")(pooled)
         if c.pooler:
@@ -190,11 +216,17 @@ class AttentionPooling(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
+    def __call__(
+        self, x: Float[Array, "batch tokens width"], real: Bool[Array, "batch tokens"] | None = None
+    ) -> Float[Array, "batch width"]:
+        """real: False where a token is padding, which is not read."""
         c = self.config
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, c.width)).astype(x.dtype)
         probe = jnp.broadcast_to(probe, (x.shape[0], *probe.shape))
-        y, _ = Attention(c, dtype=self.dtype, name="attention")(probe, context=x)
+        segments = {}
+        if real is not None:
+            segments = dict(segments=jnp.ones(probe.shape[:2], jnp.int32), context_segments=real.astype(jnp.int32))
+        y, _ = Attention(c, dtype=self.dtype, name="attention")(probe, context=x, **segments)
         return (y + MLP(c, self.dtype, name="mlp")(norm_of(c, self.dtype, "norm")(y)))[:, 0]
 
 
@@ -218,7 +250,7 @@ def representations(
 ) -> dict[str, Array]:
     """Named features, f32: "pooled", "cls", "tokens" (the patches'), "mean" (of these), "block00/mean", "block00/cls" ..."""
     named = {"pooled": intermediates["pooled"], "tokens": tokens[:, config.prefix :]}
-    for name, value in {"": tokens, **{k: v for k, v in intermediates.items() if k.startswith("block")}}.items():
+    for name, value in {"": tokens, **{k: v for k, v in intermediates.items() if block_number(k) is not None}}.items():
         slash = f"{name}/" if name else ""
         named[f"{slash}mean"] = jnp.mean(value[:, config.prefix :].astype(jnp.float32), axis=1)
         if config.class_token:
@@ -227,10 +259,8 @@ def representations(
 
 
 def resize_positions(params: Mapping[str, Any], config: ViTConfig, old: Grid, new: Grid) -> dict[str, Any]:
-    """A ViT's parameters for another grid: learned positions interpolated, sine-cosine ones need no change.
-
-    Bicubic as MAE's fine-tuning and DINOv2 have it: torch's, which repeats the edge and does not smooth.
-    """
+    """A ViT's parameters for another grid: learned positions interpolated (`patches.resample`), as MAE's fine-tuning and
+    DINOv2 do; sine-cosine ones are no parameters."""
     params = dict(params)
     if config.positions != "learned" or old == new:
         return params
@@ -238,21 +268,6 @@ def resize_positions(params: Mapping[str, Any], config: ViTConfig, old: Grid, ne
     first, patches = table[: int(config.class_token)], table[int(config.class_token) :]
     if patches.shape[0] != old[0] * old[1]:
         raise ValueError(f"{patches.shape[0]} positions are no grid of {old[0]} x {old[1]}")
-    image = np.asarray(patches, np.float64).reshape(*old, -1)
-    rows, columns = (bicubic(a, b) for a, b in zip(old, new, strict=True))
-    image = np.einsum("ah,bw,hwd->abd", rows, columns, image).reshape(new[0] * new[1], -1)
+    image = resample(np.asarray(patches, np.float64), old, new)
     params["positions"] = np.concatenate([np.asarray(first), image.astype(np.float32)])
     return params
-
-
-def bicubic(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """The matrix that resamples a line of `old` values to `new`: cubic convolution with a = -0.75 (Keys 1981, equation 15)."""
-    a, place = -0.75, (np.arange(new) + 0.5) * old / new - 0.5
-    first = np.floor(place).astype(int)
-    matrix = np.zeros((new, old))
-    for tap in range(-1, 3):
-        d = np.abs(place - first - tap)
-        near = (a + 2) * d**3 - (a + 3) * d**2 + 1
-        weight = np.where(d <= 1, near, a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a)
-        np.add.at(matrix, (np.arange(new), np.clip(first + tap, 0, old - 1)), weight)
-    return matrix

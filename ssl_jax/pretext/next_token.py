@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
 from ssl_jax.errors import UserError
+from ssl_jax.models import block_number
 from ssl_jax.models.cross_entropy import cross_entropy, logits
 from ssl_jax.models.language import Head, LanguageConfig, Transformer, pooled
 from ssl_jax.randomness import example_keys
@@ -190,6 +191,6 @@ def language_features(model: Transformer, params: Params, batch: Batch) -> dict[
     real = options.get("key_segments", options.get("segments"))
     out = {"tokens": hidden.astype(jnp.float32), **pooled(hidden, real)}
     for name, value in inner.items():
-        if name.startswith("block"):
+        if block_number(name) is not None:
             out |= {f"{name}/{kind}": x for kind, x in pooled(value, real).items()}
     return out

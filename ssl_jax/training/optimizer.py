@@ -154,7 +154,7 @@ def _spread() -> optax.GradientTransformation:
 
 def is_matrix(path: str, shape: tuple[int, ...]) -> bool:
     """A weight matrix inside a block; embeddings and output layers are not."""
-    return len(shape) == 2 and any(part.startswith("block") for part in path.split("/"))
+    return len(shape) == 2 and rules.block_of(path) is not None
 
 
 METHODS = {

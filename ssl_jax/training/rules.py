@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from ssl_jax.errors import UserError
+from ssl_jax.models import block_number
 
 FIRST_LAYER = (  # what feeds block 0
     "patch_embedding", "positions", "class_token", "registers", "mask_token", "token_embedding", "position_embedding",
@@ -63,9 +64,14 @@ def decays(path: str, shape: tuple[int, ...]) -> bool:
     return name in TOKENS or (len(shape) > 1 and name not in NOT_DECAYED)
 
 
+def block_of(path: str) -> int | None:
+    """The number of the (first) block that a parameter lies in; None outside of blocks."""
+    return next((i for part in path.split("/") if (i := block_number(part)) is not None), None)
+
+
 def layer_ids(paths: Sequence[str], depth: int | None = None) -> dict[str, int]:
     """Each parameter's layer: 0 for what feeds block 0, N + 1 for block N, depth + 1 for everything else."""
-    blocks = {path: int(m[1]) for path in paths if (m := re.search(r"(?:^|/)block(\d+)(?:/|$)", path))}
+    blocks = {path: i for path in paths if (i := block_of(path)) is not None}
     if depth is None:
         depth = 1 + max(blocks.values(), default=-1)
     ids = {}
@@ -84,5 +90,5 @@ def layer_decay_multipliers(paths: Sequence[str], depth: int | None, decay: floa
     """
     ids = layer_ids(paths, depth)
     if depth is None:
-        depth = max(ids.values(), default=1) - 1 if any("block" in p for p in paths) else 0
+        depth = max(ids.values(), default=1) - 1 if any(block_of(p) is not None for p in paths) else 0
     return {path: decay ** (depth + 1 - i) for path, i in ids.items()}

@@ -91,6 +91,28 @@ def test_scan_and_remat_change_no_value(options):
             np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("options", [dict(), dict(scan=True), dict(remat="full"), dict(layer_scale=0.5, depth=1)])
+def test_branches_are_what_each_block_adds_to_its_input(options):
+    stack, params, x = build(**options)
+    _, found = jax.jit(lambda p, x: stack.apply(p, x, branches=True))(params, x)
+    before = x
+    for i in range(stack.config.depth):
+        assert np.any(found[f"block{i:02d}/mlp"])
+        before = before + found[f"block{i:02d}/attention"] + found[f"block{i:02d}/mlp"]
+        np.testing.assert_allclose(before, found[f"block{i:02d}"], atol=2e-6)
+    assert set(jax.eval_shape(stack.apply, params, x)[1]) == {f"block{i:02d}" for i in range(stack.config.depth)}
+
+
+def test_post_norm_branches_are_taken_before_the_residual():
+    """data2vec's targets: the MLP's output, to which the residual is added and of which the norm is taken."""
+    stack, params, x = build(norm_position="post", depth=1)
+    _, found = jax.jit(lambda p, x: stack.apply(p, x, branches=True))(params, x)
+    block = params["params"]["block00"]
+    norm = lambda y, name: Norm().apply({"params": block[name]}, y)
+    middle = norm(x + found["block00/attention"], "attention_norm")
+    np.testing.assert_allclose(norm(middle + found["block00/mlp"], "mlp_norm"), found["block00"], atol=2e-6)
+
+
 def test_random_parts_depend_on_the_examples_key_only():
     """A batch split in two gives the same values; the blocks draw differently."""
     stack, params, x = build(dropout=0.3, attention_dropout=0.3, drop_path=0.3)

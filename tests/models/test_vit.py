@@ -196,3 +196,68 @@ def test_mistakes_are_named(section, message):
 def test_settings_win_over_the_size():
     config = ViTConfig.read(dict(size="S", depth=3, patch_size=8))
     assert (config.width, config.depth, config.heads, config.patch, config.width_of_mlp) == (384, 3, 6, (8, 8), 1536)
+
+
+@pytest.mark.parametrize("positions", ["sincos2d", "learned"])
+def test_a_smaller_image_gets_positions_interpolated_over_the_whole_grid(positions):
+    """torch's bicubic interpolation of the native grid's table, as a model of that size would hold it; the class token keeps
+    its own."""
+    torch = pytest.importorskip("torch")
+    model = ViT(tiny(positions=positions, depth=1), (12, 16), 3)
+    params, images = init(model)
+    table = params["positions"][1:] if positions == "learned" else sincos2d(16, (6, 8))
+    image = torch.tensor(np.asarray(table)).reshape(1, 6, 8, 16).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.interpolate(image, size=(3, 5), mode="bicubic", align_corners=False)
+    expected = expected.permute(0, 2, 3, 1).reshape(15, 16).numpy()
+    first = params["positions"][:1] if positions == "learned" else np.zeros((1, 16))
+    small = ViT(tiny(positions="learned", depth=1), (6, 10), 3)
+    images = images[:, :6, :10]
+    expected = jax.jit(small.apply)({"params": {**params, "positions": np.concatenate([first, expected])}}, images)[0]
+    np.testing.assert_allclose(jax.jit(model.apply)({"params": params}, images)[0], expected, atol=5e-6)
+
+
+@pytest.mark.parametrize("positions", ["sincos2d", "learned"])
+def test_visible_patches_of_a_small_image_keep_their_positions(positions):
+    model = ViT(tiny(positions=positions), (12, 16), 3)
+    params, images = init(model)
+    small, order = images[:, :6, :4], jnp.asarray([[5, 0, 3, 2, 1, 4]] * 2, jnp.int32)
+    whole = jax.jit(model.apply)({"params": params}, small)[0]
+    shuffled = jax.jit(model.apply)({"params": params}, small, visible=order)[0]
+    np.testing.assert_allclose(shuffled[:, 1:], jnp.take_along_axis(whole[:, 1:], order[..., None], 1), atol=2e-5)
+
+
+def test_learned_positions_learn_from_images_of_every_size():
+    """The gradient of a small image's tokens reaches every row of the table."""
+    model = ViT(tiny(positions="learned", depth=1), (8, 8), 1)
+    params, images = init(model)
+    total = lambda p: jnp.sum(jnp.sin(model.apply({"params": p}, images[:, :6, :4])[0]))
+    assert np.all(np.any(jax.jit(jax.grad(total))(params)["positions"], axis=1))
+
+
+def test_an_image_that_patches_do_not_divide_is_refused():
+    model = ViT(tiny(patch_size=4), (8, 8), 1)
+    params, _ = init(model)
+    with pytest.raises(UserError, match="an image of 6 x 8: patches of 4 x 4 do not divide it; use multiples of these"):
+        model.apply({"params": params}, jnp.zeros((1, 6, 8, 1)))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention", "cls"])
+def test_padding_patches_change_nothing(pooling):
+    """With segments, ragged contexts in one array: what stands in padding (segment 0) reaches no real token and no pooling."""
+    model = ViT(tiny(pooling=pooling, registers=1), (6, 4), 3)
+    params, images = init(model)
+    visible = jnp.asarray([[0, 3, 5, 1], [4, 2, 1, 0]], jnp.int32)
+    encode = jax.jit(lambda visible, segments: model.apply({"params": params}, images, visible=visible, segments=segments))
+    few, inner = jax.jit(lambda v: model.apply({"params": params}, images, visible=v))(visible[:, :3])
+    padded, padded_inner = encode(visible, jnp.asarray([[1, 1, 1, 0]] * 2))
+    np.testing.assert_allclose(padded[:, :5], few, atol=2e-6)
+    np.testing.assert_allclose(padded_inner["pooled"], inner["pooled"], atol=2e-6)
+
+
+def test_segments_keep_two_sets_of_patches_apart():
+    model = ViT(tiny(class_token=False), (6, 4), 3)
+    params, images = init(model)
+    segments = jnp.asarray([[1, 2, 1, 2, 2, 1]] * 2)
+    encode = jax.jit(lambda x: model.apply({"params": params}, x, segments=segments)[0])
+    changed = np.any(np.asarray(encode(images) != encode(images.at[:, :2, :2].add(1.0))), axis=(0, 2))
+    assert list(changed) == [True, False, True, False, False, True]

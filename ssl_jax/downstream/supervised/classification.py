@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from ssl_jax.config import read
 from ssl_jax.data.images.augment import Mix, mix
 from ssl_jax.errors import UserError
+from ssl_jax.models import block_name
 from ssl_jax.models.layers import truncated_normal
 from ssl_jax.models.vit import ViT, ViTConfig, representations, resize_positions, vit_for
 from ssl_jax.randomness import example_keys, substream
@@ -182,9 +183,9 @@ def partial(depth: int, blocks: float) -> tuple[tuple[str, bool], ...]:
     """
     if blocks not in (0, 0.5, *range(1, depth + 1)):
         raise UserError(f"blocks={blocks}: must be 0, 0.5 or a whole number up to the depth, {depth}")
-    trained = [f"block{i:02d}/.*" for i in range(depth - int(blocks), depth)]
+    trained = [f"{block_name(i)}/.*" for i in range(depth - int(blocks), depth)]
     if blocks == 0.5:
-        trained = [f"block{depth - 1:02d}/mlp(_norm|_scale)?(/.*)?"]
+        trained = [f"{block_name(depth - 1)}/mlp(_norm|_scale)?(/.*)?"]
     if blocks == depth:
         return ((".*", False),)
     if blocks == 0:
