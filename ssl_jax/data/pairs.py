@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.config import read
-from ssl_jax.data.images import decode
+from ssl_jax.data.images import colour, decode
 from ssl_jax.data.images.augment import Augment
 from ssl_jax.data.images.dataset import NORMALIZE, STATISTICS_EXAMPLES, pixel_statistics
 from ssl_jax.data.pipeline import BadExample, Dataset
@@ -64,7 +64,7 @@ class Affine:
 
 @dataclasses.dataclass(frozen=True)
 class PairAugment(Augment):
-    """What a training image goes through, in this order: crop, flip, randaugment, jitter, affine.
+    """What a training image goes through, in this order: crop, flip, randaugment, affine, jitter, greyscale, blur, solarize.
 
     A caption may name a side or a colour ("left arrow", "red heart"): flips and strong jitter then make it false.
     """
@@ -72,6 +72,7 @@ class PairAugment(Augment):
     affine: Affine | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         if self.erase is not None:
             raise UserError("erase: is not for pairs; a caption may name what is erased")
 
@@ -151,7 +152,8 @@ def build(
     init = {"init": (task_section or {}).get("init_text")}  # a text tower reads what the run it starts from read
     tokenizer = tokenizer_of(settings.tokenizer, init, workdir, lambda: _all_captions(training))
     encode = Encode(tokenizer, settings.context_length)
-    examples = Examples(source, size, encode, settings.augment if train else PairAugment(), settings.eval_crop)
+    augment = settings.augment if train else PairAugment()
+    examples = Examples(source, size, encode, augment, settings.eval_crop)
     mean, std = _normalization(settings, training, size)
     shapes = {
         "image": jax.ShapeDtypeStruct((*size, 3), jnp.float32),
@@ -167,7 +169,7 @@ def build(
         size=len(source),
         example=examples,
         source=source,
-        on_device=functools.partial(_on_device, mean=mean, std=std),
+        on_device=functools.partial(_on_device, settings=augment, mean=mean, std=std),
         label_array=labels,
         placement="host",
         workers=settings.workers,
@@ -268,10 +270,8 @@ def captions_of(example: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(text for text in (text.strip() for text in texts) if text)
 
 
-def _on_device(raw, keys, *, mean, std):
-    scale, offset = 1 / (255.0 * np.array(std)), np.array(mean) / np.array(std)
-    images = raw["image"].astype(jnp.float32) * scale.astype(np.float32) - offset.astype(np.float32)
-    return {**raw, "image": images}
+def _on_device(raw, keys, *, settings, mean, std):
+    return {**raw, "image": colour.finish(jnp.asarray(raw["image"]), keys, settings, high=255.0, mean=mean, std=std)}
 
 
 def _size(settings: PairsSettings, source: Source) -> tuple[int, int]:

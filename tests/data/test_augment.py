@@ -23,7 +23,7 @@ def boxes_of(keys, size, scale, ratio):
     return jax.vmap(lambda key: augment.random_box(key, size, scale, ratio))(keys)
 
 
-resize = jax.jit(augment.resize, static_argnames=("size", "clip"))
+resize = jax.jit(augment.resize, static_argnames=("size", "high"))
 
 
 def pixels(*shape, seed=0):
@@ -68,7 +68,7 @@ def test_a_resized_crop_is_the_crop_resized(size, box):
     image = pixels(15, 18, 3)
     top, left, h, w = box
     expected = resized_image(image[top : top + h, left : left + w].astype(np.float64), size)
-    actual = resize(image, box, size=size, clip=False)
+    actual = resize(image, box, size=size, high=None)
     np.testing.assert_allclose(actual, expected, atol=2e-3)  # f32 arithmetic on values up to 255
 
 
@@ -78,7 +78,7 @@ def test_a_resized_crop_is_that_of_pil(size, box):
     image = 90 + pixels(40, 50, 3) // 4  # PIL clips to [0, 255] between its passes too; here nothing overshoots
     top, left, h, w = box
     expected = np.asarray(Image.fromarray(image[top : top + h, left : left + w]).resize(size[::-1], Image.Resampling.BICUBIC))
-    difference = np.abs(np.asarray(resize(image, box, size=size)) - expected)
+    difference = np.abs(np.asarray(resize(image, box, size=size, high=255.0)) - expected)
     assert difference.max() < 1.6 and difference.mean() < 0.4  # PIL rounds to whole levels after each of two passes
 
 
@@ -89,16 +89,16 @@ def test_a_resized_crop_is_that_of_torch(size):
     image = pixels(40, 50, 3)
     batch = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None]
     expected = torch.nn.functional.interpolate(batch, size=size, mode="bicubic", antialias=True, align_corners=False)
-    actual = resize(image, (0, 0, 40, 50), size=size, clip=False)
+    actual = resize(image, (0, 0, 40, 50), size=size, high=None)
     np.testing.assert_allclose(actual, expected[0].permute(1, 2, 0), atol=2e-3)
 
 
 def test_centre_crop_leaves_the_right_size_alone_and_cuts_the_middle():
     images = jnp.asarray(pixels(2, 8, 8, 1))
-    assert augment.centre_crop(images, (8, 8), 0.875) is images
+    assert augment.centre_crop(images, (8, 8), 0.875, 255.0) is images
     image = np.zeros((1, 32, 64, 1), np.uint8)
     image[:, 12:20, 28:36] = 255
-    cut = np.asarray(augment.centre_crop(jnp.asarray(image), (16, 16), 0.5))[0, ..., 0]  # no scaling: 16 is half of 32
+    cut = np.asarray(augment.centre_crop(jnp.asarray(image), (16, 16), 0.5, 255.0))[0, ..., 0]  # no scaling: 16 is half of 32
     np.testing.assert_allclose(cut[4:12, 4:12], 255, atol=1e-2)
     assert cut.sum() == pytest.approx(255 * 64, rel=1e-4)
 
@@ -153,7 +153,7 @@ def test_a_box_that_cannot_fit_is_the_largest_centred_one():
 
 def test_random_resized_crop_resizes_its_own_random_box():
     images, size = pixels(6, 12, 15, 3), (8, 7)
-    crops = jax.jit(lambda i, k: augment.random_resized_crop(i, k, size, (0.2, 0.9), (0.7, 1.5)))(images, keys(6))
+    crops = jax.jit(lambda i, k: augment.random_resized_crop(i, k, size, (0.2, 0.9), (0.7, 1.5), 255.0))(images, keys(6))
     boxes = boxes_of(keys(6), (12, 15), (0.2, 0.9), (0.7, 1.5)).tolist()
     assert len({tuple(box) for box in boxes}) == 6
     for image, crop, (top, left, h, w) in zip(images, crops, boxes, strict=True):
@@ -183,9 +183,9 @@ def test_erase_fills_one_box_with_noise():
 def test_operations_draw_from_streams_of_their_own():
     """Switching the flip on moves no crop."""
     images = jnp.asarray(pixels(40, 6, 6, 1))
-    run = jax.jit(augment.augment, static_argnums=(2, 3, 4))
-    plain = np.asarray(run(images, keys(40), Augment(crop=Crop(padding=2)), (6, 6), 1.0))
-    both = np.asarray(run(images, keys(40), Augment(crop=Crop(padding=2), flip=True), (6, 6), 1.0))
+    run = jax.jit(functools.partial(augment.crop_and_flip, size=(6, 6), share=1.0, high=255.0), static_argnums=2)
+    plain = np.asarray(run(images, keys(40), Augment(crop=Crop(padding=2))))
+    both = np.asarray(run(images, keys(40), Augment(crop=Crop(padding=2), flip=True)))
     same = (both == plain).all((1, 2, 3)) | (both == plain[:, :, ::-1]).all((1, 2, 3))
     assert same.all() and (both != plain).any()
 
@@ -277,6 +277,10 @@ def test_mix_switches_and_smooths():
         lambda: Erase(prob=1.5),
         lambda: Erase(fill="green"),
         lambda: augment.Jitter(hue=0.6),
+        lambda: augment.Blur(sigma=(0.0, 1.0)),
+        lambda: augment.Blur(kernel=4),
+        lambda: Augment(greyscale=1.5),
+        lambda: Augment(solarize=-0.1),
         lambda: Mix(smoothing=1.0),
         lambda: Mix(mixup=-0.1),
     ],

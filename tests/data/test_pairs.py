@@ -116,6 +116,16 @@ def test_every_test_emoji_comes_once():
     assert set(dataset.info.extra["class_texts"]) == set(dataset.info.classes) and len(dataset.info.classes) == 8
 
 
+def test_colours_are_jittered_on_the_device():
+    stream = Stream(
+        pairs.build(section(augment=dict(solarize=1.0), normalize=None), split="train", train=True), batch_size=4, seed=0
+    )
+    raw = stream.host_batch(0)
+    image = jax.jit(stream.on_device)({}, raw, jax.random.key(0))["image"]
+    pixels = raw["image"] / np.float32(255)
+    np.testing.assert_allclose(image, np.where(pixels >= 0.5, 1 - pixels, pixels), atol=1e-6)
+
+
 def test_no_augmentation_is_the_identity():
     """A turn by 0 degrees, zoom 1 and shift 0 give back the image: no half pixel is lost."""
     image = Image.fromarray(emoji.pictures()[5])

@@ -1,6 +1,7 @@
 """Augmentation of image batches inside the jitted step: pure functions of raw pixels and one key per example.
 
-Pixels are u8 in [0, 255] or floats in [0, 1]; an operation that interpolates returns f32 in the same range.
+Geometry works on raw pixels in [0, `high`], u8 (255) or float (1.0); what interpolates returns f32 in the same range. Colour
+operations (colour.py) work on f32 in [0, 1].
 """
 
 import dataclasses
@@ -67,7 +68,10 @@ class RandAugment:
 
 @dataclasses.dataclass(frozen=True)
 class Jitter:
-    """Colour jitter: factors drawn from [1 - x, 1 + x] for brightness, contrast and saturation, hue turned by up to `hue`."""
+    """Colour jitter: factors drawn from [1 - x, 1 + x] for brightness, contrast and saturation, hue turned by up to `hue`.
+
+    `hue` is a share of the colour circle. The operations follow each other in a random order (torchvision's ColorJitter).
+    """
 
     brightness: float = 0.4
     contrast: float = 0.4
@@ -79,6 +83,25 @@ class Jitter:
         for name in ("brightness", "contrast", "saturation", "prob"):
             _in_range(name, getattr(self, name), 0, 1)
         _in_range("hue", self.hue, 0, 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Blur:
+    """Gaussian blur, its deviation `sigma` in pixels drawn uniformly (Chen et al. 2020, appendix A)."""
+
+    prob: float = 0.5
+    sigma: tuple = (0.1, 2.0)
+    kernel: int | None = None  # pixels, odd; default: SimCLR's, a tenth of the image's side
+
+    def __post_init__(self):
+        _in_range("prob", self.prob, 0, 1)
+        _pair("sigma", self.sigma, 0, 1e3)
+        if self.kernel is not None and (self.kernel < 1 or self.kernel % 2 == 0):
+            raise UserError(f"kernel={self.kernel}: must be an odd number of pixels")
+
+    def taps(self, size: tuple[int, int]) -> int:
+        """The pixels of the kernel for images of `size`."""
+        return self.kernel or 2 * (min(size) // 10 // 2) + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,18 +123,32 @@ class Erase:
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What a training image goes through, in this order: crop, flip, randaugment, jitter, normalisation, erase."""
+    """What a training image goes through, in this order: crop, flip, randaugment, jitter, greyscale, blur, solarize,
+    normalisation, erase.
+    """
 
     crop: Crop | None = None
     flip: bool = False
     randaugment: RandAugment | None = None
     jitter: Jitter | None = None
+    greyscale: float = 0.0  # probability
+    blur: Blur | None = None
+    solarize: float = 0.0  # probability that pixels from one half up are inverted
     erase: Erase | None = None
+
+    def __post_init__(self):
+        _in_range("greyscale", self.greyscale, 0, 1)
+        _in_range("solarize", self.solarize, 0, 1)
 
     @property
     def needs_host(self) -> bool:
         """Whether an operation works on one image at a time, in PIL."""
-        return self.randaugment is not None or self.jitter is not None
+        return self.randaugment is not None
+
+    @property
+    def changes_colour(self) -> bool:
+        """Whether an operation of colour.py is on."""
+        return self.jitter is not None or self.greyscale > 0 or self.blur is not None or self.solarize > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,27 +247,29 @@ def resize_weights(start, length, low, high, size: int, out: int) -> Float[Array
     return weights / jnp.sum(weights, axis=1, keepdims=True)
 
 
-def resize(
-    image: Num[Array, "h w c"], box, size: tuple[int, int], *, clip: bool = True
-) -> Float[Array, "{size[0]} {size[1]} c"]:
-    """The crop `box` (top, left, height, width) of an image, resized to `size`: bicubic, antialiased, kept in range."""
+def resize(image: Num[Array, "h w c"], box, size: tuple[int, int], high: float | None) -> Float[Array, "{size[0]} {size[1]} c"]:
+    """The crop `box` (top, left, height, width) of an image, resized to `size`: bicubic, antialiased.
+
+    The result is clipped to [0, `high`], where that is given.
+    """
     top, left, height, width = box
     rows = resize_weights(top, height, top, top + height, image.shape[0], size[0])
     columns = resize_weights(left, width, left, left + width, image.shape[1], size[1])
-    high = 255.0 if image.dtype == jnp.uint8 else 1.0
     result = jnp.einsum("yh,xw,hwc->yxc", rows, columns, image.astype(jnp.float32), precision="highest")
-    return jnp.clip(result, 0, high) if clip else result
+    return result if high is None else jnp.clip(result, 0, high)
 
 
 def random_resized_crop(
-    images: Num[Array, "b h w c"], keys: Key[Array, "b"], size: tuple[int, int], scale: tuple, ratio: tuple
+    images: Num[Array, "b h w c"], keys: Key[Array, "b"], size: tuple[int, int], scale: tuple, ratio: tuple, high: float
 ) -> Float[Array, "b {size[0]} {size[1]} c"]:
     """Each image's random box (area share in `scale`, aspect ratio in `ratio`) resized to `size`."""
-    one = lambda image, key: resize(image, random_box(key, image.shape[:2], scale, ratio), size)
+    one = lambda image, key: resize(image, random_box(key, image.shape[:2], scale, ratio), size, high)
     return jax.vmap(one)(images, keys)
 
 
-def centre_crop(images: Num[Array, "b h w c"], size: tuple[int, int], share: float) -> Num[Array, "b {size[0]} {size[1]} c"]:
+def centre_crop(
+    images: Num[Array, "b h w c"], size: tuple[int, int], share: float, high: float
+) -> Num[Array, "b {size[0]} {size[1]} c"]:
     """The evaluation transform: scaled so that `size` is `share` of the image in the tighter direction, then cut centrally.
 
     Images of `size` are left as they are.
@@ -242,7 +281,6 @@ def centre_crop(images: Num[Array, "b h w c"], size: tuple[int, int], share: flo
     box_height, box_width = size[0] / scale, size[1] / scale
     rows = resize_weights((height - box_height) / 2, box_height, 0, height, height, size[0])
     columns = resize_weights((width - box_width) / 2, box_width, 0, width, width, size[1])
-    high = 255.0 if images.dtype == jnp.uint8 else 1.0
     result = jnp.einsum("yh,xw,bhwc->byxc", rows, columns, images.astype(jnp.float32), precision="highest")
     return jnp.clip(result, 0, high)
 
@@ -267,15 +305,15 @@ def in_box(box, size: tuple[int, int]):
     return (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
 
 
-def augment(
-    images: Num[Array, "b h w c"], keys: Key[Array, "b"], settings: Augment, size: tuple[int, int], share: float
+def crop_and_flip(
+    images: Num[Array, "b h w c"], keys: Key[Array, "b"], settings: Augment, *, size: tuple[int, int], share: float, high: float
 ) -> Num[Array, "b {size[0]} {size[1]} c"]:
-    """Crop and flip of whole raw images; every operation draws from its own named stream below the examples' keys."""
+    """Crop and flip whole raw images in [0, `high`]; every operation draws from its own named stream below `keys`."""
     crop = settings.crop
     if crop is not None and crop.scale is not None:
-        images = random_resized_crop(images, randomness.substream(keys, "crop"), size, crop.scale, crop.ratio)
+        images = random_resized_crop(images, randomness.substream(keys, "crop"), size, crop.scale, crop.ratio, high)
     else:
-        images = centre_crop(images, size, share)
+        images = centre_crop(images, size, share, high)
         if crop is not None:
             images = shift(images, randomness.substream(keys, "crop"), crop.padding)
     return flip(images, randomness.substream(keys, "flip")) if settings.flip else images

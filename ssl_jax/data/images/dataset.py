@@ -4,16 +4,17 @@ import dataclasses
 import functools
 import math
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssl_jax import randomness
 from ssl_jax.config import read
-from ssl_jax.data.images import augment, decode
+from ssl_jax.data.images import augment, colour, decode
 from ssl_jax.data.images.augment import Augment
+from ssl_jax.data.images.views import Copies, read_views
 from ssl_jax.data.pipeline import BadExample, Dataset, subset
 from ssl_jax.data.sources.base import Source, load_source
 from ssl_jax.errors import UserError
@@ -39,6 +40,7 @@ class ImagesSettings:
     image_size: int | tuple | None = None  # int or (height, width); needed where images differ in size
     channels: int | None = None  # 1 or 3; the source's own where it is an array, else 3
     augment: Augment = Augment()
+    views: Mapping = dataclasses.field(default_factory=dict)  # name -> View: several augmented copies of a training image
     eval_crop: float = 0.875
     normalize: str | tuple | None = "dataset"  # "dataset", "imagenet", "half", None ([0, 1]) or (means, stds)
     placement: str = "auto"  # "device": the whole set lies there; "host"; "auto": device where it is arrays under 1 GiB
@@ -89,7 +91,8 @@ def build(
 ) -> Dataset:
     """The image data set of the config's section `data`; train=False leaves the augmentation out of it.
 
-    Task batches: {"image": f32[B, H, W, C] normalised, "label": i32[B] where the source has labels}.
+    Task batches: {"image": f32[B, H, W, C] normalised, "label": i32[B] where the source has labels}; training batches also
+    hold name: f32[B, count, h, w, C] for every view.
     """
     settings = read(ImagesSettings, section, "data")
     options = {"dir": settings.dir} if settings.dir else {}
@@ -98,21 +101,24 @@ def build(
     key = "test" if source is not training else "train"
     size, channels = _shape(settings, source, getattr(settings, key))
     mean, std = _normalization(settings, training, size, channels)
-    host_side = train and settings.augment.needs_host
+    augmentation = settings.augment if train else Augment()
+    views = read_views(settings.views, size, settings.augment) if train else ()
+    host_side = any(a.needs_host for a in (augmentation, *(a for view in views for a in view.augment)))
     arrays = _arrays(source, channels) if not host_side else None
     if arrays is None and settings.placement == "device":
-        why = "randaugment and jitter work on the host" if host_side else f"{source.name} does not come as arrays"
+        why = "randaugment works on the host" if host_side else f"{source.name} does not come as arrays"
         raise UserError(f'data.placement="device": {why}; use "host"')
     size_on_device = sum(array.nbytes for array in arrays.values()) if arrays is not None else math.inf
     device = settings.placement == "device" or settings.placement == "auto" and size_on_device <= DEVICE_BYTES
-    augmentation = settings.augment if train else Augment()
-    examples = Examples(source, size, channels, augmentation, settings.eval_crop, settings.fast_decode, arrays is not None)
+    raw = arrays is not None
+    examples = Examples(source, size, channels, augmentation, settings.eval_crop, settings.fast_decode, raw, views)
     shapes = {"image": jax.ShapeDtypeStruct((*size, channels), jnp.float32)}
     if getattr(source, "labelled", None) or source.labels() is not None:
         shapes["label"] = jax.ShapeDtypeStruct((), jnp.int32)
-    on_device = functools.partial(
-        _on_device, settings=augmentation, host_side=arrays is None, size=size, share=settings.eval_crop, mean=mean, std=std
-    )
+    for view in views:
+        shapes[view.name] = jax.ShapeDtypeStruct((len(view.augment), *view.size, channels), jnp.float32)
+    high = 1.0 if raw and arrays["image"].dtype != np.uint8 else 255.0  # a source's pixels are u8, or floats in [0, 1]
+    on_device = OnDevice(augmentation, views, raw, size, settings.eval_crop, high, mean, std)
     dataset = Dataset(
         info=DataInfo(shapes=shapes, classes=tuple(source.classes), mean=mean, std=std),
         size=len(source),
@@ -174,6 +180,7 @@ class Examples:
     eval_crop: float
     fast_decode: bool
     raw: bool
+    views: tuple[Copies, ...] = ()
 
     def __call__(self, index: int, generator: np.random.Generator | None) -> dict[str, np.ndarray]:
         example = self.source[index]
@@ -184,39 +191,56 @@ class Examples:
         try:
             image = self._open(example["image"], generator)
             if generator is None:
-                image = decode.centre_crop(image, self.size, self.eval_crop)
+                images = {"image": decode.centre_crop(image, self.size, self.eval_crop)}
             else:
-                image = decode.augment(image, generator, self.augment, self.size, self.eval_crop)
+                images = {view.name: view.on_host(image, generator, self.eval_crop) for view in self.views}
+                images["image"] = decode.augment(image, generator, self.augment, self.size, self.eval_crop)
         except decode.Unreadable as error:
             hint = 'remove it or set data.on_bad_example="skip"'
             raise BadExample(f"{self.source.describe(index)} {error}; {hint}") from None
-        array = np.asarray(image, np.uint8)
-        result = {"image": array[..., None] if array.ndim == 2 else array}
-        return result | {"label": np.int32(example["label"])} if "label" in example else result
+        array = images["image"] = np.asarray(images["image"], np.uint8)
+        images["image"] = array[..., None] if array.ndim == 2 else array
+        return images | ({"label": np.int32(example["label"])} if "label" in example else {})
 
     def _open(self, image: Any, generator: np.random.Generator | None):
         """The stored image as a PIL image of the wanted channels."""
-        if isinstance(image, bytes):
-            crop = self.augment.crop
-            share = min(crop.scale) if generator is not None and crop is not None and crop.scale else 1.0
-            return decode.decode(image, self.channels, self.size if self.fast_decode else None, share)
-        return decode.from_array(np.asarray(image), self.channels)
+        if not isinstance(image, bytes):
+            return decode.from_array(np.asarray(image), self.channels)
+        wanted = [(self.size, self.augment.crop)] + [(view.size, a.crop) for view in self.views for a in view.augment]
+        smallest = lambda crop: min(crop.scale) if generator is not None and crop is not None and crop.scale else 1.0
+        size, share = max(((n, smallest(crop)) for n, crop in wanted), key=lambda pair: max(pair[0]) / math.sqrt(pair[1]))
+        return decode.decode(image, self.channels, size if self.fast_decode else None, share)
 
 
-def _on_device(raw, keys, *, settings, host_side, size, share, mean, std):
-    """Raw pixels -> normalised f32, augmented with `keys` where the host has not done it."""
-    images = jnp.asarray(raw["image"])
-    if not host_side:
-        if keys is None:
-            images = augment.centre_crop(images, size, share)
-        else:
-            images = augment.augment(images, keys, settings, size, share)
-    unit = 255.0 if raw["image"].dtype == jnp.uint8 else 1.0
-    scale, offset = 1 / (unit * np.array(std)), np.array(mean) / np.array(std)
-    images = images.astype(jnp.float32) * scale.astype(np.float32) - offset.astype(np.float32)
-    if keys is not None and settings.erase is not None:
-        images = augment.erase(images, randomness.substream(keys, "erase"), settings.erase)
-    return {**raw, "image": images} | ({"label": jnp.asarray(raw["label"], jnp.int32)} if "label" in raw else {})
+@dataclasses.dataclass(frozen=True)
+class OnDevice:
+    """Raw pixels in [0, `high`] -> the task's batch: cropped and flipped where the host has not done it, and normalised.
+
+    With `keys` images are augmented, and the views are made.
+    """
+
+    augment: Augment
+    views: tuple[Copies, ...]
+    raw: bool
+    size: tuple[int, int]
+    share: float
+    high: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, batch: Mapping[str, Any], keys: Any) -> dict[str, Any]:
+        images = jnp.asarray(batch["image"])
+        result = {**batch, "image": self._make(images, keys, self.augment, self.size)}
+        for view in self.views if keys is not None else ():
+            result[view.name] = view.on_device(images if self.raw else jnp.asarray(batch[view.name]), keys, self._make)
+        return result | ({"label": jnp.asarray(batch["label"], jnp.int32)} if "label" in batch else {})
+
+    def _make(self, images: Any, keys: Any, settings: Augment, size: tuple[int, int]) -> Any:
+        if self.raw and keys is None:
+            images = augment.centre_crop(images, size, self.share, self.high)
+        elif self.raw:
+            images = augment.crop_and_flip(images, keys, settings, size=size, share=self.share, high=self.high)
+        return colour.finish(images, keys, settings, high=self.high, mean=self.mean, std=self.std)
 
 
 # Normalisation ------------------------------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def random_box(generator: np.random.Generator, size: tuple[int, int], scale: tup
 def augment(
     image: Image.Image, generator: np.random.Generator, settings: settings_of.Augment, size: tuple[int, int], share: float
 ) -> Image.Image:
-    """Crop, flip, RandAugment and colour jitter, in this order."""
+    """Crop, flip and RandAugment, in this order; colours follow on the device (colour.py)."""
     crop = settings.crop
     if crop is not None and crop.scale is not None:
         top, left, h, w = random_box(generator, image.size[::-1], crop.scale, crop.ratio)
@@ -127,8 +127,6 @@ def augment(
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if settings.randaugment is not None:
         image = randaugment(image, generator, settings.randaugment)
-    if settings.jitter is not None:
-        image = jitter(image, generator, settings.jitter)
     return image
 
 
@@ -184,26 +182,3 @@ def randaugment(image: Image.Image, generator: np.random.Generator, settings: se
         if applied:
             image = OPERATIONS[names[choice]](image, level, sign)
     return image
-
-
-def jitter(image: Image.Image, generator: np.random.Generator, settings: settings_of.Jitter) -> Image.Image:
-    """Colour jitter in a random order of its operations (torchvision's ColorJitter)."""
-    applied = generator.random() < settings.prob
-    ranges = {"brightness": settings.brightness, "contrast": settings.contrast, "saturation": settings.saturation}
-    factors = {name: 1 + generator.uniform(-width, width) for name, width in ranges.items()}
-    factors["hue"] = generator.uniform(-settings.hue, settings.hue)
-    kinds = {"brightness": ImageEnhance.Brightness, "contrast": ImageEnhance.Contrast, "saturation": ImageEnhance.Color}
-    for name in generator.permutation(list(factors)):
-        if not applied or image.mode == "L" and name in ("saturation", "hue"):
-            continue
-        image = turn_hue(image, factors["hue"]) if name == "hue" else kinds[name](image).enhance(factors[name])
-    return image
-
-
-def turn_hue(image: Image.Image, turn: float) -> Image.Image:
-    """The hue turned by `turn` of the circle, in PIL's 8-bit HSV."""
-    if turn == 0:
-        return image
-    hue, saturation, value = image.convert("HSV").split()
-    hue = hue.point([(i + round(turn * 255)) % 256 for i in range(256)])
-    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")

@@ -91,7 +91,7 @@ class FineTuner:
         if data.config is None:
             raise UserError("fine-tuning needs the run's config; evaluate from a work directory")
         self.recipe, config = recipe, data.config.to_dict()
-        section = {**config["data"], **recipe.data, "batch_size": recipe.batch_size}
+        section = {**config["data"], "views": {}, **recipe.data, "batch_size": recipe.batch_size}
         self.train = kinds.build("images", section, split="train", train=True, workdir=data.workdir)
         self.plain, self.test = data.train, data.test
         if set(recipe.data) - {"augment"}:
