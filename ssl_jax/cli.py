@@ -1,18 +1,22 @@
 """The command line: parse, call, print. Exit status 0 on success, 2 on a user's mistake, 1 on a failure of our own."""
 
 import argparse
+import contextlib
 import errno
+import os
 import sys
 
+from ssl_jax import streams
 from ssl_jax.errors import UserError
 from ssl_jax.training.exceptions import Stopped
 
 OVERRIDE = "--config."
-NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # the user's to mend, wherever they come up
+NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # the user can fix these, wherever raised
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the console script `ssl-jax`."""
+    streams.open_closed()
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         overrides, argv = take_overrides(argv)
@@ -21,14 +25,15 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"{arguments.command} takes no --config.{next(iter(overrides))}")
         if overrides and arguments.config is None:
             raise UserError(f"--config.{next(iter(overrides))} needs --config=FILE")
-        arguments.settings = _load_config(arguments.config, overrides) if getattr(arguments, "config", None) else None
-        if arguments.devices:
-            from ssl_jax.start import start_process
+        with streams.outlive_readers() if arguments.trains else contextlib.nullcontext():
+            arguments.settings = _load_config(arguments.config, overrides) if getattr(arguments, "config", None) else None
+            if arguments.devices:
+                from ssl_jax.start import start_process
 
-            line = start_process()
-            if arguments.trains:
-                print(f"devices: {line}", flush=True)
-        return arguments.call(arguments) or 0
+                line = start_process()
+                if arguments.trains:
+                    print(f"devices: {line}", flush=True)
+            return arguments.call(arguments) or 0
     except UserError as error:
         print(f"ssl-jax: {error}", file=sys.stderr)
         return 2
@@ -37,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
         return error.status
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # the reader of our output is gone; nobody reads an error either
+        streams.silence()
         return 1
     except OSError as error:
         if error.errno not in NO_WRITING:
@@ -63,6 +68,17 @@ def take_overrides(argv: list[str]) -> tuple[dict[str, str], list[str]]:
     return overrides, rest
 
 
+def path(text: str) -> str:
+    """Return a path from the command line with `~` expanded (a shell leaves it in `--workdir=~/x`); "hf:DIR" likewise."""
+    scheme, rest = ("hf:", text[3:]) if text.startswith("hf:") else ("", text)
+    if not rest.strip():
+        raise argparse.ArgumentTypeError("is empty; expected a path")
+    expanded = os.path.expanduser(rest)
+    if expanded.startswith("~"):
+        raise argparse.ArgumentTypeError(f"{text}: there is no such home directory; write the whole path")
+    return scheme + expanded
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line."""
 
@@ -85,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
                 help="a config file, run as Python; --config.KEY=VALUE overrides a key",
             )
         if workdir:
-            sub.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
+            sub.add_argument("--workdir", required=True, type=path, metavar="DIR", help="the run's folder")
         sub.set_defaults(call=call, trains=trains, devices=devices)
         return sub
 
@@ -95,18 +111,18 @@ def parser() -> argparse.ArgumentParser:
         "finetune", _finetune, "train a supervised task, from a pre-trained encoder with --init",
         config=True, workdir=True, trains=True,
     )  # fmt: skip
-    sub.add_argument("--init", metavar="DIR", help="a work directory, or hf:DIR, to start the encoder from")
+    sub.add_argument("--init", type=path, metavar="DIR", help="a work directory, or hf:DIR, to start the encoder from")
     sub = command("evaluate", _evaluate, "run the config's evaluators over a checkpoint", workdir=True, trains=True)
     sub.add_argument("--config", metavar="FILE[:ARG]", help="evaluators of another config; default: the run's own")
     sub.add_argument("--checkpoint", type=int, metavar="STEP", help="default: the newest")
     sub = command("report", _report, "write report.html, report.md and PNGs; several runs side by side", devices=False)
-    sub.add_argument("workdirs", nargs="+", metavar="DIR")
-    sub.add_argument("--to", metavar="DIR", help="where to write; default: the first run's folder")
+    sub.add_argument("workdirs", nargs="+", type=path, metavar="DIR")
+    sub.add_argument("--to", type=path, metavar="DIR", help="where to write; default: the first run's folder")
     sub = command("reconstruct", _reconstruct, "fill in masked images, as a PNG", workdir=True)
     sub.add_argument("--images", metavar="URI", help="a source of images; default: the run's test data")
     sub.add_argument("--count", type=int, default=8, metavar="N")
     sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--to", metavar="PNG", help="default: WORKDIR/reconstructions.png")
+    sub.add_argument("--to", type=path, metavar="PNG", help="default: WORKDIR/reconstructions.png")
     sub = command("generate", _generate, "continue a text", workdir=True)
     sub.add_argument("--prompt", default="", help="the text to continue")
     sub.add_argument("--max_tokens", type=int, default=200)
@@ -121,23 +137,23 @@ def parser() -> argparse.ArgumentParser:
     sub = command("embed", _embed, "features of a source, as an npz file", workdir=True)
     sub.add_argument("--data", required=True, metavar="URI")
     sub.add_argument("--features", default="mean", metavar="NAME[,NAME]")
-    sub.add_argument("--to", required=True, metavar="NPZ")
+    sub.add_argument("--to", required=True, type=path, metavar="NPZ")
     sub = command("retrieve", _retrieve, "images for a text, or texts for an image", workdir=True)
     sub.add_argument("--text")
     sub.add_argument("--images", metavar="URI")
-    sub.add_argument("--image", metavar="FILE")
-    sub.add_argument("--texts", metavar="FILE", help="one caption a line")
+    sub.add_argument("--image", type=path, metavar="FILE")
+    sub.add_argument("--texts", type=path, metavar="FILE", help="one caption a line")
     sub.add_argument("--top", type=int, default=12)
-    sub.add_argument("--to", metavar="PNG", help="default: WORKDIR/retrieved.png")
+    sub.add_argument("--to", type=path, metavar="PNG", help="default: WORKDIR/retrieved.png")
     sub = command("convert", _convert, "published weights in and out")
-    sub.add_argument("--from", dest="source", required=True, metavar="hf:DIR|WORKDIR|FILE.pth")
-    sub.add_argument("--to", dest="target", required=True, metavar="WORKDIR|hf:DIR")
+    sub.add_argument("--from", dest="source", required=True, type=path, metavar="hf:DIR|WORKDIR|FILE.pth")
+    sub.add_argument("--to", dest="target", required=True, type=path, metavar="WORKDIR|hf:DIR")
     sub = command(
         "bench", _bench, "step time, throughput and MFU; --peer beside the reference implementation", config=True, trains=True
     )
     sub.add_argument("--peer", action="store_true", help="the same model and batch in PyTorch, in turn")
     sub.add_argument("--steps", type=int, default=None, metavar="N")
-    sub.add_argument("--json", metavar="OUT")
+    sub.add_argument("--json", type=path, metavar="OUT")
     sub = command("data", _data, "list, inspect or prepare data sources", devices=False)
     sub.add_argument("action", choices=("list", "inspect", "prepare"))
     sub.add_argument("uri", nargs="?")

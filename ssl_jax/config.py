@@ -5,100 +5,159 @@ that reads it: its fields are the valid keys, its annotations the types, its `__
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
 import json
+import os
 import pathlib
 import re
+import traceback
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import RequiredValueError
 
 from ssl_jax.errors import UserError
 
 TOP_LEVEL = ("seed", "task", "model", "data", "training", "optimizer", "checkpoint", "mesh", "downstream", "expected")
 REQUIRED = ("task", "model", "data", "training", "optimizer")
+CAN_BE_OFF = ("mesh", "schedules", "downstream", "expected")  # sections that None or False switches off
 
 
 # Loading ------------------------------------------------------------------------------------------------------------
 
 
 def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
-    """The config of `FILE[:arg]` with `overrides` ("training.duration" -> "20 steps") applied; `card` is its docstring.
+    """Return the config of `FILE[:ARG]` with `overrides` ("training.duration" -> "20 steps") applied; `card` is its docstring.
 
-    Raises UserError for a missing file, a file without get_config, an unknown key (the nearest valid one is named) or a
-    value of another type.
+    Raises UserError for a missing file, an error inside it (with its line), an unknown key (with the nearest valid one)
+    and a section that is missing. The types of values are checked by `read`.
     """
-    path, _, arg = spec.partition(":")
-    if not pathlib.Path(path).is_file():
-        raise UserError(f"--config={path}: there is no such file")
+    path, arg = _split_spec(spec)
     module_spec = importlib.util.spec_from_file_location("ssl_jax_user_config", path)
+    if module_spec is None:
+        raise UserError(f"--config={path}: must be a Python file, with a name that ends in .py")
     module = importlib.util.module_from_spec(module_spec)
-    try:
+    with _one_line(path, path):
         module_spec.loader.exec_module(module)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
-    if not hasattr(module, "get_config"):
+    if not callable(getattr(module, "get_config", None)):
         raise UserError(f"{path}: defines no get_config()")
-    try:
+    with _one_line(spec, path):
         config = module.get_config(arg) if arg else module.get_config()
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: get_config({arg!r}) failed: {error}") from error
-    config = ConfigDict(config.to_dict()) if isinstance(config, ConfigDict) else ConfigDict(config)
+    if not isinstance(config, Mapping | ConfigDict):
+        raise UserError(f"{path}: get_config() returned {config!r}; expected a ConfigDict")
+    config = config if isinstance(config, ConfigDict) else ConfigDict(dict(config))
     for key, value in (overrides or {}).items():
         override(config, key, value)
-    for name in config:
-        if name not in TOP_LEVEL:
-            raise UserError(f"{path}: unknown key {name}{nearest(name, TOP_LEVEL)}")
-    for name in REQUIRED:
-        if name not in config:
-            raise UserError(f"{path}: the section {name} is missing")
+    with _one_line(spec, path):
+        config = ConfigDict(_plain(config))  # references resolved
+    check_sections(config, path)
     config.card = module.__doc__ or ""
     return config
 
 
+def _split_spec(spec: str) -> tuple[str, str]:
+    """Split `FILE[:ARG]` behind the first part that is a file, so that either may hold a colon."""
+    parts = os.path.expanduser(spec).split(":")
+    for i in range(1, len(parts) + 1):
+        path = ":".join(parts[:i])
+        if pathlib.Path(path).is_file():
+            return path, ":".join(parts[i:])
+    raise UserError(f"--config={parts[0]}: there is no such file")
+
+
+@contextlib.contextmanager
+def _one_line(what: str, path: str) -> typing.Iterator[None]:
+    """Turn any error of a user's config file into a UserError that names the line of `path` where it was raised."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        line = error.lineno if isinstance(error, SyntaxError) and error.filename == path else (lines or [None])[-1]
+        place = what if line is None else f"{what}, line {line}"
+        text = error.msg if isinstance(error, SyntaxError) else str(error)
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        raise UserError(f"{place}: {kind}{text}") from error
+
+
+def _plain(config: ConfigDict, path: str = "") -> dict[str, Any]:
+    """Return the config as nested dicts; UserError for a required placeholder that nothing has filled."""
+    found = {}
+    for key in config:
+        try:
+            value = config[key]
+        except RequiredValueError:
+            raise UserError(f"{path}{key} is missing; give it with --config.{path}{key}=VALUE") from None
+        found[key] = _plain(value, f"{path}{key}.") if isinstance(value, ConfigDict) else value
+    return found
+
+
+def check_sections(config: ConfigDict, path: str) -> None:
+    """Check that every required section is there, and remove optional ones that None or False switches off."""
+    for name in list(config):
+        if name not in TOP_LEVEL:
+            raise UserError(f"{path}: unknown key {name}{nearest(name, TOP_LEVEL)}")
+    for name in REQUIRED:
+        if config.get(name) is None:
+            raise UserError(f"{path}: the section {name} is missing")
+        if not isinstance(config[name], ConfigDict):
+            raise UserError(f"{path}: {name}={config[name]!r}: expected a section with keys, such as dict(...)")
+    for name in CAN_BE_OFF:
+        if name in config and (config[name] is None or config[name] is False):
+            del config[name]
+    if "checkpoint" in config and (config.checkpoint is None or config.checkpoint is False):
+        raise UserError(f"checkpoint={config.checkpoint}: cannot be switched off, the last step is always saved")
+
+
 def override(config: ConfigDict, key: str, text: str) -> None:
-    """Set `key` ("task.mask.ratio") from the command line's text; a new key is allowed and checked when it is read."""
+    """Set `key` ("task.mask.ratio") from the command line's text; a value of any type, which `read` checks."""
     *parents, last = key.split(".")
+    if not all((*parents, last)):
+        raise UserError(f"--config.{key}: a name is missing between the dots")
     section = config
-    for i, name in enumerate(parents):
-        if section.get(name) is None:
-            section[name] = ConfigDict()
-        section = section[name]
-        if not isinstance(section, ConfigDict):
-            raise UserError(f"--config.{key}: {'.'.join(parents[: i + 1])} is a value, not a section")
-    section[last] = literal(text, section.get(last))
+    with config.ignore_type(), config.unlocked():
+        for i, name in enumerate(parents):
+            if _held(section, name) is None:
+                section[name] = ConfigDict()
+            section = section[name]
+            if not isinstance(section, ConfigDict):
+                raise UserError(f"--config.{key}: {'.'.join(parents[: i + 1])} is a value, not a section")
+        section[last] = literal(text, _held(section, last))
+
+
+def _held(section: ConfigDict, name: str) -> Any:
+    try:
+        return section.get(name)
+    except RequiredValueError:  # a placeholder
+        return None
 
 
 def literal(text: str, old: Any = None) -> Any:
-    """A value from the command line: a Python literal where it is one, else the text itself; None unsets."""
+    """Return a value from the command line: a Python literal, else the text; None unsets a text, and False switches off."""
     if isinstance(old, str):
         return None if text == "None" else text
     if text.lower() in ("true", "false", "none"):
         return {"true": True, "false": False, "none": None}[text.lower()]
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
 
 
 def nearest(name: str, valid: typing.Iterable[str]) -> str:
-    """The half-sentence that names the valid key nearest to `name`, or all valid keys."""
+    """Return "; did you mean KEY?" for the valid key nearest to `name`, else "; valid keys are ..."."""
     valid = list(valid)
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; valid keys are {', '.join(sorted(valid))}"
 
 
 def to_json(config: Any) -> str:
-    """The resolved config as JSON text, keys in order, tuples as lists."""
+    """Return the resolved config as JSON text, keys in order, tuples as lists."""
     plain = config.to_dict() if isinstance(config, ConfigDict) else config
     return json.dumps(plain, indent=2, sort_keys=True, default=str)
 
@@ -107,10 +166,12 @@ def to_json(config: Any) -> str:
 
 
 def read(cls: type, section: Any, path: str, **given: Any) -> Any:
-    """`cls(**section, **given)`, with every key and type checked; a field that is itself a dataclass is read from its section.
+    """Return `cls(**section, **given)`, every key and type checked; a field that is a dataclass is read from its own section.
 
-    `given` are values that come from elsewhere (an image size, say) and may not be set in the config. "name" is skipped
-    where `cls` has no such field: it chose the class. Errors name the full key: `task.mask.ratio=1.2: must lie in (0, 1)`.
+    `given`: values that come from elsewhere (an image size) and may not be set in the config. "name" is skipped where
+    `cls` has no such field: it chose the class. A nested section that is None or False is switched off, where it can be:
+    its field may be None, or its class says that an empty section does nothing (`OFF_WHEN_EMPTY`).
+    Errors name the full key: `task.mask.ratio=1.2: must lie in (0, 1)`.
     """
     section = {} if section is None else section
     if not isinstance(section, Mapping | ConfigDict):
@@ -138,7 +199,7 @@ def read(cls: type, section: Any, path: str, **given: Any) -> Any:
 
 
 def _suggest(key: str, known: list[str], fields: dict, hints: dict, path: str) -> str:
-    """The nearest key of this section; `mask_ratio` finds `mask.ratio`."""
+    """Return "; did you mean ...?" with the nearest key of this section; `mask_ratio` finds `mask.ratio`."""
     nested = [
         f"{name}.{inner.name}" for name in known for cls in _dataclasses(hints[name]) for inner in dataclasses.fields(cls)
     ]
@@ -154,11 +215,20 @@ def _dataclasses(hint: Any) -> list[type]:
 
 
 def _value(hint: Any, value: Any, path: str) -> Any:
-    """`value` as the annotation `hint` wants it, or a UserError."""
+    """Return `value` as the annotation `hint` takes it, or raise UserError."""
     nested = _dataclasses(hint)
     if nested and isinstance(value, Mapping | ConfigDict):
         return read(nested[0], value, path)
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    mappings = any((typing.get_origin(option) or option) in (Mapping, dict) for option in options)
+    if (value is None or value is False) and bool not in options and (nested or mappings):  # a section switched off
+        if types.NoneType in options:
+            return None
+        if mappings:
+            return {}
+        if getattr(nested[0], "OFF_WHEN_EMPTY", False):
+            return read(nested[0], {}, path)
+        raise UserError(f"{path}={value}: cannot be switched off; its keys are {', '.join(_keys(nested[0]))}")
     for option in options:
         origin = typing.get_origin(option) or option
         if origin is typing.Any:
@@ -176,9 +246,23 @@ def _value(hint: Any, value: Any, path: str) -> Any:
             return value
         elif isinstance(option, type) and isinstance(value, option) and not isinstance(value, bool | int):
             return value
-    names = " or ".join("nothing" if o is types.NoneType else getattr(o, "__name__", str(o)) for o in options)
+    names = " or ".join(map(_type_name, options))
     shown, kind = (value.to_dict(), "a section") if isinstance(value, ConfigDict) else (value, type(value).__name__)
     raise UserError(f"{path}={shown!r}: expected {names}, not {kind}")
+
+
+def _type_name(option: Any) -> str:
+    if option is types.NoneType:
+        return "None"
+    if isinstance(option, type) and dataclasses.is_dataclass(option):
+        return f"a section with the keys {', '.join(_keys(option))}"
+    if (typing.get_origin(option) or option) in (Mapping, dict):
+        return "a section"
+    return getattr(option, "__name__", str(option))
+
+
+def _keys(cls: type) -> list[str]:
+    return sorted(field.name for field in dataclasses.fields(cls) if field.init and field.name != "parent")
 
 
 def _finite(value: float, path: str) -> float:
@@ -194,7 +278,7 @@ def _small(value: int, path: str) -> int:
 
 
 def _items(hints: tuple, values: list | tuple, path: str) -> tuple:
-    """`values` as tuple, tuple[float, ...] or tuple[float, float] wants them."""
+    """Return `values` as tuple, tuple[float, ...] or tuple[float, float] takes them."""
     if not hints:
         return _tuple(values)
     if hints[-1] is Ellipsis:
@@ -222,7 +306,7 @@ class Duration:
 
     @classmethod
     def parse(cls, text: Any, path: str) -> "Duration":
-        """`"90 epochs"`, `"10_000 steps"`, `"5e9 tokens"`, `"30 minutes"`, `"5 %"`; a bare number is refused."""
+        """Read `"90 epochs"`, `"10_000 steps"`, `"5e9 tokens"`, `"30 minutes"` or `"5 %"`; UserError for a bare number."""
         match = _DURATION.match(text) if isinstance(text, str) else None
         if match is None:
             examples = '"90 epochs", "10_000 steps", "5e9 tokens", "30 minutes" or "5 %"'
@@ -234,7 +318,7 @@ class Duration:
 
     def steps(self, *, path: str, batch_size: int, examples: int, tokens_per_example: int = 1, total: int | None = None,
               steps_per_minute: float | None = None) -> int:  # fmt: skip
-        """The duration in steps, rounded to the nearest, where `examples` is the size of an epoch."""
+        """Return the duration in steps, rounded to the nearest; `examples` is the size of an epoch."""
         match self.unit:
             case "step":
                 steps = self.number

@@ -98,22 +98,32 @@ def prepare(config: ConfigDict, workdir: str | None = None) -> Parts:
     return Parts(config, task, dataset, training, optimizer, checkpoint, mesh_settings, mesh, stream, evaluators)
 
 
-def read_evaluators(config: ConfigDict) -> dict[str, Any]:
-    """The evaluators of config.downstream, by name; a name may carry a suffix, "linear_probe:tokens"."""
+def evaluator_sections(config: ConfigDict) -> dict[str, Any]:
+    """Return the sections of config.downstream by name, without those that None or False switches off."""
     section = config.get("downstream") or {}
     if not isinstance(section, Mapping | ConfigDict):
         raise UserError(f"downstream={section!r}: expected evaluators by name, such as dict(knn=dict())")
+    return {name: settings for name, settings in section.items() if settings is not None and settings is not False}
+
+
+def read_evaluators(config: ConfigDict) -> dict[str, Any]:
+    """Return the evaluators of config.downstream by name; a name may carry a suffix, "linear_probe:tokens"."""
     found = {}
-    for name, settings in section.items():
+    for name, settings in evaluator_sections(config).items():
         cls = look_up(downstream.EVALUATORS, name.partition(":")[0], "downstream")
         found[name] = read(cls, settings, f"downstream.{name}")
     return found
 
 
 def check_expected(config: ConfigDict) -> None:
-    for name, ends in dict(config.get("expected") or {}).items():
-        pair = isinstance(ends, list | tuple) and len(ends) == 2 and all(isinstance(e, int | float) for e in ends)
-        if not pair or ends[0] > ends[1]:
+    """Raise UserError unless every value of config.expected is an interval (low, high)."""
+    section = config.get("expected") or {}
+    if not isinstance(section, Mapping | ConfigDict):
+        raise UserError(f'expected={section!r}: write intervals by name, such as {{"knn/accuracy": (0.8, 0.9)}}')
+    for name, ends in section.items():
+        pair = isinstance(ends, list | tuple) and len(ends) == 2
+        numbers = pair and all(isinstance(e, int | float) and not isinstance(e, bool) for e in ends)
+        if not numbers or not ends[0] <= ends[1]:
             raise UserError(f"expected[{name!r}]={ends!r}: write (low, high)")
 
 
@@ -141,7 +151,8 @@ def finetune(config: ConfigDict, workdir: str, *, init: str | None = None) -> in
 
 
 def _run(config: ConfigDict, workdir: str, *, evaluate: bool) -> int:
-    wd = Workdir(pathlib.Path(workdir))
+    wd = Workdir.at(workdir)
+    workdir = str(wd.path)
     wd.check(config)
     if finished(wd, config, evaluate):
         say(f"{workdir}: the run is complete ({wd.status()['trained']:,} steps); the report is {wd.path / 'report.html'}")
@@ -151,11 +162,13 @@ def _run(config: ConfigDict, workdir: str, *, evaluate: bool) -> int:
     from ssl_jax.training.lock import locked
 
     parts = prepare(config, workdir)
+    odd = odd_settings(parts)
     meanwhile = parts.training.evaluate_every is not None
     test = checked_test_data(parts) if parts.evaluators and (evaluate or meanwhile) else None
     trainer = None if trained(wd) else trainer_of(parts)
     with locked(wd.path), preemption.active(parts.checkpoint.grace):
         wd.start(config, parts.info)
+        warn_of(wd, odd)
         started = time.monotonic()
         steps, params = train(parts, wd, trainer)
         timings = wd.read("timings.json", {})
@@ -168,6 +181,30 @@ def _run(config: ConfigDict, workdir: str, *, evaluate: bool) -> int:
             write_panels(parts, wd, params)
             write_report(wd, config)
     return 0
+
+
+def odd_settings(parts: Parts) -> list[str]:
+    """Return one line for each odd setting; raise UserError for settings that contradict each other."""
+    from ssl_jax.training import checks
+    from ssl_jax.training.loop import tokens_of
+
+    return checks.odd_settings(
+        parts.training, parts.optimizer, batch_size=parts.stream.batch_size, examples=parts.stream.dataset.size,
+        tokens_per_example=tokens_of(parts.info), evaluates=bool(parts.evaluators),
+        ema_is_scheduled="ema" in (parts.config.get("schedules") or {}),
+    )  # fmt: skip
+
+
+def warn_of(wd: Workdir, lines: Sequence[str]) -> None:
+    """Print what is odd about a run, and record it for the report page."""
+    from ssl_jax.training.checkpoint import warn
+
+    recorded = wd.read("warnings.json", {}).get("lines", [])
+    for line in lines:
+        warn(f"warning: {line}")
+    new = [*recorded, *(line for line in lines if line not in recorded)]
+    if new != recorded:
+        wd.write("warnings.json", {"lines": new})
 
 
 def trained(wd: Workdir) -> bool:
@@ -185,8 +222,9 @@ def finished(wd: Workdir, config: ConfigDict, evaluate: bool) -> bool:
         return False
     if not evaluate:
         return True
-    wanted = {name: _fingerprint(section) for name, section in (config.get("downstream") or {}).items()}
-    return status.get("evaluated") == wanted and (wd.path / "report.html").is_file()
+    done = status.get("evaluated", {})
+    wanted = {name: _fingerprint(section) for name, section in evaluator_sections(config).items()}
+    return "evaluated" in status and wanted.items() <= done.items() and (wd.path / "report.html").is_file()
 
 
 def _fingerprint(section: Any) -> str:
@@ -194,13 +232,14 @@ def _fingerprint(section: Any) -> str:
 
 
 def train(parts: Parts, wd: Workdir, trainer: Any) -> tuple[int, Params]:
-    """Train, or continue, to the end; (steps, parameters to evaluate: the moving average where one is kept).
+    """Train, or continue, to the end; return (steps, parameters to evaluate: the moving average if there is one).
 
     Without a trainer the run is trained already, and its last checkpoint is read.
     """
-    if trainer is None:
-        from ssl_jax.training.checkpoint import load_params
+    from ssl_jax.training import checks
+    from ssl_jax.training.checkpoint import load_params
 
+    if trainer is None:
         return load_params(wd.path / "checkpoints", wd.status()["trained"])
     state = trainer.run(
         seed=parts.config.get("seed", 0),
@@ -210,6 +249,7 @@ def train(parts: Parts, wd: Workdir, trainer: Any) -> tuple[int, Params]:
         evaluate=functools.partial(evaluate_during, parts) if parts.evaluators else None,
         name=parts.task.name,
     )
+    warn_of(wd, checks.skipped_updates(parts.training, state))
     return int(state.step), state.params if state.ema is None else state.ema
 
 

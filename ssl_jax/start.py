@@ -12,6 +12,7 @@ import zlib
 import jax
 
 from ssl_jax import cpu, devices
+from ssl_jax.cache import user_cache
 from ssl_jax.errors import UserError
 
 
@@ -21,8 +22,10 @@ def start_process() -> str:
 
     The order matters: processes can only be joined, and a CPU's cores can only become devices, before JAX makes its
     backend, which happens at the first question about a device.
+    Commands compute in 32 bits whatever JAX_ENABLE_X64 says: parameters are f32 and indices i32 in every checkpoint.
     Raises UserError for incomplete process variables and for a platform that is not there.
     """
+    jax.config.update("jax_enable_x64", False)
     join_processes()
     cpu.configure()
     found = find_devices()
@@ -109,7 +112,7 @@ def cache_directory() -> pathlib.Path:
 
     Code that XLA builds for one CPU's features crashes on another, so on a CPU the folder's name holds a hash of them.
     """
-    base = os.environ.get("SSL_JAX_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ssl_jax")
+    base = os.environ.get("SSL_JAX_CACHE") or user_cache()
     key = f"jax-{jax.__version__}-{jax.default_backend()}"
     if jax.default_backend() == "cpu":
         key += f"-{_processor_hash():08x}"
@@ -124,7 +127,7 @@ def _processor_hash() -> int:
 def enable_cache() -> None:
     """Turn on JAX's compilation cache unless JAX_COMPILATION_CACHE_DIR is set or SSL_JAX_CACHE is "off".
 
-    Where no directory can be made (no home, a read-only disk), programs are compiled anew in every process.
+    Without a directory that can be written (a read-only disk), every process compiles its programs anew.
     """
     if jax.config.jax_compilation_cache_dir or os.environ.get("SSL_JAX_CACHE") == "off":
         return

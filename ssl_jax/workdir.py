@@ -6,6 +6,7 @@ tokenizer/     the tokenizer, for text
 metrics.jsonl  one object a log step
 results.json   flat: "linear_probe/accuracy": 0.87
 status.json    what is done: steps trained, evaluators finished
+warnings.json  what is odd about the run, a line each
 checkpoints/   Orbax
 panels/        pictures and texts for the report
 """
@@ -38,9 +39,16 @@ class Workdir:
     path: pathlib.Path
 
     @classmethod
+    def at(cls, path: str) -> "Workdir":
+        """Return the work directory at `path`, there or not yet; `~` is expanded."""
+        if not str(path).strip():
+            raise UserError("--workdir is empty; name the run's folder, such as runs/mae")
+        return cls(pathlib.Path(os.path.expanduser(path)))
+
+    @classmethod
     def existing(cls, path: str) -> "Workdir":
-        """A directory that holds a run, or UserError."""
-        workdir = cls(pathlib.Path(path))
+        """Return the work directory at `path`, or raise UserError unless it holds a run."""
+        workdir = cls.at(path)
         if not workdir.path.is_dir():
             raise UserError(f"--workdir={path}: there is no such directory")
         if not (workdir.path / "config.json").is_file():

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 import ssl_jax
 from ssl_jax import cli, runs
+from ssl_jax import config as configs
 from ssl_jax.errors import UserError
 from ssl_jax.workdir import differences
 
@@ -179,6 +180,15 @@ def test_reconstruct_writes_a_sheet(finished):
         (["--config.downstream.knnn.k=3"], "did you mean knn?"),
         (["--config.training.evaluators=('knnn',)"], "training.evaluators: 'knnn' is not in downstream; did you mean knn?"),
         (["--config.seed=-1"], "seed=-1"),
+        (["--config.data.batch_size=abc"], "data.batch_size='abc': expected int, not str"),
+        (["--config.optimizer.lr=high"], "optimizer.lr='high': expected float or None, not str"),
+        (["--config.task.mask=0.5"], "task.mask=0.5: expected a section with the keys"),
+        (["--config.expected=3"], "expected=3: write intervals by name"),
+        (["--config.downstream=knn"], "downstream='knn': expected evaluators by name"),
+        (["--config.optimizer.min_lr=1e-2"], "optimizer.min_lr=0.01: the schedule would end above its peak, 0.001"),
+        (["--config.optimizer.warmup=7 steps"], "optimizer.warmup='7 steps': 7 steps are longer than the run, 6 steps"),
+        (["--config.optimizer.schedule=warmup_stable_decay", "--config.optimizer.cooldown=5 steps"],
+         "the warm-up of 2 steps and the cool-down of 5 are longer than the run, 6 steps"),
         (["--config.optimizer.rules.freeze=((\"nothing\",True),)"], "no rule matches the parameter"),
     ],
 )  # fmt: skip
@@ -213,6 +223,9 @@ def test_a_directory_of_another_config_is_refused_with_the_difference(folder, fi
         (["report", "/nowhere"], "/nowhere"),
         (["data", "inspect"], "needs a source"),
         (["data", "inspect", "nothing:x"], "nothing:"),
+        (["run", "--config=x.py", "--workdir="], "--workdir: is empty; expected a path"),
+        (["report", ""], "is empty; expected a path"),
+        (["report", "~no_such_user/run"], "there is no such home directory"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(argv, message, capsys):
@@ -224,3 +237,17 @@ def test_a_wrong_command_line_is_one_line(argv, message, capsys):
 def test_differences_name_the_leaf():
     old, new = dict(a=dict(b=1, c=2), d=3), dict(a=dict(b=1, c=5), e=dict(f=1))
     assert [key for key, _ in differences(old, new)] == ["a.c", "d", "e"]
+
+
+def test_a_home_directory_is_meant_by_a_tilde(folder, finished, monkeypatch, capsys):
+    """A shell leaves it in `--workdir=~/run`."""
+    monkeypatch.setenv("HOME", str(folder))
+    assert cli.main(["run", "--config=~/config.py", "--workdir=~/run"]) == 0
+    assert "the run is complete" in capsys.readouterr().out
+    assert ssl_jax.load("~/run").task.name == "masked_image"
+
+
+@pytest.mark.parametrize("text", ["None", "False"])
+def test_an_evaluator_is_switched_off_from_the_command_line(folder, text):
+    config = configs.load(str(folder / "config.py"), {"downstream.linear_probe": text})
+    assert list(runs.read_evaluators(config)) == ["knn"]

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard, Weights & Biases, and one line on the console.
+"""A run's log: metrics.jsonl, TensorBoard, Weights & Biases, and one line on the console.
 
 metrics.jsonl holds what the training computed and nothing of the clock, so that a run that was killed and resumed has the
 same file, byte for byte; speed.jsonl holds the speed.
@@ -211,8 +211,9 @@ class Logger:
             self._wandb.log(numbers, step=line["step"])
 
     def report(self) -> None:
-        """The console's line, when it is time for one."""
-        if self.console.due() and self.last:
+        """Show the console's line when it is due, and after the last step."""
+        ends = self.step == self.total and not self.console.quiet
+        if self.last and (ends or self.console.due()):
             speed = self.speed.report()
             self.console.show(self.step, self.last, speed)
             if self.speeds is not None:

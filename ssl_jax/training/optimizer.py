@@ -64,6 +64,10 @@ class OptimizerSettings:
             raise UserError(f"weight_decay={self.weight_decay}: must be at least 0")
         if self.min_lr is not None and self.min_lr < 0:
             raise UserError(f"min_lr={self.min_lr}: must be at least 0")
+        if self.min_lr is not None and self.final_fraction:
+            raise UserError("min_lr: set either min_lr or final_fraction, where the schedule ends")
+        if self.lr is not None:
+            self.check_end(self.lr)
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise UserError(f"layer_decay={self.layer_decay}: must lie in (0, 1]")
         if self.warmup_offset not in (0, 1):
@@ -77,6 +81,20 @@ class OptimizerSettings:
                 raise UserError(f"rules.{key}: unknown rule{configs.nearest(key, RULES)}")
             if value is not None and not isinstance(value, list | tuple):
                 raise UserError(f"rules.{key}={value!r}: write ((regular expression, value), ...)")
+
+    def check_end(self, peak: float) -> None:
+        """Raise UserError where the schedule would end above its peak."""
+        if self.min_lr is not None and self.min_lr > peak:
+            raise UserError(f"min_lr={self.min_lr:g}: the schedule would end above its peak, {peak:g}; lower min_lr")
+
+    def check_lengths(self, *, peak: float, total: int, warmup: int, cooldown: int) -> None:
+        """Raise UserError where the schedule does not fit a run of `total` steps with this peak learning rate."""
+        self.check_end(peak)
+        if warmup > total:
+            raise UserError(f"warmup={self.warmup!r}: {warmup:,} steps are longer than the run, {total:,} steps; shorten it")
+        if self.schedule == "warmup_stable_decay" and warmup + cooldown > total:
+            parts = f"the warm-up of {warmup:,} steps and the cool-down of {cooldown:,}"
+            raise UserError(f"cooldown={self.cooldown!r}: {parts} are longer than the run, {total:,} steps; shorten one")
 
     def peak(self, batch_size: int) -> float:
         """The peak learning rate at a global batch (Goyal et al. 2017: linear in the batch)."""

@@ -39,6 +39,7 @@ def test_a_file_that_cannot_be_written_is_told_in_one_line_wherever_it_comes_up(
     def fails(arguments):
         raise OSError(number, os.strerror(number), "runs/a/report.html")
 
+    monkeypatch.setattr(cli, "_load_config", lambda *_: None)
     monkeypatch.setattr(cli, "_run", fails)
     assert cli.main(["run", "--config=c.py", "--workdir=w"]) == 2
     line = capsys.readouterr().err
@@ -49,6 +50,7 @@ def test_another_failure_is_not_hidden(monkeypatch):
     def fails(arguments):
         raise OSError(5, os.strerror(5), "runs/a/report.html")
 
+    monkeypatch.setattr(cli, "_load_config", lambda *_: None)
     monkeypatch.setattr(cli, "_run", fails)
     with pytest.raises(OSError):
         cli.main(["run", "--config=c.py", "--workdir=w"])

@@ -6,6 +6,7 @@ operations (colour.py) work on f32 in [0, 1].
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +127,8 @@ class Augment:
     """What a training image goes through, in this order: crop, flip, randaugment, jitter, greyscale, blur, solarize,
     normalisation, erase.
     """
+
+    OFF_WHEN_EMPTY: ClassVar[bool] = True  # data.augment=None switches all of it off
 
     crop: Crop | None = None
     flip: bool = False

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ssl_jax.cache import user_cache
 from ssl_jax.data.pipeline import BadExample
 from ssl_jax.data.sources.base import check_exists
 from ssl_jax.data.sources.text_tables import read_text
@@ -264,7 +265,7 @@ def _index(uri: str, shards: list[str]) -> tuple[np.ndarray, np.ndarray, int]:
     stamp = json.dumps([[os.path.basename(s), os.path.getsize(s), int(os.path.getmtime(s))] for s in shards])
     digest = hashlib.sha256(stamp.encode()).hexdigest()[:16]
     beside = pathlib.Path(shards[0]).parent / f"{INDEX_NAME[:-4]}_{digest}.npz"
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "ssl_jax" / beside.name
+    cache = user_cache() / beside.name
     for file in (beside, cache):
         try:
             with np.load(file, allow_pickle=False) as kept:

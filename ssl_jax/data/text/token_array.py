@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ssl_jax.cache import user_cache
 from ssl_jax.data.text.corpus_files import PIECE, Documents, Piece
 from ssl_jax.data.text.tokenizers import Tokenizer
 from ssl_jax.errors import UserError
@@ -38,8 +39,7 @@ class TokenArray:
 
 
 def default_cache() -> pathlib.Path:
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(root).expanduser() / "ssl_jax" / "tokens"
+    return user_cache() / "tokens"
 
 
 def token_array(

@@ -1,0 +1,84 @@
+"""Settings that contradict each other are refused before training; settings that are only odd are reported."""
+
+from typing import Any
+
+from ssl_jax import config as configs
+from ssl_jax.errors import UserError
+from ssl_jax.training.optimizer import OptimizerSettings
+from ssl_jax.training.settings import TrainingSettings
+
+INITIAL_SHARE = 0.1  # of the initial weights in the moving average at the end of training, from which on it is reported
+SKIPPED_SHARE = 0.05  # of the updates skipped by `on_nonfinite` or `skip_outliers`, from which on it is reported
+IGNORED = {  # settings that only some optimizers read
+    "b1": ("adam", "adamw", "lion", "muon"),
+    "b2": ("adam", "adamw", "lion", "muon"),
+    "eps": ("adam", "adamw", "muon"),
+    "momentum": ("sgd", "lars", "muon"),
+    "nesterov": ("sgd",),
+    "trust_coefficient": ("lars",),
+    "matrix_lr": ("muon",),
+}
+
+
+def odd_settings(
+    training: TrainingSettings, optimizer: OptimizerSettings, *, batch_size: int, examples: int, tokens_per_example: int = 1,
+    evaluates: bool = True, ema_is_scheduled: bool = False,
+) -> list[str]:  # fmt: skip
+    """Return one line for each setting that has no effect, or one that is hardly meant.
+
+    Raises UserError for contradictions: a warm-up or cool-down longer than the run, a schedule that ends above its peak.
+    A budget in minutes has no length in steps yet; what depends on it is not checked.
+    """
+    found = _without_effect(optimizer)
+    if batch_size > examples:
+        found.append(f"data.batch_size={batch_size}: there are only {examples} training examples; every batch repeats some")
+    if training.evaluate_every is not None and not evaluates:
+        found.append("training.evaluate_every has no effect: the config's `downstream` names no evaluator")
+    if training.evaluators and training.evaluate_every is None:
+        found.append("training.evaluators has no effect without training.evaluate_every")
+    duration = configs.Duration.parse(training.duration, "training.duration")
+    if duration.unit == "minute":
+        return found
+    size = dict(batch_size=batch_size, examples=examples, tokens_per_example=tokens_per_example)
+    total = duration.steps(path="training.duration", **size)
+    steps = lambda text, path: configs.Duration.parse(text, path).steps(path=path, total=total, **size)
+    warmup, cooldown = steps(optimizer.warmup, "optimizer.warmup"), steps(optimizer.cooldown, "optimizer.cooldown")
+    try:
+        optimizer.check_lengths(peak=optimizer.peak(batch_size), total=total, warmup=warmup, cooldown=cooldown)
+    except UserError as error:
+        raise UserError(f"optimizer.{error}") from None
+    if training.evaluate_every is not None and evaluates and steps(training.evaluate_every, "training.evaluate_every") > total:
+        found.append(f"training.evaluate_every={training.evaluate_every!r} has no effect: the run has {total:,} steps")
+    if training.ema is not None and not ema_is_scheduled and training.ema**total > INITIAL_SHARE:
+        share, below = training.ema**total, 0.01 ** (1 / total)
+        found.append(
+            f"training.ema={training.ema}: after {total:,} steps the moving average, which is what gets evaluated, is still"
+            f" {share:.1%} initial weights; a decay below {below:.4g} leaves 1 %"
+        )
+    return found
+
+
+def _without_effect(optimizer: OptimizerSettings) -> list[str]:
+    found, plain = [], OptimizerSettings(lr=1.0)
+    for name, readers in IGNORED.items():
+        if getattr(optimizer, name) != getattr(plain, name) and optimizer.name not in readers:
+            found.append(f"optimizer.{name} has no effect: optimizer.name={optimizer.name!r} does not read it")
+    if optimizer.schedule == "constant":
+        for name in ("min_lr", "final_fraction"):
+            if getattr(optimizer, name):
+                found.append(f'optimizer.{name} has no effect: optimizer.schedule="constant" ends at its peak')
+    if optimizer.schedule != "warmup_stable_decay" and (optimizer.cooldown, optimizer.cooldown_shape) != ("20 %", "linear"):
+        found.append(f"optimizer.cooldown has no effect: optimizer.schedule={optimizer.schedule!r} has none")
+    return found
+
+
+def skipped_updates(training: TrainingSettings, state: Any) -> list[str]:
+    """Return a line when a trained State's guard skipped many updates."""
+    skipped, steps = int(state.guard["skipped"]), int(state.step)
+    if skipped <= SKIPPED_SHARE * steps:
+        return []
+    why = "not finite" if training.skip_outliers is None else "not finite or an outlier"
+    return [
+        f"{skipped:,} of {steps:,} updates were skipped, since the loss or the gradient was {why}; "
+        "lower optimizer.lr or set optimizer.clip"
+    ]
