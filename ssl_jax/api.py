@@ -149,20 +149,17 @@ def load(
 
 
 def at_size(task: Task, params: Params, info: DataInfo, image_size: tuple[int, int]) -> tuple[Task, Params, DataInfo]:
-    """A task over single images, for images of another size (models.vit.resize_positions)."""
-    from ssl_jax.models.vit import resize_positions, vit_for
-
+    """A task over single images, for images of another size"""
     encoder = getattr(task, "encoder", None)
     if encoder is None or "decoder" in params:
         raise UserError(f"image_size={image_size}: a {task.name} model has one size; image encoders and classifiers have more")
     if len(image_size) != 2 or not all(isinstance(n, int) and n > 0 for n in image_size):
         raise UserError(f"image_size={image_size!r}: expected (height, width) in pixels")
-    shape = (*image_size, encoder.channels)
-    vit = vit_for(encoder.config, shape, encoder.dtype)
-    params = {**params, "encoder": resize_positions(params["encoder"], encoder.config, encoder.grid, vit.grid)}
+    shape, other = (*image_size, encoder.channels), encoder.for_size(image_size)
+    params = {**params, "encoder": other.adapt(params["encoder"], encoder.grid)}
     shapes = {**info.shapes, "image": jax.ShapeDtypeStruct(shape, info.shapes["image"].dtype)}
     info = dataclasses.replace(info, shapes=shapes)
-    return dataclasses.replace(task, encoder=vit, info=info), params, info
+    return dataclasses.replace(task, encoder=other, info=info), params, info
 
 
 def _parts(path: str, checkpoint: int | None) -> tuple[Task, Params, DataInfo]:

@@ -8,6 +8,7 @@ import ast
 import contextlib
 import dataclasses
 import difflib
+import importlib
 import importlib.util
 import json
 import os
@@ -154,6 +155,14 @@ def nearest(name: str, valid: typing.Iterable[str]) -> str:
     valid = list(valid)
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; valid keys are {', '.join(sorted(valid))}"
+
+
+def look_up(registry: Mapping[str, str], name: Any, path: str) -> Any:
+    """The class or function that a registry ("name" -> "module:attribute") holds under `name`; UserError for another name."""
+    if not isinstance(name, str) or name not in registry:
+        raise UserError(f"{path}={name!r}: unknown{nearest(str(name), registry)}")
+    module, _, attribute = registry[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def to_json(config: Any) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import importlib
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
 from ssl_jax import data, downstream, pretext
-from ssl_jax.config import nearest, read
+from ssl_jax.config import look_up, nearest, read
 from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo, Params, Task
 from ssl_jax.workdir import Workdir
@@ -47,14 +46,6 @@ class Parts:
     @property
     def info(self) -> DataInfo:
         return self.dataset("train", True).info
-
-
-def look_up(registry: Mapping[str, str], name: Any, path: str) -> type:
-    """The class that a registry ("name" -> "module:Class") holds under `name`."""
-    if not isinstance(name, str) or name not in registry:
-        raise UserError(f"{path}={name!r}: unknown{nearest(str(name), registry)}")
-    module, _, attribute = registry[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
 
 
 def task_class(config: ConfigDict) -> type:

@@ -1,15 +1,15 @@
 """An image encoder by itself: what ViTModel and Dinov2Model are, with no task they were trained for."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
+from ssl_jax import models
 from ssl_jax.config import read
 from ssl_jax.errors import UserError
-from ssl_jax.models.vit import ViT, ViTConfig, representations, vit_for
 from ssl_jax.randomness import substream
 from ssl_jax.task import Batch, DataInfo, Params
 
@@ -21,9 +21,9 @@ class ImageEncoderSettings:
 
 @dataclasses.dataclass(frozen=True)
 class ImageEncoder:
-    """Parameters: "encoder" (a ViT). To train it, start a task from it: task.init of classification."""
+    """Parameters: "encoder". To train it, start a task from it: task.init of classification."""
 
-    encoder: ViT
+    encoder: Any  # a model that reads images
     info: DataInfo
 
     name: ClassVar[str] = "image_encoder"
@@ -33,8 +33,7 @@ class ImageEncoder:
     @classmethod
     def from_config(cls, config: ConfigDict, info: DataInfo) -> "ImageEncoder":
         read(ImageEncoderSettings, config.get("task"), "task")
-        dtype = jnp.dtype(config.training.get("dtype", "float32"))
-        return cls(vit_for(ViTConfig.read(config.model), tuple(info.shapes["image"].shape), dtype), info)
+        return cls(models.build("images", config, info), info)
 
     def init(self, key: Key[Array, ""], batch: Batch) -> Params:
         images = jnp.zeros((1, *batch["image"].shape[1:]), jnp.float32)
@@ -44,9 +43,9 @@ class ImageEncoder:
         raise UserError('task.name="image_encoder": has no loss; start task.name="classification" from it with task.init')
 
     def features(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """The encoder's representations (models.vit.representations)."""
+        """The encoder's representations by name."""
         tokens, intermediates = self.encoder.apply({"params": params["encoder"]}, batch["image"])
-        return representations(self.encoder.config, tokens, intermediates)
+        return self.encoder.representations(tokens, intermediates)
 
     def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
         """ "tokens" f32[batch, prefix + patches, width] after the final norm, and "pooled" f32[batch, width]."""

@@ -15,7 +15,8 @@ from ssl_jax.errors import UserError
 from ssl_jax.models.dense import Dense
 from ssl_jax.models.language import LanguageConfig, Transformer, pooled
 from ssl_jax.models.layers import Keys
-from ssl_jax.models.vit import ViT, ViTConfig, resize_positions, vit_for
+from ssl_jax.models.vit import ViT, ViTConfig, vit_for
+from ssl_jax.task import DataInfo
 
 POOLINGS = ("eos", "last", "cls", "mean")
 
@@ -80,6 +81,11 @@ class DualEncoder(nn.Module):
     pad_id: int | None = None
     dtype: Any = jnp.float32
 
+    @property
+    def image_encoder(self) -> ViT:
+        """The image tower, for its shapes; its parameters are under "image"."""
+        return vit_for(self.config.image, (*self.image_size, self.channels), self.dtype)
+
     def setup(self):
         c = self.config
         self.image = ViT(c.image, self.image_size, self.channels, self.dtype)
@@ -135,20 +141,18 @@ class DualEncoder(nn.Module):
     def flops_forward(self, kept: int | None = None) -> float:
         """Matmul FLOPs of one pair, forward, with `kept` visible patches."""
         c = self.config
-        image = ViT(c.image, self.image_size, self.channels, parent=None).flops_forward(kept)
+        image = self.image_encoder.flops_forward(kept)
         text = c.text.flops_forward(self.context_length, causal=c.text.causal)
         heads = 2 * c.dim * (c.image_projection * c.image.width + c.text_projection * c.text.width)
         return image + text + heads
 
 
-def build_dual_encoder(
-    section: Any, image_shape: tuple[int, ...], vocabulary: int, context_length: int,
-    end_id: int | None = None, pad_id: int | None = None, dtype: Any = jnp.float32, path: str = "model",
-) -> DualEncoder:  # fmt: skip
-    """The dual encoder of a config section; UserError where it does not fit the images or the tokenizer."""
-    config = DualEncoderConfig.read(section, path)
-    vit = vit_for(config.image, image_shape, dtype, f"{path}.image")
-    vocabulary = config.text.tokens(vocabulary)
+def build(section: Any, info: DataInfo, dtype: Any = jnp.float32, path: str = "model") -> DualEncoder:
+    """The dual encoder of a config section; UserError where it does not fit the images or the tokenizer of `info`."""
+    config, tokenizer = DualEncoderConfig.read(section, path), info.tokenizer
+    vit = vit_for(config.image, tuple(info.shapes["image"].shape), dtype, f"{path}.image")
+    context_length, vocabulary = info.shapes["tokens"].shape[0], config.text.tokens(tokenizer.size)
+    end_id, pad_id = tokenizer.separator_id, tokenizer.pad_id
     if config.text.pooling == "eos" and end_id is None:
         raise UserError(f'{path}.text.pooling="eos": the tokenizer has no token that ends a text; use "mean" or "last"')
     if config.text.mask_padding and end_id is None and pad_id is None:
@@ -180,13 +184,12 @@ def init_from(params: Mapping[str, Any], source: Mapping[str, Any], tower: str, 
     found = _subtree(source, MARKS[tower])
     if found is None:
         raise UserError(f"task.init_{tower}: that run's parameters hold no {MARKS[tower]}; it trained no {tower} encoder")
-    own, config = params[tower], model.config.image
-    found = dict(found)
-    if tower == "image" and config.positions == "learned" and "positions" in found:
-        vit, first = ViT(config, model.image_size, model.channels, parent=None), int(config.class_token)
-        side = round((found["positions"].shape[0] - first) ** 0.5)
-        if found["positions"].shape != own["positions"].shape and side * side + first == found["positions"].shape[0]:
-            found = resize_positions(found, config, (side, side), vit.grid)
+    own, found = params[tower], dict(found)
+    if tower == "image":
+        try:
+            found = model.image_encoder.adapt(found)
+        except UserError as error:
+            raise UserError(f"task.init_image: {error}") from None
     if tower == "text" and "position_embedding" in found and "position_embedding" in own:
         found["position_embedding"] = found["position_embedding"][: len(own["position_embedding"])]
 

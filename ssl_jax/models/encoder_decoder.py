@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from ssl_jax import config as configs
+from ssl_jax.errors import UserError
 from ssl_jax.models.cross_entropy import logits
 from ssl_jax.models.language import Head, LanguageConfig, Transformer
 from ssl_jax.models.layers import Keys
 from ssl_jax.randomness import substream
+from ssl_jax.task import DataInfo
 
 CROSS = r"stack/block\d+/cross(_norm|_scale)?(/.*)?"  # parameters that a decoder has and a language model has not
 
@@ -40,17 +43,6 @@ class EncoderDecoder:
     decoder: Transformer
     head: Head
     shared_embedding: bool
-
-    @classmethod
-    def of(cls, config: EncoderDecoderConfig, vocabulary: int, source: int, target: int, dtype: Any) -> "EncoderDecoder":
-        """For sources of `source` and targets of `target` tokens, where the configs leave the context open."""
-        decoder = config.decoder_or_same
-        return cls(
-            Transformer(config.encoder, vocabulary, dtype=dtype, context_length=source),
-            Transformer(decoder, vocabulary, causal=True, dtype=dtype, context_length=target, cross=True),
-            Head(decoder, vocabulary, dtype),
-            config.shared_embedding,
-        )
 
     def init(self, key: Key[Array, ""]) -> dict[str, Any]:
         tokens = jnp.zeros((1, 1), jnp.int32)
@@ -128,11 +120,6 @@ class PrefixDecoder:
     transformer: Transformer
     head: Head
 
-    @classmethod
-    def of(cls, config: LanguageConfig, vocabulary: int, source: int, target: int, dtype: Any) -> "PrefixDecoder":
-        model = Transformer(config, vocabulary, causal=True, dtype=dtype, context_length=source + target)
-        return cls(model, Head(config, vocabulary, dtype))
-
     def init(self, key: Key[Array, ""]) -> dict[str, Any]:
         params = self.transformer.init(substream(key, "transformer"), jnp.zeros((1, 1), jnp.int32))["params"]
         hidden = jnp.zeros((1, 1, self.transformer.config.width), self.transformer.dtype)
@@ -192,3 +179,36 @@ class PrefixDecoder:
         c = self.transformer.config
         unseen = c.flops_forward(target) - c.flops_forward(target, causal=True)
         return c.flops_forward(source + target) - unseen + c.flops_head(target, self.head.vocabulary)
+
+
+def build(section: Any, info: DataInfo, dtype: Any = jnp.float32, path: str = "model") -> EncoderDecoder:
+    """The encoder and decoder of a config section, for the "source" and "target" texts of `info`."""
+    config, vocabulary = configs.read(EncoderDecoderConfig, section, path), info.tokenizer.size
+    source, target = _lengths(info)
+    decoder = config.decoder_or_same
+    _check_context(config.encoder, source, f"{path}.encoder")
+    _check_context(decoder, target, f"{path}.decoder")
+    return EncoderDecoder(
+        Transformer(config.encoder, vocabulary, dtype=dtype, context_length=source),
+        Transformer(decoder, vocabulary, causal=True, dtype=dtype, context_length=target, cross=True),
+        Head(decoder, vocabulary, dtype),
+        config.shared_embedding,
+    )
+
+
+def build_prefix_decoder(section: Any, info: DataInfo, dtype: Any = jnp.float32, path: str = "model") -> PrefixDecoder:
+    """The causal transformer of a config section, as a prefix language model of "source" and "target"."""
+    config, vocabulary, length = configs.read(LanguageConfig, section, path), info.tokenizer.size, sum(_lengths(info))
+    _check_context(config, length, path)
+    model = Transformer(config, vocabulary, causal=True, dtype=dtype, context_length=length)
+    return PrefixDecoder(model, Head(config, vocabulary, dtype))
+
+
+def _lengths(info: DataInfo) -> tuple[int, int]:
+    """Tokens of the longest source, and of the longest target as the decoder reads it."""
+    return info.shapes["source"].shape[0], info.shapes["target"].shape[0] - 1
+
+
+def _check_context(config: LanguageConfig, needed: int, path: str) -> None:
+    if config.context_length is not None and config.context_length < needed:
+        raise UserError(f"{path}.context_length={config.context_length}: must be at least {needed}, the data's longest text")

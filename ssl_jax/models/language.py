@@ -7,11 +7,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
+from ssl_jax import config as config_module
 from ssl_jax.errors import UserError
 from ssl_jax.models.dense import Dense
 from ssl_jax.models.layers import ACTIVATIONS, Keys, Norm, Stack, TransformerConfig, dropout, norm_of
+from ssl_jax.randomness import substream
+from ssl_jax.task import DataInfo
 
 POSITIONS = ("learned", "rope", "sincos", "none")
 
@@ -162,6 +165,37 @@ class Transformer(nn.Module):
         return [empty() for _ in range(c.depth)]
 
 
+def build(
+    section: Any,
+    info: DataInfo,
+    dtype: Any = jnp.float32,
+    path: str = "model",
+    *,
+    causal: bool = False,
+    length: int | None = None,
+) -> Transformer:
+    """The transformer of a config section for the tokens of `info`, in sequences of `length` (default: the data's).
+
+    Raises UserError where data and tokenizer do not fit.
+    """
+    if "tokens" not in info.shapes or info.tokenizer is None:
+        raise UserError("data.train: holds no tokens; this task needs text")
+    config = config_module.read(LanguageConfig, section, path)
+    pad, length = info.tokenizer.pad_id, length or info.shapes["tokens"].shape[0]
+    if config.position_offset and pad != config.position_offset - 1:
+        raise UserError(
+            f"{path}.position_offset={config.position_offset}: positions start behind the padding token's id, which must then "
+            f"be {config.position_offset - 1}; the tokenizer's is {pad}"
+        )
+    if config.context_length is None:
+        config = dataclasses.replace(config, context_length=length)
+    elif config.context_length < length:
+        raise UserError(
+            f"{path}.context_length={config.context_length} is shorter than the data's {length} tokens (data.block)"
+        )
+    return Transformer(config, config.tokens(info.tokenizer.size), causal, dtype)
+
+
 class Head(nn.Module):
     """What stands between hidden states and the cross-entropy: features, and the output layer's weight and bias.
 
@@ -171,6 +205,10 @@ class Head(nn.Module):
     config: LanguageConfig
     vocabulary: int
     dtype: Any = jnp.float32
+
+    @classmethod
+    def of(cls, model: Transformer) -> "Head":
+        return cls(model.config, model.vocabulary, model.dtype)
 
     @nn.compact
     def __call__(
@@ -185,6 +223,14 @@ class Head(nn.Module):
         weight = embedding if c.tied else self.param("weight", nn.initializers.normal(c.init_std), (rows, c.width))
         bias = self.param("bias", nn.initializers.zeros, (rows,)) if c.output_bias else None
         return x, weight, bias
+
+
+def init(model: Transformer, head: Head, key: Key[Array, ""], tokens: Int[Array, "batch time"]) -> dict[str, Any]:
+    """Parameters of a transformer and its output layer: "transformer" and, where the layer has its own, "head"."""
+    transformer = model.init(substream(key, "transformer"), tokens)["params"]
+    hidden = jnp.zeros((1, 1, model.config.width), model.dtype)
+    top = head.init(substream(key, "head"), hidden, transformer["token_embedding"]).get("params", {})
+    return {"transformer": transformer} | ({"head": top} if top else {})
 
 
 class Pooler(nn.Module):

@@ -15,6 +15,7 @@ from ssl_jax.models import block_number
 from ssl_jax.models.dense import Dense
 from ssl_jax.models.layers import MLP, Attention, Keys, Stack, TransformerConfig, dropout, norm_of
 from ssl_jax.models.patches import Grid, inverse_of, patchify, pick, resample, sincos2d, take
+from ssl_jax.task import DataInfo
 
 # Width, depth, heads, patch size, MLP width (ViT: Dosovitskiy et al. 2021, table 1; Ti: Touvron et al. 2021, table 1;
 # g: Zhai et al. 2022, table 2).
@@ -202,6 +203,43 @@ class ViT(nn.Module):
             pooled = jnp.tanh(Dense(c.width, kernel_init=c.dense_init(), dtype=self.dtype, name="pooler")(pooled))
         return pooled
 
+    def representations(
+        self, tokens: Float[Array, "batch tokens width"], intermediates: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """Name features, f32: "pooled", "cls", "tokens" (the patches'), "mean" (of these), "block00/mean", "block00/cls" ..."""
+        c = self.config
+        named = {"pooled": intermediates["pooled"], "tokens": tokens[:, c.prefix :]}
+        for name, value in {"": tokens, **{k: v for k, v in intermediates.items() if block_number(k) is not None}}.items():
+            slash = f"{name}/" if name else ""
+            named[f"{slash}mean"] = jnp.mean(value[:, c.prefix :].astype(jnp.float32), axis=1)
+            if c.class_token:
+                named[f"{slash}cls"] = value[:, 0]
+        return {name: value.astype(jnp.float32) for name, value in named.items()}
+
+    def for_size(self, size: Grid) -> "ViT":
+        """The same encoder for images of `size` = (height, width); `adapt` makes its parameters."""
+        return vit_for(self.config, (*size, self.channels), self.dtype)
+
+    def adapt(self, params: Mapping[str, Any], grid: Grid | None = None) -> dict[str, Any]:
+        """Return this encoder's parameters from those of one trained on a `grid` of patches.
+
+        Learned positions are interpolated (`patches.resample`), as MAE's fine-tuning and DINOv2 do; sine-cosine ones are no
+        parameters. grid: by default this encoder's where the number of positions fits, else a square. Raises UserError where
+        they form no such grid.
+        """
+        c, params = self.config, dict(params)
+        if c.positions != "learned" or "positions" not in params:
+            return params
+        table, first = np.asarray(params["positions"]), int(c.class_token)
+        count = len(table) - first
+        grid = grid or (self.grid if count == self.patches else (round(count**0.5),) * 2)
+        if count != grid[0] * grid[1]:
+            raise UserError(f"{count} learned positions are no grid of {grid[0]} x {grid[1]} patches")
+        if grid != self.grid:
+            image = resample(np.asarray(table[first:], np.float64), grid, self.grid)
+            params["positions"] = np.concatenate([table[:first], image.astype(np.float32)])
+        return params
+
     def flops_forward(self, kept: int | None = None) -> float:
         """Matmul FLOPs of one image, forward, with `kept` visible patches (default: all)."""
         c, kept = self.config, self.patches if kept is None else kept
@@ -230,44 +268,18 @@ class AttentionPooling(nn.Module):
         return (y + MLP(c, self.dtype, name="mlp")(norm_of(c, self.dtype, "norm")(y)))[:, 0]
 
 
-def build_vit(section: Any, image_shape: tuple[int, ...], dtype: Any = jnp.float32, path: str = "model") -> ViT:
-    """The ViT of a config section for images of shape (height, width, channels); UserError where they do not fit."""
-    return vit_for(ViTConfig.read(section, path), image_shape, dtype, path)
+def build(section: Any, info: DataInfo, dtype: Any = jnp.float32, path: str = "model", **settings: Any) -> ViT:
+    """The ViT of a config section for the images of `info`; `settings` win over the section's."""
+    config = dataclasses.replace(ViTConfig.read(section, path), **settings)
+    return vit_for(config, tuple(info.shapes["image"].shape), dtype, path)
 
 
 def vit_for(config: ViTConfig, image_shape: tuple[int, ...], dtype: Any = jnp.float32, path: str = "model") -> ViT:
+    """The ViT for images of shape (height, width, channels); UserError where the patch size does not divide them."""
     height, width, channels = image_shape
     (p, q), size = config.patch, config.patch_size
     if (height % p or width % q) and not (config.crop and height >= p and width >= q):
         fits = [n for n in range(1, min(height, width) + 1) if height % n == 0 and width % n == 0]
         fits = f"{', '.join(map(str, fits[:-1]))} or {fits[-1]}" if len(fits) > 1 else "1"
         raise UserError(f"{path}.patch_size={size} does not divide the image, {height} x {width}; use {fits}")
-    return ViT(config, (height, width), channels, dtype)
-
-
-def representations(
-    config: ViTConfig, tokens: Float[Array, "batch tokens width"], intermediates: Mapping[str, Array]
-) -> dict[str, Array]:
-    """Named features, f32: "pooled", "cls", "tokens" (the patches'), "mean" (of these), "block00/mean", "block00/cls" ..."""
-    named = {"pooled": intermediates["pooled"], "tokens": tokens[:, config.prefix :]}
-    for name, value in {"": tokens, **{k: v for k, v in intermediates.items() if block_number(k) is not None}}.items():
-        slash = f"{name}/" if name else ""
-        named[f"{slash}mean"] = jnp.mean(value[:, config.prefix :].astype(jnp.float32), axis=1)
-        if config.class_token:
-            named[f"{slash}cls"] = value[:, 0]
-    return {name: value.astype(jnp.float32) for name, value in named.items()}
-
-
-def resize_positions(params: Mapping[str, Any], config: ViTConfig, old: Grid, new: Grid) -> dict[str, Any]:
-    """A ViT's parameters for another grid: learned positions interpolated (`patches.resample`), as MAE's fine-tuning and
-    DINOv2 do; sine-cosine ones are no parameters."""
-    params = dict(params)
-    if config.positions != "learned" or old == new:
-        return params
-    table = params["positions"]
-    first, patches = table[: int(config.class_token)], table[int(config.class_token) :]
-    if patches.shape[0] != old[0] * old[1]:
-        raise ValueError(f"{patches.shape[0]} positions are no grid of {old[0]} x {old[1]}")
-    image = resample(np.asarray(patches, np.float64), old, new)
-    params["positions"] = np.concatenate([np.asarray(first), image.astype(np.float32)])
-    return params
+    return ViT(config, (height, width), channels, dtype, parent=None)

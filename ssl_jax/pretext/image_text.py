@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
+from ssl_jax import models
 from ssl_jax.config import read
 from ssl_jax.data.pairs import Encode
 from ssl_jax.errors import UserError
-from ssl_jax.models.dual_encoder import DualEncoder, build_dual_encoder, init_from
-from ssl_jax.models.vit import representations
+from ssl_jax.models.dual_encoder import DualEncoder, init_from
 from ssl_jax.pretext.contrastive import fingerprints, in_chunks, infonce, sigmoid
 from ssl_jax.pretext.patch_masking import MaskConfig
 from ssl_jax.randomness import example_keys, substream
@@ -67,16 +67,9 @@ class ImageText:
     @classmethod
     def from_config(cls, config: ConfigDict, info: DataInfo) -> "ImageText":
         task = read(ImageTextConfig, config.task, "task")
-        if config.model.get("name", "dual_encoder") != "dual_encoder":
-            raise UserError(f"model.name={config.model.name!r}: the image_text task needs dual_encoder")
-        tokens = info.shapes["tokens"].shape[0]
-        ids = {"end_id": info.tokenizer.separator_id, "pad_id": info.tokenizer.pad_id}
-        dtype = jnp.dtype(config.training.get("dtype", "float32"))
-        shape = tuple(info.shapes["image"].shape)
-        model = build_dual_encoder(config.model, shape, info.tokenizer.size, tokens, **ids, dtype=dtype)
+        model = models.build("pairs", config, info)
         if task.mask is not None:
-            grid = tuple(n // p for n, p in zip(shape, model.config.image.patch, strict=False))
-            task.mask.check(grid, "task.mask")
+            task.mask.check(model.image_encoder.grid, "task.mask")
         batch, chunks = config.data.get("batch_size", 0), config.training.get("accumulation", 1)
         if batch == 1:
             raise UserError("data.batch_size=1: a contrastive loss needs other examples to tell a pair from; use at least 2")
@@ -105,8 +98,7 @@ class ImageText:
         """Unit vectors of images and texts, f32[batch, dim]; with keys, dropout and patch dropping are on."""
         visible, of = None, lambda name: None if keys is None else substream(keys, name)
         if self.config.mask is not None and keys is not None:
-            patch, size = self.model.config.image.patch, self.model.image_size
-            visible = self.config.mask(of("mask"), (size[0] // patch[0], size[1] // patch[1])).visible
+            visible = self.config.mask(of("mask"), self.model.image_encoder.grid).visible
         towers = {name: params[name] for name in params if not name.startswith("logit")}
         apply = lambda method, *args, **kw: self.model.apply({"params": towers}, *args, method=method, **kw)[0]
         x = apply("encode_image", images, visible=visible, keys=of("image_dropout"))
@@ -144,7 +136,7 @@ class ImageText:
         if "image" in batch:
             read: Any = self.model.apply({"params": towers}, batch["image"], method="encode_image")
             vector, tokens, intermediates = read
-            named = representations(self.model.config.image, tokens, intermediates) | {"image_embedding": vector}
+            named = self.model.image_encoder.representations(tokens, intermediates) | {"image_embedding": vector}
         if "tokens" in batch:
             mask = batch.get("attention_mask")
             read = self.model.apply({"params": towers}, batch["tokens"], mask=mask, method="encode_text")

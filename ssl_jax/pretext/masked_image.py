@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 from ml_collections import ConfigDict
 
+from ssl_jax import models
 from ssl_jax.config import read
 from ssl_jax.errors import UserError
 from ssl_jax.models.mae import Decoder, DecoderConfig
 from ssl_jax.models.patches import patchify, unpatchify
-from ssl_jax.models.vit import ViT, ViTConfig, representations, vit_for
 from ssl_jax.pretext.patch_masking import Mask, MaskConfig, from_noise
 from ssl_jax.randomness import example_keys, stream, substream
 from ssl_jax.task import Batch, DataInfo, Images, Metrics, Params
@@ -49,10 +49,10 @@ class MaskedImageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MaskedImage:
-    """Parameters: "encoder" (a ViT), "decoder", and for the PCA target "constants", which are never trained."""
+    """Parameters: "encoder", "decoder", and for the PCA target "constants", which are never trained."""
 
     config: MaskedImageConfig
-    encoder: ViT
+    encoder: Any  # a model that reads images
     decoder: Decoder
     info: DataInfo
 
@@ -63,18 +63,15 @@ class MaskedImage:
     @classmethod
     def from_config(cls, config: ConfigDict, info: DataInfo) -> "MaskedImage":
         task = read(MaskedImageConfig, config.task, "task")
-        if config.model.get("name", "vit") != "vit":
-            raise UserError(f"model.name={config.model.name!r}: the masked_image task needs vit")
-        model = dataclasses.replace(ViTConfig.read(config.model), mask_token=task.mask_tokens_in_encoder)
-        dtype = jnp.dtype(config.training.get("dtype", "float32"))
-        encoder = vit_for(model, tuple(info.shapes["image"].shape), dtype)
+        encoder = models.build("images", config, info, mask_token=task.mask_tokens_in_encoder)
         task.mask.check(encoder.grid, "task.mask")
-        outputs = model.patch[0] * model.patch[1] * encoder.channels
+        outputs = math.prod(encoder.config.patch) * encoder.channels
         if task.target == "pca":
             if not 0 < task.components <= outputs:
                 raise UserError(f"task.components={task.components}: a patch has {outputs} values; use at most so many")
             outputs = task.components
-        return cls(task, encoder, Decoder(task.decoder, encoder.grid, outputs, model.prefix, dtype), info)
+        decoder = Decoder(task.decoder, encoder.grid, outputs, encoder.config.prefix, encoder.dtype)
+        return cls(task, encoder, decoder, info)
 
     # The model ----------------------------------------------------------------------------------------------------
 
@@ -140,7 +137,7 @@ class MaskedImage:
 
     def features(self, params: Params, batch: Batch) -> dict[str, Array]:
         tokens, intermediates = self.encoder.apply({"params": params["encoder"]}, batch["image"])
-        return representations(self.encoder.config, tokens, intermediates)
+        return self.encoder.representations(tokens, intermediates)
 
     def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
         """ "loss", "pred" f32[batch, patches, outputs] and "mask" (1 where hidden); the patches of the least batch["noise"]

@@ -10,9 +10,11 @@ from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
+from ssl_jax import models
+from ssl_jax.models import language
 from ssl_jax.models.cross_entropy import cross_entropy, logits
 from ssl_jax.models.language import Head, NextSentence, Pooler, Transformer
-from ssl_jax.pretext.next_token import by_our_names, init_language, language_features, language_inputs, with_context
+from ssl_jax.pretext.next_token import by_our_names, language_features
 from ssl_jax.pretext.token_masking import Masked, MaskSettings, mask_tokens
 from ssl_jax.randomness import example_keys, stream, substream
 from ssl_jax.task import Batch, DataInfo, Metrics, Params, Text
@@ -48,7 +50,8 @@ class MaskedToken:
         from ssl_jax.errors import UserError
 
         settings = configs.read(MaskedTokenSettings, config.get("task"), "task")
-        shape, dtype, vocabulary = language_inputs(config, info)
+        model = models.build("tokens", config, info)
+        shape = model.config
         info.tokenizer.require("mask")
         if settings.next_sentence and "is_random" not in info.shapes:
             raise UserError('task.next_sentence=True needs data.packing="pairs"')
@@ -56,11 +59,10 @@ class MaskedToken:
             raise UserError("task.next_sentence=True needs model.pooler=True and model.token_types=2")
         if settings.mask.unit != "token":
             _ = info.tokenizer.continues  # UserError where the vocabulary does not say where words begin
-        shape = with_context(shape, info.shapes["tokens"].shape[0])
-        return cls(Transformer(shape, vocabulary, dtype=dtype), Head(shape, vocabulary, dtype), settings, info)
+        return cls(model, Head.of(model), settings, info)
 
     def init(self, key: Key[Array, ""], batch: Batch) -> Params:
-        params = init_language(self.model, self.head, key, batch["tokens"][:1])
+        params = language.init(self.model, self.head, key, batch["tokens"][:1])
         hidden = jnp.zeros((1, 1, self.model.config.width), self.model.dtype)
         if self.settings.next_sentence:
             params["next_sentence"] = self._next_sentence.init(substream(key, "next_sentence"), hidden)["params"]

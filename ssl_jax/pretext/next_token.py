@@ -1,7 +1,7 @@
 """Predict the next token (Radford et al. 2018, 2019)."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,14 +9,13 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
+from ssl_jax import models
 from ssl_jax.errors import UserError
-from ssl_jax.models import block_number
+from ssl_jax.models import block_number, language
 from ssl_jax.models.cross_entropy import cross_entropy, logits
-from ssl_jax.models.language import Head, LanguageConfig, Transformer, pooled
+from ssl_jax.models.language import Head, Transformer, pooled
 from ssl_jax.randomness import example_keys
 from ssl_jax.task import Batch, DataInfo, Metrics, Params, Text
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +64,13 @@ class NextToken:
     @classmethod
     def from_config(cls, config: ConfigDict, info: DataInfo) -> "NextToken":
         settings = configs.read(NextTokenSettings, config.get("task"), "task")
-        shape, dtype, vocabulary = language_inputs(config, info)
-        length = info.shapes["tokens"].shape[0] - 1
-        shape = with_context(shape, length)
-        model = Transformer(shape, vocabulary, causal=True, dtype=dtype)
-        return cls(model, Head(shape, vocabulary, dtype), settings, info)
+        length = info.shapes["tokens"].shape[0] - 1 if "tokens" in info.shapes else None
+        model = models.build("tokens", config, info, causal=True, length=length)
+        return cls(model, Head.of(model), settings, info)
 
     def init(self, key: Key[Array, ""], batch: Batch) -> Params:
         tokens = batch["tokens"][:1, : self.model.context]
-        return init_language(self.model, self.head, key, tokens)
+        return language.init(self.model, self.head, key, tokens)
 
     def loss(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool) -> tuple[Float[Array, ""], Metrics]:
         tokens, segments = batch["tokens"], batch.get("segments")
@@ -129,43 +126,6 @@ class NextToken:
 
 
 # Shared with the other tasks over tokens ------------------------------------------------------------------------------
-
-
-def language_inputs(config: ConfigDict, info: DataInfo) -> tuple[LanguageConfig, Any, int]:
-    """The model's settings, the compute dtype and the vocabulary's size, checked."""
-    model = config.get("model") or {}
-    if model.get("name", "transformer") not in ("transformer", "language"):
-        raise UserError(f"model.name={model['name']!r}: a task over tokens takes 'transformer'")
-    if "tokens" not in info.shapes or info.tokenizer is None:
-        raise UserError("data.train: holds no tokens; this task needs text")
-    shape = configs.read(LanguageConfig, model, "model")
-    name = (config.get("training") or {}).get("dtype", "float32")
-    if name not in DTYPES:
-        raise UserError(f"training.dtype={name!r}: must be one of {', '.join(DTYPES)}")
-    if shape.position_offset and info.tokenizer.pad_id != shape.position_offset - 1:
-        raise UserError(
-            f"model.position_offset={shape.position_offset}: positions start behind the padding token's id, which must then be "
-            f"{shape.position_offset - 1}; the tokenizer's is {info.tokenizer.pad_id}"
-        )
-    return shape, DTYPES[name], shape.tokens(info.tokenizer.size)
-
-
-def with_context(shape: LanguageConfig, length: int) -> LanguageConfig:
-    """`shape` with the data's length as its context where none is set."""
-    if shape.context_length is None:
-        return dataclasses.replace(shape, context_length=length)
-    if shape.context_length < length:
-        raise UserError(f"model.context_length={shape.context_length} is shorter than the data's {length} tokens (data.block)")
-    return shape
-
-
-def init_language(model: Transformer, head: Head, key: Key[Array, ""], tokens: Array) -> dict:
-    from ssl_jax.randomness import substream
-
-    transformer = model.init(substream(key, "transformer"), tokens)["params"]
-    hidden = jnp.zeros((1, 1, model.config.width), model.dtype)
-    top = head.init(substream(key, "head"), hidden, transformer["token_embedding"]).get("params", {})
-    return {"transformer": transformer, "head": top} if top else {"transformer": transformer}
 
 
 def by_our_names(batch: Batch) -> dict[str, Array]:

@@ -14,7 +14,7 @@ from ssl_jax.downstream.evaluators.heads import Descent, LogisticRegression, des
 from ssl_jax.downstream.evaluators.linear_probe import LinearProbe, probe
 from ssl_jax.downstream.metrics import classification as metrics
 from ssl_jax.errors import UserError
-from ssl_jax.models.vit import ViT, ViTConfig, representations
+from ssl_jax.models.vit import ViT, ViTConfig
 
 
 def problem(count=600, dim=9, classes=4, seed=0):
@@ -218,7 +218,7 @@ class ViTTask:
         return self.vit.init(key, batch["image"])["params"]
 
     def features(self, params, batch):
-        return representations(self.vit.config, *self.vit.apply({"params": params}, batch["image"]))
+        return self.vit.representations(*self.vit.apply({"params": params}, batch["image"]))
 
 
 # The evaluator ------------------------------------------------------------------------------------------------------

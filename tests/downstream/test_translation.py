@@ -16,8 +16,8 @@ from ssl_jax.downstream.evaluators.translation import TranslationMetrics, score
 from ssl_jax.downstream.supervised.decoding import Search
 from ssl_jax.downstream.supervised.translation import Translation, detokenized
 from ssl_jax.errors import UserError
+from ssl_jax.models import language
 from ssl_jax.models.language import Head, LanguageConfig, Transformer
-from ssl_jax.pretext.next_token import init_language
 from ssl_jax.randomness import stream
 
 SHAPE = dict(width=16, depth=1, heads=2, init="normal", init_std=0.2)
@@ -156,7 +156,7 @@ def test_detokenized(data):
 
 def pretext(causal, length=12, **changes):
     shape = LanguageConfig(context_length=length, **(SHAPE | changes))
-    return init_language(
+    return language.init(
         Transformer(shape, 262, causal=causal), Head(shape, 262), jax.random.key(9), jnp.zeros((1, 4), jnp.int32)
     )
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from ssl_jax.errors import UserError
 from ssl_jax.models.patches import inverse_of, patchify, pick, sincos2d, unpatchify
-from ssl_jax.models.vit import SIZES, ViT, ViTConfig, build_vit, representations, resize_positions
+from ssl_jax.models.vit import SIZES, ViT, ViTConfig, build
+from ssl_jax.task import DataInfo
 
 
 def tiny(**options) -> ViTConfig:
@@ -19,6 +20,10 @@ def tiny(**options) -> ViTConfig:
 def init(model: ViT, batch: int = 2, **options):
     images = jax.random.normal(jax.random.key(1), (batch, *model.image_size, model.channels))
     return jax.jit(model.init)(jax.random.key(0), images, **options)["params"], images
+
+
+def images_of(*shape: int) -> DataInfo:
+    return DataInfo({"image": jax.ShapeDtypeStruct(shape, jnp.float32)})
 
 
 def count(tree) -> int:
@@ -69,7 +74,7 @@ PUBLISHED = {"Ti": 5.5, "S": 21.7, "B": 86, "L": 303, "H": 631, "g": 1011}
 
 @pytest.mark.parametrize("size", SIZES)
 def test_parameter_counts_of_the_published_sizes(size):
-    model = build_vit({"size": size}, (224, 224, 3))
+    model = build({"size": size}, images_of(224, 224, 3))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3))))["params"]
     c = model.config
     assert count(shapes) == torch_vit_parameters(c.width, c.depth, c.width_of_mlp, c.patch[0])
@@ -137,7 +142,7 @@ def test_every_variant_names_its_representations(options):
     model = ViT(tiny(**options), (4, 6), 2)
     params, images = init(model)
     tokens, intermediates = jax.jit(model.apply)({"params": params}, images)
-    named = representations(model.config, tokens, intermediates)
+    named = model.representations(tokens, intermediates)
     assert tokens.shape == (2, model.config.prefix + model.patches, 16)
     assert named["tokens"].shape == (2, model.patches, 16)
     np.testing.assert_allclose(named["mean"], np.mean(named["tokens"], axis=1), atol=1e-6)
@@ -167,10 +172,10 @@ def test_initial_values_are_maes():
 
 
 def test_resizing_positions_keeps_the_class_token_and_a_linear_ramp():
-    config = tiny(positions="learned")
+    model = ViT(tiny(positions="learned"), (16, 16), 1)
     ramp = np.arange(4, dtype=np.float32)
     table = np.concatenate([np.full((1, 16), 7.0), np.tile(np.repeat(ramp, 4)[:, None], (1, 16))]).astype(np.float32)
-    resized = resize_positions({"positions": table}, config, (4, 4), (8, 8))["positions"]
+    resized = model.adapt({"positions": table}, (4, 4))["positions"]
     assert resized.shape == (65, 16)
     np.testing.assert_array_equal(resized[0], 7)
     rows = np.asarray(resized[1:]).reshape(8, 8, 16)
@@ -189,7 +194,7 @@ def test_resizing_positions_keeps_the_class_token_and_a_linear_ramp():
 ])  # fmt: skip
 def test_mistakes_are_named(section, message):
     with pytest.raises(UserError) as error:
-        build_vit(section, (28, 28, 1))
+        build(section, images_of(28, 28, 1))
     assert str(error.value) == message
 
 

@@ -204,7 +204,7 @@ def test_flops_by_hand():
     (dict(target="pca", components=40), "task.components=40: a patch has 32 values; use at most so many"),
     (dict(decoder=dict(depth=0)),
      "task.decoder.depth=0: a linear decoder sees no hidden patch; set mask_tokens_in_encoder=True"),
-    (dict(model=dict(name="transformer")), "model.name='transformer': the masked_image task needs vit"),
+    (dict(model=dict(name="transformer")), "model.name='transformer': does not read images; use vit"),
 ])  # fmt: skip
 def test_mistakes_are_named(options, message):
     with pytest.raises(UserError) as error:

@@ -156,7 +156,7 @@ def test_a_repeated_text_is_learnt():
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        (dict(model=dict(name="vit")), "model.name='vit': a task over tokens takes 'transformer'"),
+        (dict(model=dict(name="vit")), "model.name='vit': does not read tokens; use transformer"),
         (dict(model=dict(context_length=8)), "model.context_length=8 is shorter than the data's 16 tokens"),
         (dict(model=dict(heads=3)), "model.heads=3 does not divide width=128"),
         (dict(model=dict(wdith=3)), "unknown key model.wdith; did you mean model.width"),

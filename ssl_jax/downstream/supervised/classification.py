@@ -16,12 +16,12 @@ import optax
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
+from ssl_jax import models
 from ssl_jax.config import read
 from ssl_jax.data.images.augment import Mix, mix
 from ssl_jax.errors import UserError
 from ssl_jax.models import block_name
 from ssl_jax.models.layers import truncated_normal
-from ssl_jax.models.vit import ViT, ViTConfig, representations, resize_positions, vit_for
 from ssl_jax.randomness import example_keys, substream
 from ssl_jax.task import Batch, DataInfo, Metrics, Params, Text
 from ssl_jax.training.rules import flatten
@@ -48,10 +48,10 @@ class ClassificationSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
-    """Parameters: "encoder" (a ViT) and "head". Batches: {"image", "label"}, labels i32[batch] or soft f32[batch, classes]."""
+    """Parameters: "encoder" and "head". Batches: {"image", "label"}, labels i32[batch] or soft f32[batch, classes]."""
 
     settings: ClassificationSettings
-    encoder: ViT
+    encoder: Any  # a model that reads images
     info: DataInfo
 
     name: ClassVar[str] = "classification"
@@ -61,17 +61,13 @@ class Classification:
     @classmethod
     def from_config(cls, config: ConfigDict, info: DataInfo) -> "Classification":
         settings = read(ClassificationSettings, config.get("task"), "task")
-        if config.model.get("name", "vit") != "vit":
-            raise UserError(f"model.name={config.model.name!r}: classification needs vit")
         if not info.classes:
             raise UserError("data.train: has no labels; classification needs them")
-        model = ViTConfig.read(config.model)
         mean = settings.pooling == "mean"
-        if not mean and not model.class_token:
+        if not mean and not config.model.get("class_token", True):
             raise UserError('task.pooling="cls" needs model.class_token=True')
-        model = dataclasses.replace(model, mask_token=False, pooling=settings.pooling, norm_pooled=mean, pooler=False)
-        dtype = jnp.dtype(config.training.get("dtype", "float32"))
-        return cls(settings, vit_for(model, tuple(info.shapes["image"].shape), dtype), info)
+        pooling = dict(pooling=settings.pooling, norm_pooled=mean, pooler=False)
+        return cls(settings, models.build("images", config, info, mask_token=False, **pooling), info)
 
     @property
     def _head(self) -> nn.Dense:
@@ -112,7 +108,7 @@ class Classification:
     def features(self, params: Params, batch: Batch) -> dict[str, Array]:
         """The encoder's representations, "pooled" (what the head reads) and "logits"."""
         logits, tokens, inner = self._logits(params, batch["image"])
-        return representations(self.encoder.config, tokens, inner) | {"logits": logits}
+        return self.encoder.representations(tokens, inner) | {"logits": logits}
 
     def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
         """ "logits", "tokens" f32[batch, prefix + patches, width] and "pooled", what the head reads."""
@@ -152,14 +148,10 @@ class Classification:
         """
         if "encoder" not in source:
             raise UserError(f"task.init: holds {', '.join(sorted(source))}, but no encoder of images")
-        config, old = self.encoder.config, dict(source["encoder"])
-        if config.positions == "learned" and "positions" in old:
-            count = len(old["positions"]) - int(config.class_token)
-            side = round(count**0.5)
-            grid = grid or (self.encoder.grid if count == self.encoder.patches else (side, side))
-            if count != grid[0] * grid[1]:
-                raise UserError(f"task.init: {count} positions are no grid of {grid[0]} x {grid[1]} patches")
-            old = resize_positions(old, config, grid, self.encoder.grid)
+        try:
+            old = self.encoder.adapt(source["encoder"], grid)
+        except UserError as error:
+            raise UserError(f"task.init: {error}") from None
         new, found = flatten(params["encoder"]), flatten(old)
         fresh = [name for name in new if name not in found]
         other = [name for name in new if name in found and np.shape(found[name]) != new[name].shape]

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
+from ssl_jax import models
 from ssl_jax.config import read
 from ssl_jax.data.text.squad import SquadSource
 from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
@@ -23,7 +24,6 @@ from ssl_jax.downstream.supervised.text_encoder import (
     init_transformer,
     label_scores,
     representations,
-    transformer_for,
 )  # fmt: skip
 from ssl_jax.errors import UserError
 from ssl_jax.models.language import Transformer
@@ -63,7 +63,7 @@ class QuestionAnswering(FromPretext):
     @classmethod
     def from_config(cls, config: ConfigDict, info: DataInfo) -> "QuestionAnswering":
         settings = read(QuestionAnsweringSettings, config.get("task"), "task")
-        return cls(settings, transformer_for(config, info, causal=settings.causal), info)
+        return cls(settings, models.build("tokens", config, info, causal=settings.causal), info)
 
     @property
     def _head(self) -> nn.Dense:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
+from ssl_jax import models
 from ssl_jax.config import read
 from ssl_jax.downstream.evaluators.baselines import majority
 from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
@@ -20,7 +21,6 @@ from ssl_jax.downstream.supervised.text_encoder import (
     init_transformer,
     label_scores,
     representations,
-    transformer_for,
 )  # fmt: skip
 from ssl_jax.errors import UserError
 from ssl_jax.models.language import Pooler, Transformer, pooled
@@ -72,7 +72,7 @@ class TextClassification(FromPretext):
         settings = read(TextClassificationSettings, config.get("task"), "task")
         if not info.classes:
             raise UserError("data.train: has no labels; text_classification needs them")
-        return cls(settings, transformer_for(config, info, causal=settings.causal), info)
+        return cls(settings, models.build("tokens", config, info, causal=settings.causal), info)
 
     @property
     def _head(self) -> nn.Dense:

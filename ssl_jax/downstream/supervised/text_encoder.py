@@ -7,19 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
-from ml_collections import ConfigDict
 
 from ssl_jax.errors import UserError
+from ssl_jax.models import block_number
 from ssl_jax.models.language import Transformer, pooled
-from ssl_jax.pretext.next_token import language_inputs, with_context
-from ssl_jax.task import Batch, DataInfo, Params
+from ssl_jax.task import Batch, Params
 from ssl_jax.training.rules import flatten
-
-
-def transformer_for(config: ConfigDict, info: DataInfo, *, causal: bool) -> Transformer:
-    """The transformer of `config.model` for sequences of the data's length."""
-    shape, dtype, vocabulary = language_inputs(config, info)
-    return Transformer(with_context(shape, info.shapes["tokens"].shape[0]), vocabulary, causal=causal, dtype=dtype)
 
 
 def init_transformer(model: Transformer, key: Key[Array, ""], batch: Batch) -> Params:
@@ -41,7 +34,7 @@ def representations(hidden: Array, intermediates: Mapping[str, Any], batch: Batc
     segments = batch.get("segments")
     found = {"tokens": hidden.astype(jnp.float32), **pooled(hidden, segments)}
     for name, value in intermediates.items():
-        if name.startswith("block"):
+        if block_number(name) is not None:
             found |= {f"{name}/{kind}": x for kind, x in pooled(value, segments).items()}
     return found
 

@@ -10,14 +10,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
+from ssl_jax import models
 from ssl_jax.config import read
 from ssl_jax.data.text.supervised import sentence_ends
 from ssl_jax.downstream.supervised.decoding import Search
 from ssl_jax.downstream.supervised.text_encoder import label_scores, representations, transformer_of, transplant
 from ssl_jax.errors import UserError
-from ssl_jax.models.encoder_decoder import CROSS, EncoderDecoder, EncoderDecoderConfig, PrefixDecoder
-from ssl_jax.models.language import LanguageConfig
-from ssl_jax.pretext.next_token import DTYPES
+from ssl_jax.models.encoder_decoder import CROSS, EncoderDecoder, PrefixDecoder
 from ssl_jax.randomness import example_keys
 from ssl_jax.task import Batch, DataInfo, Metrics, Params, Text
 
@@ -52,27 +51,11 @@ class Translation:
     @classmethod
     def from_config(cls, config: ConfigDict, info: DataInfo) -> "Translation":
         settings = read(TranslationSettings, config.get("task"), "task")
-        section = config.get("model") or {}
-        dtype = (config.get("training") or {}).get("dtype", "float32")
-        if dtype not in DTYPES:
-            raise UserError(f"training.dtype={dtype!r}: must be one of {', '.join(DTYPES)}")
-        lengths = info.shapes["source"].shape[0], info.shapes["target"].shape[0] - 1
-        kind = section.get("name", "encoder_decoder")
-        if kind == "encoder_decoder":
-            shape = read(EncoderDecoderConfig, section, "model")
-            if settings.decoder_init and shape.shared_embedding and not settings.init:
-                raise UserError("task.decoder_init: set model.shared_embedding=False, or its tokens' vectors would be lost")
-            for side, part, needed in zip(("encoder", "decoder"), (shape.encoder, shape.decoder_or_same), lengths, strict=True):
-                _check_context(part, needed, f"model.{side}")
-            model = EncoderDecoder.of(shape, info.tokenizer.size, *lengths, DTYPES[dtype])
-        elif kind == "transformer":
-            shape = read(LanguageConfig, section, "model")
-            if settings.decoder_init:
-                raise UserError("task.decoder_init: a prefix LM has no decoder of its own; use task.init")
-            _check_context(shape, sum(lengths), "model")
-            model = PrefixDecoder.of(shape, info.tokenizer.size, *lengths, DTYPES[dtype])
-        else:
-            raise UserError(f"model.name={kind!r}: translation takes encoder_decoder, or transformer as a prefix LM")
+        model = models.build("parallel_text", config, info)
+        if settings.decoder_init and isinstance(model, PrefixDecoder):
+            raise UserError("task.decoder_init: a prefix LM has no decoder of its own; use task.init")
+        if settings.decoder_init and model.shared_embedding and not settings.init:
+            raise UserError("task.decoder_init: set model.shared_embedding=False, or its tokens' vectors would be lost")
         return cls(settings, model, info)
 
     def init(self, key: Key[Array, ""], batch: Batch) -> Params:
@@ -149,11 +132,6 @@ class Translation:
 
     def flops(self) -> float:
         return 3 * self.model.flops_forward(self.info.shapes["source"].shape[0], self.info.shapes["target"].shape[0] - 1)
-
-
-def _check_context(config: LanguageConfig, needed: int, path: str) -> None:
-    if config.context_length is not None and config.context_length < needed:
-        raise UserError(f"{path}.context_length={config.context_length}: must be at least {needed}, the data's longest text")
 
 
 def detokenized(tokenizer: Any, ids: Int[np.ndarray, "time"]) -> str:
