@@ -156,9 +156,12 @@ def _run(config: ConfigDict, workdir: str, *, evaluate: bool) -> int:
     odd = odd_settings(parts)
     meanwhile = parts.training.evaluate_every is not None
     test = checked_test_data(parts) if parts.evaluators and (evaluate or meanwhile) else None
+    splits = {"train": parts.stream.dataset, **({} if test is None else {"test": test})}
+    wd.check_data(made_from := {split: dataset.fingerprint() for split, dataset in splits.items()})
+    odd += dict.fromkeys(line for dataset in splits.values() for line in dataset.notes())
     trainer = None if trained(wd) else trainer_of(parts)
     with locked(wd.path), preemption.active(parts.checkpoint.grace):
-        wd.start(config, parts.info)
+        wd.start(config, parts.info, made_from)
         warn_of(wd, odd)
         started = time.monotonic()
         steps, params = train(parts, wd, trainer)
@@ -336,7 +339,9 @@ def checked_test_data(parts: Parts) -> Any:
     test = parts.dataset("test", False)
     evaluation = evaluation_data(parts, test, None)
     for name, evaluator in parts.evaluators.items():
-        if hasattr(evaluator, "check") and not _left_out(evaluator, evaluation):
+        if left_out(evaluator, evaluation):
+            say(f"{name}: will be left out, {unlabelled(evaluation)} has no labels")
+        elif hasattr(evaluator, "check"):
             try:
                 evaluator.check(evaluation)
             except UserError as error:
@@ -362,6 +367,7 @@ def evaluate_all(
         values = dict(values_of(key, evaluator, encoder, evaluation))
         results = {n: v for n, v in results.items() if not n.startswith(f"{key}/")} | values
         timings[key] = time.monotonic() - started
+        results |= skipped_examples(evaluation)
         done[key] = mark
         wd.write(name, results)
         if name == "results.json":
@@ -377,16 +383,28 @@ def evaluate_all(
 
 def values_of(name: str, evaluator: Any, encoder: Any, evaluation: Any) -> Iterator[tuple[str, float]]:
     """An evaluator's values under its name; nothing, with a line, where it needs labels that the data have not."""
-    if _left_out(evaluator, evaluation):
-        say(f"{name}: left out, {evaluation.train.source.name} has no labels")
+    if left_out(evaluator, evaluation):
+        say(f"{name}: left out, {unlabelled(evaluation)} has no labels")
         return
     for key, value in evaluator(encoder, evaluation):
         yield f"{name}/{key}", float(value)
 
 
-def _left_out(evaluator: Any, evaluation: Any) -> bool:
-    needs = getattr(evaluator, "requires_labels", False)
-    return needs and (evaluation.test.labels() is None or evaluation.train.labels() is None)
+def skipped_examples(evaluation: Any) -> dict[str, int]:
+    """Return how many examples of each split were skipped ("data/test/skipped"), where any were."""
+    counts = {f"data/{split}/skipped": getattr(evaluation, split).skipped() for split in ("train", "test")}
+    return {name: count for name, count in counts.items() if count}
+
+
+def left_out(evaluator: Any, evaluation: Any) -> bool:
+    """Whether an evaluator needs labels that a split does not have."""
+    return getattr(evaluator, "requires_labels", False) and bool(unlabelled(evaluation))
+
+
+def unlabelled(evaluation: Any) -> str:
+    """Return the names of the sources without labels, "" where all have them."""
+    names = [dataset.source.name for dataset in (evaluation.train, evaluation.test) if dataset.labels() is None]
+    return " and ".join(dict.fromkeys(names))
 
 
 def encoder_of(parts: Parts, params: Params, cache: pathlib.Path | None = None, checkpoint: str | None = None) -> Any:

@@ -1,6 +1,7 @@
 """A work directory: which files a run keeps, and how they are read and written.
 
 config.json    the resolved config, with versions, git commit and device
+data.json      what each split was made from: source, number of examples, digest
 info.json      what the data set told the task (shapes, classes, normalisation), so that a model loads without its data
 tokenizer/     the tokenizer, for text
 metrics.jsonl  one object a log step
@@ -103,14 +104,35 @@ class Workdir:
             shown = f"{'; '.join(differ[:3])}{more}"
             raise UserError(f"--workdir={self.path}: belongs to a run of another config ({shown}); take another --workdir")
 
-    def start(self, config: ConfigDict, info: DataInfo) -> None:
-        """Record what runs: the config and what is known of the machine, the data's shape and the tokenizer."""
+    def start(self, config: ConfigDict, info: DataInfo, data: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """Record what runs: the config and what is known of the machine, the data's shape and the tokenizer.
+
+        `data` holds what each split was made from (`Dataset.fingerprint`). Raises UserError where an earlier start of this
+        run was made from other data.
+        """
+        self.check_data(data or {})
         self.path.mkdir(parents=True, exist_ok=True)
         sections, card = plain(config)
         self.write("config.json", {"config": sections, "card": card, **environment()})
         self.write("info.json", info_to_json(info))
+        self.write("data.json", {**self.read("data.json", {}), **(data or {})})
         if info.tokenizer is not None and not (self.path / "tokenizer").exists():
             info.tokenizer.save(self.path / "tokenizer")
+
+    def check_data(self, data: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raise UserError where a split was made from other data than `data`, by split, says; see Dataset.fingerprint."""
+        for split, old in self.read("data.json", {}).items():
+            new = data.get(split, old)
+            if (new["examples"], new["digest"]) != (old["examples"], old["digest"]):
+                same = (
+                    f"others of the same number, {old['examples']:,}"
+                    if new["examples"] == old["examples"]
+                    else (f"{old['examples']:,}, now {new['examples']:,}")
+                )
+                raise UserError(
+                    f"--workdir={self.path}: the examples of {new['source']} ({split}) have changed since the run was started "
+                    f"(then {same}); restore them, or take another --workdir"
+                )
 
     def info(self) -> DataInfo:
         """The DataInfo the run was started with."""

@@ -63,7 +63,7 @@ def tasks(options) -> dict[str, tuple[dict, int]]:
 
 def write_corpus(options, path: pathlib.Path) -> None:
     """All sentences of both training splits, one a line, without their labels."""
-    from ssl_jax.data.sources.text_tables import read_table
+    from ssl_jax.data.sources.text_columns import read_table
 
     lines = []
     for uri, column in ((f"trec:{options.trec_train}", "text"), (f"tsv:{options.sst2_train}", "sentence")):

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from ssl_jax.data.sources import tfds
-from ssl_jax.data.sources.base import BUNDLED, SCHEMES, load_source
+from ssl_jax.data.sources import SCHEMES, load_source, tfds
+from ssl_jax.data.sources.bundled import BUNDLED
 from ssl_jax.errors import UserError
 
 FORMS = {

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,10 +13,10 @@ import numpy as np
 from ssl_jax.config import read
 from ssl_jax.data.images import colour, decode
 from ssl_jax.data.images.augment import Augment
-from ssl_jax.data.images.dataset import NORMALIZE, STATISTICS_EXAMPLES, pixel_statistics
-from ssl_jax.data.pipeline import BadExample, Dataset
-from ssl_jax.data.sources.base import Source, load_source
-from ssl_jax.data.sources.pair_files import HINT, open_csv, open_jsonl, open_tar, open_tsv  # noqa: F401 (the schemes point here)
+from ssl_jax.data.images.dataset import NORMALIZE, STATISTICS_EXAMPLES, check_columns, labelled, pixel_statistics
+from ssl_jax.data.labels import match_classes
+from ssl_jax.data.pipeline import BadExample, Dataset, existing
+from ssl_jax.data.sources import HINT, Source, load_source
 from ssl_jax.data.text.supervised import tokenizer_of
 from ssl_jax.data.text.tokenizers import Tokenizer, TokenizerSettings
 from ssl_jax.errors import UserError
@@ -94,10 +94,12 @@ class PairsSettings:
     augment: PairAugment = PairAugment()
     eval_crop: float = 1.0
     normalize: str | tuple | None = "clip"  # "clip", "imagenet", "half", "dataset", None ([0, 1]) or (means, stds)
-    columns: Mapping | None = None  # of a table: dict(image=..., text=..., label=...); default: by their usual names
+    columns: Mapping | None = None  # of a table: dict(image=..., text=..., label=...); None: not read; default: usual names
     placement: str = "host"
     workers: int = 0  # processes that decode; 0: threads of this process
-    on_bad_example: str = "error"  # or "skip": the next example takes its place
+    on_bad_example: str = "error"  # or "skip": unreadable examples and those without a label are left out and counted
+    classes: tuple = ()  # class names in their order; default: the training source's, if it has labels
+    unknown_classes: str = "error"  # test examples of a class that training does not have; or "skip": left out and counted
     dir: str | None = None  # where prepared TFDS data lies
 
     def __post_init__(self):
@@ -120,16 +122,13 @@ class PairsSettings:
             raise UserError(f"workers={self.workers}: must lie in [0, 256]")
         if self.on_bad_example not in ("error", "skip"):
             raise UserError(f'on_bad_example={self.on_bad_example!r}: must be "error" or "skip"')
-        for key in self.columns or ():
-            if key not in ("image", "text", "label"):
-                raise UserError(f"columns.{key}: unknown; valid keys are image, text, label")
+        if self.unknown_classes not in ("error", "skip"):
+            raise UserError(f'unknown_classes={self.unknown_classes!r}: must be "error" or "skip"')
+        check_columns(self.columns)
 
     def source(self, split: str) -> Source:
         uri = self.train if split == "train" else self.test
-        options: dict[str, Any] = {"dir": self.dir} if self.dir else {}
-        if self.columns and uri.partition(":")[0] in ("jsonl", "csv", "tsv"):
-            options["columns"] = tuple(sorted(self.columns.items()))
-        return load_source(uri, **options)
+        return load_source(uri, dir=self.dir, columns=self.columns)
 
 
 def build(
@@ -147,7 +146,11 @@ def build(
     `info.extra` holds "class_texts", what each class is in words, where the source knows it.
     """
     settings = read(PairsSettings, section, "data")
-    source, training = settings.source(split), settings.source("train")
+    training = settings.source("train")
+    classes, named_by = (settings.classes, "data.classes") if settings.classes else (training.classes, settings.train)
+    source = match_classes(settings.source(split), classes, named_by, settings.unknown_classes)
+    if not source.has_text:
+        raise UserError(f"{source.name}: no column is known to hold the captions; set data.columns.text")
     size = _size(settings, source)
     init = {"init": (task_section or {}).get("init_text")}  # a text tower reads what the run it starts from read
     tokenizer = tokenizer_of(settings.tokenizer, init, workdir, lambda: _all_captions(training))
@@ -159,22 +162,21 @@ def build(
         "image": jax.ShapeDtypeStruct((*size, 3), jnp.float32),
         "tokens": jax.ShapeDtypeStruct((settings.context_length,), jnp.int32),
     }
-    labels = source.labels()
-    if labels is not None:
+    if labelled(source):
         shapes["label"] = jax.ShapeDtypeStruct((), jnp.int32)
-    extra = {"class_texts": source.class_texts} if hasattr(source, "class_texts") else {}
+    extra = {} if source.class_texts is None else {"class_texts": source.class_texts}
     info = DataInfo(shapes=shapes, classes=tuple(source.classes), mean=mean, std=std, tokenizer=tokenizer, extra=extra)
-    return Dataset(
+    dataset = Dataset(
         info=info,
         size=len(source),
         example=examples,
         source=source,
         on_device=functools.partial(_on_device, settings=augment, mean=mean, std=std),
-        label_array=labels,
         placement="host",
         workers=settings.workers,
         skip_bad=settings.on_bad_example == "skip",
     )
+    return existing(dataset, scan=labelled(source) or split == "test", augmented=train)
 
 
 @dataclasses.dataclass
@@ -219,7 +221,7 @@ class Examples:
     eval_crop: float
 
     def __call__(self, index: int, generator: np.random.Generator | None) -> dict[str, np.ndarray]:
-        draw = getattr(self.source, "draw", None)
+        draw = self.source.draw
         try:
             example = draw(index, generator) if draw is not None and generator is not None else self.source[index]
             captions = captions_of(example)
@@ -287,7 +289,7 @@ def _size(settings: PairsSettings, source: Source) -> tuple[int, int]:
 
 def _all_captions(source: Source) -> Iterator[str]:
     """The captions that a tokenizer is trained on, read without the images where the source can."""
-    own: Callable[[int], Iterable[str]] | None = getattr(source, "captions", None)
+    own = source.captions
     for index in np.unique(np.linspace(0, len(source) - 1, min(len(source), TOKENIZER_EXAMPLES)).astype(int)):
         try:
             yield from own(int(index)) if own is not None else captions_of(source[int(index)])

@@ -4,8 +4,10 @@ Workers and prefetch hide the latency of decoding and change no value. A data se
 then a host batch holds only indices, and the gather and the augmentation run inside the jitted step.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
+import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -17,16 +19,12 @@ from absl import flags
 from jaxtyping import Array, Key
 
 from ssl_jax import randomness
-from ssl_jax.data.sources.base import Source
+from ssl_jax.data.sources import MISSING, BadExample, Source
 from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo
 
 HostBatch = dict[str, np.ndarray]
 Arrays = Mapping[str, jax.Array | np.ndarray]
-
-
-class BadExample(UserError):
-    """One example cannot be read: a truncated file, a wrong shape, bad UTF-8. The line names its source and index."""
 
 
 def grain() -> Any:
@@ -68,14 +66,26 @@ class Dataset:
     workers: int = 0
     skip_bad: bool = False  # settings' on_bad_example="skip"
     bad: set[int] = dataclasses.field(default_factory=set)  # indices found unreadable in this process
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)  # why -> of how many examples (see `existing`)
 
     def labels(self) -> np.ndarray | None:
         """i32[size] without decoding any example; None without labels."""
         return self.source.labels() if self.label_array is None else self.label_array
 
     def skipped(self) -> int:
-        """How many different examples were found unreadable and passed over."""
-        return len(self.bad)
+        """Return how many examples of the source were passed over: unreadable, without a label, of an unknown class."""
+        return len(self.bad) + sum(self.left_out.values())
+
+    def notes(self) -> tuple[str, ...]:
+        """Return one line for each kind of thing that the source holds and this data set does not, with counts."""
+        lines = [f"not read: {line}" for line in self.source.unread()]
+        lines += [f"skipped: {count:,} examples {why}" for why, count in self.left_out.items() if count]
+        return tuple(f"{self.source.name}: {line}" for line in lines)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what the data set was made from: its source's name, number of examples and digest, before any split."""
+        source = whole(self.source)
+        return {"source": source.name, "examples": len(source), "digest": source.fingerprint()}
 
     def read(self, index: int, generator: np.random.Generator | None) -> dict[str, np.ndarray]:
         """example(index), or the next readable one where bad examples are skipped."""
@@ -106,7 +116,7 @@ def subset(dataset: Dataset, indices: Any) -> Dataset:
     indices = np.asarray(indices, np.int64)
     if indices.ndim != 1 or len(indices) == 0 or indices.min() < 0 or indices.max() >= dataset.size:
         raise ValueError(f"indices must be a non-empty list within [0, {dataset.size})")
-    parent, of_parent = dataset, _Moved(dataset, indices)
+    parent, of_parent = dataset, Part(dataset, indices)
     changes: dict[str, Any] = dict(size=len(indices), example=of_parent.example, source=of_parent, bad=set())
     changes["label_array"] = None
     if parent.arrays is not None:
@@ -117,12 +127,19 @@ def subset(dataset: Dataset, indices: Any) -> Dataset:
     return dataclasses.replace(dataset, **changes)
 
 
-class _Moved:
-    """A source and its examples seen through a list of indices."""
+class Part(Source):
+    """The examples of a data set at a list of indices, as a source."""
 
     def __init__(self, parent: Dataset, indices: np.ndarray):
         self.parent, self.indices = parent, indices
-        self.name, self.classes, self.arrays = parent.source.name, parent.source.classes, None
+        self.name, self.classes, self.class_texts = parent.source.name, parent.source.classes, parent.source.class_texts
+
+    @property
+    def captions(self) -> Callable[[int], tuple[str, ...]] | None:
+        return None if self.parent.source.captions is None else self._captions
+
+    def _captions(self, index: int) -> tuple[str, ...]:
+        return self.parent.source.captions(int(self.indices[index]))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -139,6 +156,84 @@ class _Moved:
 
     def example(self, index: int, generator: np.random.Generator | None) -> dict[str, np.ndarray]:
         return self.parent.example(int(self.indices[index]), generator)
+
+    def keys(self) -> Iterable[bytes]:
+        keys = list(self.parent.source.keys())
+        return (keys[index] for index in self.indices)
+
+    def unread(self) -> tuple[str, ...]:
+        return self.parent.source.unread()
+
+
+def whole(source: Source) -> Source:
+    """Return the source that a part, or a part of a part, was taken from."""
+    while isinstance(source, Part):
+        source = source.parent.source
+    return source
+
+
+# Which examples exist -----------------------------------------------------------------------------------------------
+
+_READABLE: weakref.WeakKeyDictionary[Source, dict[str, np.ndarray]] = weakref.WeakKeyDictionary()
+_UNCHECKED, _GOOD, _BAD = 0, 1, 2
+
+
+def existing(dataset: Dataset, *, scan: bool, augmented: bool = False) -> Dataset:
+    """Return the examples that a run has: with a label where the source has labels, of a known class, and readable.
+
+    This is the one place that decides it: size, labels, order and subsets of what is returned are those of these examples, so
+    that features and labels are always of equal length. `left_out` says how many are not there and why.
+
+    With `scan` every example is read once, if bad ones are skipped; the outcome is shared by all data sets of the source in
+    this process. Without it (an unlabelled training set, which may be too large to read before training) a bad example is
+    found when it is read, and the next one takes its place. Raises UserError for a missing label unless bad examples are
+    skipped, and where no example is left.
+    """
+    keep, left_out, source = np.ones(dataset.size, bool), dict(dataset.left_out), dataset.source
+    labels = None if whole(source).all_labelled else dataset.labels()
+    if labels is not None:
+        missing, unknown = labels == MISSING, labels < MISSING
+        if missing.any() and not dataset.skip_bad:
+            raise UserError(
+                f"{source.describe(int(np.argmax(missing)))} has no label ({np.sum(missing):,} of {dataset.size:,} have none); "
+                'fill it in, or set data.on_bad_example="skip" to leave such examples out'
+            )
+        left_out |= {"without a label": int(np.sum(missing)), "of classes that training does not have": int(np.sum(unknown))}
+        keep = labels >= 0
+    if scan and dataset.skip_bad and dataset.arrays is None:
+        candidates = np.flatnonzero(keep)
+        bad = candidates[~readable(dataset, candidates)]
+        keep[bad] = False
+        left_out["that cannot be read"] = len(bad)
+        if not augmented:  # what breaks from now on must not change the number of features
+            dataset = dataclasses.replace(dataset, skip_bad=False)
+    if not keep.any():
+        raise UserError(f"{source.name}: not one of its {dataset.size:,} examples can be read")
+    dataset = dataset if keep.all() else subset(dataset, np.flatnonzero(keep))
+    return dataclasses.replace(dataset, left_out=left_out)
+
+
+def readable(dataset: Dataset, indices: np.ndarray) -> np.ndarray:
+    """Return bool[len(indices)]: whether each example can be read, by reading it under the evaluation transform."""
+    root, places = dataset, np.asarray(indices)
+    while isinstance(root.source, Part):
+        places, root = root.source.indices[places], root.source.parent
+    source, kind = getattr(root.source, "base", root.source), type(root.example).__name__
+    states = _READABLE.setdefault(source, {}).setdefault(kind, np.full(len(source), _UNCHECKED, np.uint8))
+
+    def check(pair: tuple[int, int]) -> None:
+        index, place = pair
+        try:
+            dataset.example(index, None)
+            states[place] = _GOOD
+        except BadExample:
+            states[place] = _BAD
+
+    todo = states[places] == _UNCHECKED
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for _ in pool.map(check, zip(np.asarray(indices)[todo].tolist(), places[todo].tolist(), strict=True)):
+            pass
+    return states[places] == _GOOD
 
 
 def balanced_subset(

@@ -358,7 +358,7 @@ def test_bad_text_is_named_with_its_place(tmp_path):
     with pytest.raises(UserError, match=r"path=.*vocab.txt: the vocabulary \(5 tokens\) lacks \[MASK\]; add it to the file"):
         corpus.build(section(tmp_path / "a.txt", tokenizer=vocabulary), task_section=dict(name="masked_token"))
     write(tmp_path / "a.tsv", "text\tlabel\nabc\t1\n")
-    with pytest.raises(UserError, match="there is no column 'body'; the file has the columns 'text', 'label'"):
+    with pytest.raises(UserError, match="there is no column 'body', only 'text', 'label'"):
         corpus.build(section(tmp_path / "a.tsv") | dict(train=f"tsv:{tmp_path}/a.tsv", column="body"))
 
 

@@ -13,8 +13,7 @@ from PIL import Image
 
 from ssl_jax.data import pairs
 from ssl_jax.data.pipeline import BadExample, Stream, eval_batches
-from ssl_jax.data.sources import emoji, pair_files
-from ssl_jax.data.sources.base import load_source
+from ssl_jax.data.sources import emoji, load_source, tar_shards
 from ssl_jax.errors import UserError
 
 TONES = {0x1F3FB, 0x1F3FC, 0x1F3FD, 0x1F3FE, 0x1F3FF}
@@ -184,9 +183,7 @@ def test_rows_of_one_image_are_one_example(tmp_path, name):
 def test_columns_are_named_and_labels_read(tmp_path):
     rows = [{"where": f"{i}.png", "what": ["a", " b "], "kind": kind} for i, kind in enumerate("yxy")]
     uri = table(tmp_path, rows)
-    with pytest.raises(
-        UserError, match="line 1: no column of 'where', 'what', 'kind' is known to hold the image; set data.col"
-    ):
+    with pytest.raises(UserError, match="no column of 'where', 'what', 'kind' is known to hold the image; set data.col"):
         load_source(uri)
     columns = dict(image="where", text="what", label="kind")
     dataset = pairs.build(section(train=uri, test=uri, image_size=8, columns=columns), split="train", train=True)
@@ -217,18 +214,18 @@ def test_a_bad_example_is_named_or_skipped_and_counted(tmp_path, row, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is empty; expected rows of image paths and captions"),
+        ("", "is empty; expected rows of image paths"),
         ('{"image": "a.png"', "line 1 is not JSON"),
         ("[1, 2]", "line 1 is '[1, 2]', expected an object"),
         ('{"image": 3, "caption": "x"}', "line 1: image is '3', expected the path of an image"),
-        ('{"image": "a.png"}', "line 1: no column of 'image' is known to hold the text"),
+        ('{"image": "a.png"}', "no column is known to hold the captions; set data.columns.text"),
     ],
 )
 def test_a_damaged_table_is_told_in_one_line(tmp_path, text, message):
     path = tmp_path / "pairs.jsonl"
     path.write_text(text)
     with pytest.raises(UserError) as caught:
-        load_source(f"jsonl:{path}")
+        pairs.build(section(train=f"jsonl:{path}", test=f"jsonl:{path}", image_size=8), split="train", train=True)
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -257,8 +254,8 @@ def test_tar_shards_are_random_access(tmp_path, monkeypatch):
     assert len(source) == 5 and source.without_image == 1
     assert source[3] == {"image": png(10), "captions": ("caption 000010000",)}
     assert source[1]["captions"] == ("from json",) and source.describe(4).endswith("00001.tar: 000010001")
-    monkeypatch.setattr(pair_files, "_scan", None)  # the index is kept, and not built twice
-    again = pair_files.TarShards(str(tmp_path))
+    monkeypatch.setattr(tar_shards, "_scan", None)  # the index is kept, and not built twice
+    again = tar_shards.TarShards(str(tmp_path))
     assert [again[i]["captions"] for i in (4, 0)] == [("from json",), ("caption 000000000",)]
     dataset = pairs.build(section(train=f"tar:{tmp_path}", test=f"tar:{tmp_path}", image_size=8), split="train", train=True)
     assert Stream(dataset, batch_size=4, seed=0).host_batch(0)["image"].shape == (4, 8, 8, 3)
@@ -266,20 +263,20 @@ def test_tar_shards_are_random_access(tmp_path, monkeypatch):
 
 def test_a_changed_shard_is_indexed_again(tmp_path):
     shards(tmp_path, count=1)
-    assert len(pair_files.TarShards(str(tmp_path))) == 3
+    assert len(tar_shards.TarShards(str(tmp_path))) == 3
     shards(tmp_path, count=1, each=5)
-    assert len(pair_files.TarShards(str(tmp_path))) == 5
+    assert len(tar_shards.TarShards(str(tmp_path))) == 5
 
 
 def test_missing_and_damaged_shards(tmp_path):
     shards(tmp_path)
     with pytest.raises(UserError, match="2 of its 4 shards do not exist, the first is .*00002.tar"):
-        pair_files.TarShards(f"{tmp_path}/{{00000..00003}}.tar")
+        tar_shards.TarShards(f"{tmp_path}/{{00000..00003}}.tar")
     with pytest.raises(UserError, match="there is no such file; expected a .tar"):
-        pair_files.TarShards(f"{tmp_path}/none/*.tar")
+        tar_shards.TarShards(f"{tmp_path}/none/*.tar")
     (tmp_path / "00002.tar").write_bytes(b"not a tar" * 100)
     with pytest.raises(UserError, match="00002.tar: is not a readable tar archive"):
-        pair_files.TarShards(str(tmp_path))
+        tar_shards.TarShards(str(tmp_path))
 
 
 # TFDS -----------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from PIL import Image
 
 from ssl_jax.data import build
 from ssl_jax.data.pipeline import Stream, eval_batches
-from ssl_jax.data.sources.base import load_source, read_idx
+from ssl_jax.data.sources import load_source
+from ssl_jax.data.sources.bundled import read_idx
 from ssl_jax.errors import UserError
 
 
@@ -68,7 +69,7 @@ def test_shakespeare_splits_every_work_at_its_tail():
         ("bundled:fashion_mnist/val", "no split 'val'; it has train and test"),
         ("fashion_mnist", "did you mean bundled:fashion_mnist?"),
         ("photos", "write SCHEME:NAME"),
-        ("npz:", "nothing stands after the colon"),
+        ("npz:", "the name after"),
         ("tfds:cifar10", "ssl-jax data prepare tfds:cifar10"),
     ],
 )
@@ -108,11 +109,11 @@ def test_npz_takes_the_usual_names(tmp_path):
     ("arrays", "told"),
     [
         (dict(image=np.zeros((4, 3, 8, 8), np.uint8)), "move the channels last"),
-        (dict(image=np.zeros((4, 8, 8, 3), np.int64)), "int64, expected uint8 or floats"),
-        (dict(image=np.full((4, 8, 8, 3), 2.0)), "example 0 leaves [0, 1]"),
-        (dict(image=np.array([0.5, 0.5, np.nan, 0.5]).reshape(4, 1, 1, 1)), "example 2 leaves [0, 1]"),
+        (dict(image=np.full((4, 8, 8, 3), 4095)), "int64 with values from 4095 to 4095; expected 0 to 255"),
+        (dict(image=np.full((4, 8, 8, 3), 2.0)), "a value of example 0 is 2; expected uint8 or floats in [0, 1]"),
+        (dict(image=np.array([0.5, 0.5, np.nan, 0.5]).reshape(4, 1, 1, 1)), "a value of example 2 is nan"),
         (dict(image=np.zeros((4, 8, 8), np.uint8), label=np.arange(3)), "differ in length"),
-        (dict(image=np.zeros((2, 8, 8), np.uint8), label=np.array([0, -1])), "example 1 has label -1"),
+        (dict(image=np.zeros((2, 8, 8), np.uint8), label=np.array([0, -2])), "example 1 has label -2"),
         (dict(image=np.zeros((2, 8, 8), np.uint8), label=np.array([0.5, 1])), "expected whole numbers"),
         (
             dict(image=np.zeros((2, 8, 8), np.uint8), label=np.array([0, 2]), classes=np.array(["a", "b"])),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssl_jax.data.sources.text_tables import read_table
+from ssl_jax.data.sources.text_columns import read_table
 from ssl_jax.data.text.supervised import encode_sentences, labelled_text, parallel_text
 from ssl_jax.data.text.tokenizers import ByteTokenizer
 from ssl_jax.errors import UserError
@@ -72,13 +72,14 @@ def test_trec_questions(write):
 def test_a_table_error_names_the_file_the_place_and_the_mend(write):
     columns = {"text": "sentence", "label": "label"}
     cases = {
-        "there is no column 'sentence'; the file has the columns 'text', 'label'": ("a.tsv", "text\tlabel\nx\t1\n", columns),
+        "there is no column 'sentence', only 'text', 'label'; set data.columns": ("a.tsv", "text\tlabel\nx\t1\n", columns),
         "is empty": ("b.tsv", "", columns),
         "is empty; expected rows": ("c.tsv", "sentence\tlabel\n", columns),
-        "line 3: has 1 columns, expected at least 2": ("d.tsv", "sentence\tlabel\na\t1\nb\n", columns),
+        "line 3 has 1 columns, expected 2 as in line 1": ("d.tsv", "sentence\tlabel\na\t1\nb\n", columns),
         "line 2 is not UTF-8 \\(byte 15 of the file\\)": ("e.tsv", b"sentence\tlabel\n\xff\t1\n", columns),
         "line 2 is not JSON": ("f.jsonl", '{"sentence": "a", "label": 1}\n{"sentence": \n', columns),
-        "line 2: has no column 'label'": ("g.jsonl", '{"sentence": "a", "label": 1}\n{"sentence": "b"}\n', columns),
+        "line 1: there is no column 'label'": ("g.jsonl", '{"sentence": "a", "lable": 1}\n', columns),
+        "line 2: text is null, expected text": ("i.jsonl", '{"sentence": "a", "label": 1}\n{"label": 2}\n', columns),
         "line 1 is 'no colon here'": ("h.trec", "no colon here\n", {"text": "text", "label": "label"}),
     }
     for message, (name, content, wanted) in cases.items():

@@ -16,7 +16,8 @@ from ssl_jax import randomness
 from ssl_jax.data import build
 from ssl_jax.data.sources import tfds
 from ssl_jax.data.pipeline import Stream, eval_batches
-from ssl_jax.data.sources.base import Arrays, load_source
+from ssl_jax.data.sources import load_source
+from ssl_jax.data.sources.arrays import Arrays
 
 root = {root!r}
 generator = np.random.default_rng(0)
@@ -66,8 +67,7 @@ def test_preparing_reading_and_training_import_no_tensorflow(child, tmp_path):
 
 def test_files_of_different_sizes_stay_encoded(tmp_path):
     from ssl_jax.data import build
-    from ssl_jax.data.sources import tfds
-    from ssl_jax.data.sources.base import load_source
+    from ssl_jax.data.sources import load_source, tfds
 
     (tmp_path / "images").mkdir()
     for i in range(4):
@@ -83,7 +83,7 @@ def test_files_of_different_sizes_stay_encoded(tmp_path):
 
 def test_what_is_missing_is_told(tmp_path, monkeypatch):
     from ssl_jax.data import commands
-    from ssl_jax.data.sources.base import load_source
+    from ssl_jax.data.sources import load_source
 
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(UserError, match="run `ssl-jax data prepare tfds:glue/sst2`"):

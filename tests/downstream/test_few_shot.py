@@ -23,7 +23,7 @@ def test_agrees_with_scikit_learn(examples, strength):
 
 
 def test_agrees_with_scikit_learn_on_fashion_mnist():
-    from ssl_jax.data.sources.base import fashion_mnist
+    from ssl_jax.data.sources.bundled import fashion_mnist
 
     source = fashion_mnist("train")
     labels = np.asarray(source.labels(), np.int32)

@@ -15,7 +15,7 @@ from ssl_jax.errors import UserError
 
 @pytest.fixture(scope="module")
 def fashion():
-    from ssl_jax.data.sources.base import fashion_mnist
+    from ssl_jax.data.sources.bundled import fashion_mnist
 
     return [flatten(fashion_mnist(split)) for split in ("train", "test")]
 

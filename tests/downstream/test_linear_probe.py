@@ -51,7 +51,7 @@ def test_examples_of_weight_zero_do_not_count():
 @pytest.mark.parametrize(("count", "tests"), [(1000, 10000), pytest.param(60000, 10000, marks=pytest.mark.slow)])
 def test_raw_pixels_agree_with_scikit_learn_on_fashion_mnist(count, tests):
     """Accuracy within 0.3 points at the same strength."""
-    from ssl_jax.data.sources.base import fashion_mnist
+    from ssl_jax.data.sources.bundled import fashion_mnist
 
     (x, y), (xt, yt) = (
         (s.arrays["image"].reshape(len(s), -1).astype(np.float32) / 255, np.asarray(s.labels(), np.int32))

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,8 +14,10 @@ from ssl_jax.config import read
 from ssl_jax.data.images import augment, colour, decode
 from ssl_jax.data.images.augment import Augment
 from ssl_jax.data.images.views import Copies, read_views
-from ssl_jax.data.pipeline import BadExample, Dataset, subset
-from ssl_jax.data.sources.base import Source, load_source
+from ssl_jax.data.labels import match_classes
+from ssl_jax.data.pipeline import BadExample, Dataset, existing, subset
+from ssl_jax.data.sources import HINT, Source, load_source
+from ssl_jax.data.splits import held_out
 from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo
 
@@ -29,7 +30,8 @@ STATISTICS_EXAMPLES = 2048  # over how many examples mean and std are taken wher
 class ImagesSettings:
     """The config's section `data` for images.
 
-    Without `test`, a random share `holdout` of the training source (the same for every seed) is held out as test set.
+    Without `test`, a random share `holdout` of the training source is held out as test set: by a hash of each example's name
+    (of its content, for arrays), so that the split is the same in every run and stays when the source grows.
     Evaluation scales an image so that `image_size` is `eval_crop` of it, and cuts centrally; one of that size is left alone.
     """
 
@@ -46,7 +48,10 @@ class ImagesSettings:
     placement: str = "auto"  # "device": the whole set lies there; "host"; "auto": device where it is arrays under 1 GiB
     workers: int = 0  # processes that decode; 0: threads of this process
     fast_decode: bool = False  # JPEG decoded at a reduced scale where the crop allows it: faster, other pixel values
-    on_bad_example: str = "error"  # or "skip": the next example takes its place
+    on_bad_example: str = "error"  # or "skip": unreadable examples and those without a label are left out and counted
+    classes: tuple = ()  # class names in their order; default: the training source's
+    unknown_classes: str = "error"  # test examples of a class that training does not have; or "skip": left out and counted
+    columns: Mapping | None = None  # of a table: dict(image=..., label=...); None: not read; default: usual names
     dir: str | None = None  # where prepared TFDS data lies; else $TFDS_DATA_DIR or ~/tensorflow_datasets
 
     def __post_init__(self):
@@ -69,6 +74,9 @@ class ImagesSettings:
             raise UserError(f"workers={self.workers}: must lie in [0, 256]")
         if self.on_bad_example not in ("error", "skip"):
             raise UserError(f'on_bad_example={self.on_bad_example!r}: must be "error" or "skip"')
+        if self.unknown_classes not in ("error", "skip"):
+            raise UserError(f'unknown_classes={self.unknown_classes!r}: must be "error" or "skip"')
+        check_columns(self.columns)
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -79,6 +87,15 @@ class ImagesSettings:
             if isinstance(self.image_size, int)
             else tuple(self.image_size) * (2 // len(self.image_size))
         )
+
+
+def check_columns(columns: Mapping | None) -> None:
+    """Raise UserError for a role of a column that a table of images does not have."""
+    for role, name in (columns or {}).items():
+        if role not in ("image", "text", "label"):
+            raise UserError(f"columns.{role}: unknown; valid keys are image, text, label")
+        if name is not None and not isinstance(name, str):
+            raise UserError(f"columns.{role}={name!r}: must be a column's name, or None")
 
 
 def build(
@@ -95,11 +112,13 @@ def build(
     hold name: f32[B, count, h, w, C] for every view.
     """
     settings = read(ImagesSettings, section, "data")
-    options = {"dir": settings.dir} if settings.dir else {}
-    training = load_source(settings.train, **options)
-    source = load_source(settings.test, **options) if split == "test" and settings.test else training
-    key = "test" if source is not training else "train"
-    size, channels = _shape(settings, source, getattr(settings, key))
+    training = load_source(settings.train, dir=settings.dir, columns=settings.columns)
+    classes, named_by = (settings.classes, "data.classes") if settings.classes else (training.classes, settings.train)
+    source = training
+    if split == "test" and settings.test:
+        source = load_source(settings.test, dir=settings.dir, columns=settings.columns)
+    source = match_classes(source, classes, named_by, settings.unknown_classes)
+    size, channels = _shape(settings, source)
     mean, std = _normalization(settings, training, size, channels)
     augmentation = settings.augment if train else Augment()
     views = read_views(settings.views, size, settings.augment) if train else ()
@@ -113,7 +132,7 @@ def build(
     raw = arrays is not None
     examples = Examples(source, size, channels, augmentation, settings.eval_crop, settings.fast_decode, raw, views)
     shapes = {"image": jax.ShapeDtypeStruct((*size, channels), jnp.float32)}
-    if getattr(source, "labelled", None) or source.labels() is not None:
+    if labelled(source):
         shapes["label"] = jax.ShapeDtypeStruct((), jnp.int32)
     for view in views:
         shapes[view.name] = jax.ShapeDtypeStruct((len(view.augment), *view.size, channels), jnp.float32)
@@ -131,25 +150,31 @@ def build(
         workers=settings.workers,
         skip_bad=settings.on_bad_example == "skip",
     )
-    if settings.test is not None:
+    if settings.test is None:
+        dataset = holdout(dataset, split, settings.holdout)
+    return existing(dataset, scan=labelled(source) or split == "test", augmented=train)
+
+
+def labelled(source: Source) -> bool:
+    """Whether a source has labels, without reading them where it says so."""
+    return bool(source.all_labelled) or source.labels() is not None
+
+
+def holdout(dataset: Dataset, split: str, share: float) -> Dataset:
+    """Return the part of a data set that is trained on, or the part that is held out as its test set (splits.held_out)."""
+    source = dataset.source
+    if share == 0 and split != "test":
         return dataset
-    kept, held_out = split_indices(len(source), settings.holdout)
-    if split == "test" and len(held_out) == 0:
-        raise UserError("data.test is missing, and data.holdout=0 keeps nothing back for it")
-    indices = held_out if split == "test" else kept
-    return dataset if len(indices) == dataset.size else subset(dataset, indices)
+    held = held_out(source.keys(), share, source.labels())
+    if split == "test" and not held.any():
+        why = "data.holdout=0" if share == 0 else f"data.holdout={share} of {dataset.size:,} examples"
+        raise UserError(f"data.test is missing, and {why} holds nothing out for it")
+    return subset(dataset, np.flatnonzero(held if split == "test" else ~held)) if held.any() else dataset
 
 
-def split_indices(size: int, holdout: float) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted indices (kept, held out) of a random share `holdout`: the same in every run, whatever its seed."""
-    order = np.random.default_rng(zlib.crc32(b"holdout")).permutation(size)
-    count = round(size * holdout)
-    return np.sort(order[count:]), np.sort(order[:count])
-
-
-def _shape(settings: ImagesSettings, source: Source, uri: str) -> tuple[tuple[int, int], int]:
+def _shape(settings: ImagesSettings, source: Source) -> tuple[tuple[int, int], int]:
     """((height, width), channels) of what a task sees."""
-    arrays = source.arrays
+    arrays, uri = source.arrays, source.name
     if arrays is not None and "image" not in arrays:
         raise UserError(f"{uri}: holds no images, only {', '.join(arrays)}")
     own = arrays["image"].shape[1:] if arrays is not None else None
@@ -196,8 +221,7 @@ class Examples:
                 images = {view.name: view.on_host(image, generator, self.eval_crop) for view in self.views}
                 images["image"] = decode.augment(image, generator, self.augment, self.size, self.eval_crop)
         except decode.Unreadable as error:
-            hint = 'remove it or set data.on_bad_example="skip"'
-            raise BadExample(f"{self.source.describe(index)} {error}; {hint}") from None
+            raise BadExample(f"{self.source.describe(index)} {error}; {HINT}") from None
         array = images["image"] = np.asarray(images["image"], np.uint8)
         images["image"] = array[..., None] if array.ndim == 2 else array
         return images | ({"label": np.int32(example["label"])} if "label" in example else {})
@@ -252,7 +276,7 @@ def _normalization(settings: ImagesSettings, source: Source, size, channels: int
     if wanted is None:
         return (0.0,) * channels, (1.0,) * channels
     if wanted == "dataset":
-        return _dataset_statistics(settings.train, settings.dir, tuple(size), channels, settings.eval_crop)
+        return _dataset_statistics(source, tuple(size), channels, settings.eval_crop)
     mean, std = NORMALIZE[wanted] if isinstance(wanted, str) else _pair(wanted)
     if len(mean) not in (1, channels) or len(std) not in (1, channels):
         raise UserError(f"data.normalize={wanted!r}: has {len(mean)} channels, the images have {channels}")
@@ -271,9 +295,8 @@ def _pair(value: tuple) -> tuple[tuple, tuple]:
 
 
 @functools.lru_cache(maxsize=8)
-def _dataset_statistics(uri: str, dir: str | None, size, channels: int, share: float) -> tuple[tuple, tuple]:
+def _dataset_statistics(source: Source, size, channels: int, share: float) -> tuple[tuple, tuple]:
     """Mean and std over the training source: over all pixels of arrays, else over 2,048 evenly spaced examples."""
-    source = load_source(uri, **({"dir": dir} if dir else {}))
     arrays = _arrays(source, channels)
     if arrays is not None:
         return pixel_statistics(arrays["image"])

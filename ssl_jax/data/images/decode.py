@@ -9,6 +9,8 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from ssl_jax.data.images import augment as settings_of
 from ssl_jax.data.images.augment import centred_box
+from ssl_jax.data.images.values import as_uint8
+from ssl_jax.errors import UserError
 
 warnings.filterwarnings("ignore", module="PIL")  # broken EXIF, large images: not the user's concern
 
@@ -34,11 +36,36 @@ def decode(data: bytes, channels: int, draft: tuple[int, int] | None = None, sha
             side = max(draft) / math.sqrt(share)
             image.draft("RGB" if channels == 3 else "L", (math.ceil(side), math.ceil(side)))
         image.load()
-        return convert(ImageOps.exif_transpose(image), channels)
+        return convert(upright(image), channels)
     except Image.UnidentifiedImageError:
         raise Unreadable(_broken(data) or "is not an image that PIL can read") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
-        raise Unreadable(_broken(data) or f"cannot be decoded ({error})") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file makes Pillow's parsers raise nearly anything: struct.error, KeyError ...
+        raise Unreadable(_broken(data) or f"cannot be decoded ({error or type(error).__name__})") from None
+
+
+ORIENTATIONS = {  # of EXIF's tag 0x0112: what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return the image turned as its EXIF data say, or as it is where they say nothing or cannot be parsed.
+
+    Only the orientation is read: ImageOps.exif_transpose also writes all tags anew, which fails for one of a wrong type.
+    """
+    try:
+        method = ORIENTATIONS.get(image.getexif().get(0x0112))
+    except Exception:  # damaged EXIF: the picture itself is sound
+        return image
+    return image if method is None else image.transpose(method)
 
 
 def _broken(data: bytes) -> str | None:
@@ -73,13 +100,15 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
 
 
 def from_array(array: np.ndarray, channels: int) -> Image.Image:
-    """An array [h, w(, c)] of u8 or of floats in [0, 1] as a PIL image."""
+    """Return an array [h, w(, c)] as a PIL image; what its numbers mean is decided by `values.as_stored`. Raises Unreadable."""
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
         raise Unreadable(f"has shape {array.shape}, expected (height, width, channels)")
-    if array.dtype != np.uint8:
-        array = np.round(np.clip(array, 0, 1) * 255).astype(np.uint8)
+    try:
+        array = as_uint8(array, "the image")
+    except UserError as error:
+        raise Unreadable(f"cannot be read: {error}") from None
     return convert(Image.fromarray(array[..., 0] if array.shape[2] == 1 else array), channels)
 
 
@@ -93,9 +122,13 @@ def centre_crop(image: Image.Image, size: tuple[int, int], share: float) -> Imag
         return image
     scale = max(size[0] / height, size[1] / width) / share
     scaled = max(size[1], int(width * scale + 1e-6)), max(size[0], int(height * scale + 1e-6))
-    image = image.resize(scaled, BICUBIC)
     left, top = round((scaled[0] - size[1]) / 2), round((scaled[1] - size[0]) / 2)
-    return image.crop((left, top, left + size[1], top + size[0]))
+    if scaled[0] * scaled[1] <= 64 * size[0] * size[1]:
+        return image.resize(scaled, BICUBIC).crop((left, top, left + size[1], top + size[0]))
+    # 2,000 x 1 pixels would be scaled to gigabytes: resize the crop alone (equal up to the rounding between PIL's two passes)
+    x, y = width / scaled[0], height / scaled[1]  # source pixels per scaled pixel
+    box = left * x, top * y, min((left + size[1]) * x, width), min((top + size[0]) * y, height)
+    return image.resize(size[::-1], BICUBIC, box=box)
 
 
 def random_box(generator: np.random.Generator, size: tuple[int, int], scale: tuple, ratio: tuple) -> tuple[int, int, int, int]:

@@ -2,11 +2,13 @@
 
 import functools
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from ssl_jax.data.sources.base import BUNDLED_DIR, check_split
+from ssl_jax.data.sources import Source
+from ssl_jax.data.sources.bundled import BUNDLED_DIR, check_split
 from ssl_jax.errors import UserError
 
 SIDE = 64
@@ -57,7 +59,7 @@ def class_texts() -> dict[str, tuple[str, ...]]:
     return {group: tuple(texts) for group, texts in found.items()}
 
 
-class Emoji:
+class Emoji(Source):
     """One example an emoji: {"image": u8[64, 64, 3], "label", "captions"}; the first caption is the name.
 
     `draw` gives its skin tones too, each with its own picture and name. The label is the CLDR group. To choose settings
@@ -104,6 +106,10 @@ class Emoji:
 
     def describe(self, index: int) -> str:
         return f"{self.name}: {self.records[index]['name']}"
+
+    def keys(self) -> Iterable[bytes]:
+        """Yield each emoji's code points."""
+        return (record["hexcode"].encode() for record in self.records)
 
 
 def captions_of(name: str, keywords: list[str]) -> tuple[str, ...]:

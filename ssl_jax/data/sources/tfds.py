@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from ssl_jax.data.images import decode
-from ssl_jax.data.sources.base import BUNDLED, Source, check_labels, load_source
+from ssl_jax.data.sources import MISSING, Source, digest, load_source
+from ssl_jax.data.sources.arrays import check_labels
+from ssl_jax.data.sources.bundled import BUNDLED
 from ssl_jax.errors import UserError
 
 ARRAYS_BYTES = 2**30  # images of one size are decoded into one array up to this size
@@ -60,7 +62,7 @@ def _tfds(uri: str):
         raise UserError(f"{uri}: needs the package {error.name}; run pip install tensorflow-datasets array_record") from None
 
 
-class Prepared:
+class Prepared(Source):
     """One split of a prepared data set. Images stay encoded until they are asked for; text is decoded from UTF-8."""
 
     def __init__(self, name: str, folder: pathlib.Path, split: str):
@@ -81,8 +83,8 @@ class Prepared:
         except (ValueError, AssertionError) as error:
             raise UserError(f"{name}: cannot read split {split!r} ({str(error).splitlines()[0]})") from None
         label = self.features.get("label")
-        self.labelled = isinstance(label, tfds.features.ClassLabel)
-        self.classes = tuple(label.names) if self.labelled else ()
+        self.all_labelled = isinstance(label, tfds.features.ClassLabel)
+        self.classes = tuple(label.names) if self.all_labelled else ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -104,19 +106,26 @@ class Prepared:
     def describe(self, index: int) -> str:
         return f"{self.name}: example {index:,}"
 
+    def fingerprint(self) -> str:
+        """Return a digest of the prepared version and the number of examples: what was prepared does not change."""
+        return digest([f"{self.folder.parent.name}/{self.folder.name}/{self.split}/{len(self)}".encode()], classes=self.classes)
+
     @functools.cached_property
     def _labels(self) -> np.ndarray:
         return np.array([record["label"] for record in self.records], np.int64)
 
     def labels(self) -> np.ndarray | None:
-        """i32[N], read once; None where there are none, or where they are withheld (-1)."""
-        if not self.labelled or (self._labels == -1).all():
+        """Return i32[N], read once; None where there are none, or where they are withheld (all -1)."""
+        if not self.all_labelled or (self._labels == MISSING).all():
             return None
-        return check_labels(self.name, self._labels)
+        labels = check_labels(self.name, self._labels)
+        if (labels == MISSING).any():
+            raise UserError(f"{self.describe(int(np.argmax(labels == MISSING)))} has no label, where others have one")
+        return labels
 
     @functools.cached_property
     def arrays(self) -> dict[str, np.ndarray] | None:
-        """Images of one size as one array, where that stays under a GiB; decoded at first use."""
+        """Images of one size as one array, decoded at first use; None where that exceeds a GiB or an image is damaged."""
         shape = getattr(self.features.get("image"), "shape", None)
         if shape is None or None in shape or shape[2] not in (1, 3) or len(self) * np.prod(shape) > ARRAYS_BYTES:
             return None
@@ -124,9 +133,9 @@ class Prepared:
         for index, record in enumerate(self.records):
             try:
                 images[index] = np.asarray(decode.decode(record["image"], shape[2])).reshape(shape)
-            except (decode.Unreadable, ValueError) as error:
-                raise UserError(f"{self.describe(index)} {error}") from None
-            labels[index] = record["label"] if self.labelled else -1
+            except (decode.Unreadable, ValueError):
+                return None  # each image is then decoded by itself, and the damaged one reported or skipped
+            labels[index] = record["label"] if self.all_labelled else MISSING
         self._labels = labels
         labels = self.labels()
         return {"image": images} | ({"label": labels} if labels is not None else {})

@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from ssl_jax.config import read
 from ssl_jax.data.pipeline import Dataset
+from ssl_jax.data.sources import Source, digest
 from ssl_jax.data.text import tokenizers
 from ssl_jax.data.text.corpus_files import SEPARATORS, Documents, open_documents
 from ssl_jax.data.text.sequence_packing import document_spans, gather_spans, sentence_pairs
@@ -27,6 +28,7 @@ from ssl_jax.task import DataInfo
 PACKING = ("windows", "documents", "pairs")
 DEVICE_BYTES = 2**28  # token arrays up to this size lie on the device
 TRAINED_ON = 2**30  # places (bytes) of the corpus a vocabulary is trained on, from its beginning
+SAMPLED = 2**24  # tokens that identify a corpus: all of a smaller one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,14 +151,11 @@ def load_tokenizer(settings: TokensSettings, workdir: str | pathlib.Path | None 
     return tokenizer
 
 
-class Tokens:
+class Tokens(Source):
     """What a Dataset calls its source: the text of its examples, and how an error names them."""
 
-    arrays = None
-    classes: tuple[str, ...] = ()
-
-    def __init__(self, name: str, tokenizer: Tokenizer, size: int, example: Any):
-        self.name, self.tokenizer, self.size, self.example = name, tokenizer, size, example
+    def __init__(self, name: str, tokenizer: Tokenizer, size: int, example: Any, tokens: np.ndarray):
+        self.name, self.tokenizer, self.size, self.example, self.tokens = name, tokenizer, size, example, tokens
 
     def __len__(self) -> int:
         return self.size
@@ -164,11 +163,13 @@ class Tokens:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {"text": self.tokenizer.decode(self.example(index, None)["tokens"])}
 
-    def labels(self) -> None:
-        return None
-
     def describe(self, index: int) -> str:
         return f"{self.name}: window {index:,}"
+
+    def fingerprint(self) -> str:
+        """Return a digest of the tokens: of all up to SAMPLED, else of as many in evenly spaced runs, and of their number."""
+        runs = np.linspace(0, max(len(self.tokens) - 4096, 0), min(-(-len(self.tokens) // 4096), SAMPLED // 4096)).astype(int)
+        return digest([str(len(self.tokens)).encode(), *(np.uint32(self.tokens[at : at + 4096]).tobytes() for at in runs)])
 
 
 def _dataset(settings, tokenizer, array, name, *, size, example, shapes, resident, gather, on_device=None) -> Dataset:
@@ -183,7 +184,7 @@ def _dataset(settings, tokenizer, array, name, *, size, example, shapes, residen
         info=DataInfo(shapes=shapes, tokenizer=tokenizer, extra=extra),
         size=size,
         example=example,
-        source=Tokens(name, tokenizer, size, example),
+        source=Tokens(name, tokenizer, size, example, array.tokens),
         resident={key: np.asarray(value) for key, value in resident.items()} if device else {},
         gather=gather,
         placement="device" if device else "host",

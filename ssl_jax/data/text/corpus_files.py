@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from ssl_jax.data.sources.base import Texts
+from ssl_jax.data.sources.texts import Texts
 from ssl_jax.errors import UserError
 
 BLOCK = 1 << 20  # bytes read at once
@@ -47,7 +47,7 @@ def open_documents(uri: str, *, column: str | int = "text", documents: str = "fi
         return TextFiles(uri, rest, documents, skip_bad)
     if scheme == "jsonl" and _large(rest):
         return JsonLines(uri, rest, column)
-    from ssl_jax.data.sources.text_tables import read_table
+    from ssl_jax.data.sources.text_columns import read_table
 
     return Rows(uri, read_table(uri, {"text": column}).columns["text"])
 

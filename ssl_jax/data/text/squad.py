@@ -14,7 +14,8 @@ from jaxtyping import Bool, Int
 
 from ssl_jax.config import read
 from ssl_jax.data.pipeline import Dataset
-from ssl_jax.data.sources.text_tables import read_text
+from ssl_jax.data.sources import Source, digest
+from ssl_jax.data.sources.files import read_text
 from ssl_jax.data.text.supervised import TextSettings, in_memory, tokenizer_of
 from ssl_jax.data.text.tokenizers import Tokenizer
 from ssl_jax.errors import UserError
@@ -72,15 +73,12 @@ class Windows:
 
 
 @dataclasses.dataclass(frozen=True)
-class SquadSource:
+class SquadSource(Source):
     """The windows as a source, with the questions they were cut from."""
 
     name: str
     questions: tuple[Question, ...]
     windows: Windows
-
-    arrays = None
-    classes = ()
 
     def __len__(self) -> int:
         return len(self.windows.tokens)
@@ -88,11 +86,11 @@ class SquadSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return vars(self.questions[self.windows.question[index]])
 
-    def labels(self) -> None:
-        return None
-
     def describe(self, index: int) -> str:
         return f"{self.name}: question {self.questions[self.windows.question[index]].id}"
+
+    def fingerprint(self) -> str:
+        return digest(repr(question).encode("utf-8", "surrogatepass") for question in self.questions)
 
 
 def squad(section: Any, *, split: str, train: bool, task_section=None, workdir=None) -> Dataset:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ssl_jax.config import read
 from ssl_jax.data.pipeline import Dataset, balanced_subset, subset
-from ssl_jax.data.sources.text_tables import Column, Table, read_table
+from ssl_jax.data.sources.text_columns import Column, Table, read_table
 from ssl_jax.data.text import tokenizers, vocabularies
 from ssl_jax.data.text.tokenizers import Tokenizer, TokenizerSettings
 from ssl_jax.errors import UserError

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from ssl_jax.data.images import decode
 from ssl_jax.data.pairs import Encode, captions_of, evaluation_image
 from ssl_jax.data.pipeline import BadExample
-from ssl_jax.data.sources.base import load_source
+from ssl_jax.data.sources import load_source
 from ssl_jax.downstream.evaluators.cross_modal import embed_texts, hit_chance, in_batches
 from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
 from ssl_jax.errors import UserError
@@ -87,7 +87,7 @@ class Retrieval:
 
 
 def _captions(source, index: int) -> tuple[str, ...]:
-    return captions_of({"captions": source.captions(index)} if hasattr(source, "captions") else source[index])
+    return captions_of(source[index] if source.captions is None else {"captions": source.captions(index)})
 
 
 # Ranks ----------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,80 @@
+"""Files by path: that they exist, and their text, gzipped or not."""
+
+import difflib
+import gzip
+import os
+import pathlib
+import re
+import zlib
+from collections.abc import Iterator
+
+from ssl_jax.errors import UserError
+
+BLOCK = 1 << 20  # bytes decompressed at a time
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def check_exists(name: str, path: str, *, folder: bool) -> None:
+    """Raise UserError unless `path` is a file (or a folder); the nearest name beside it is offered."""
+    target = pathlib.Path(path).expanduser()
+    if target.is_dir() if folder else target.is_file():
+        return
+    if target.exists():
+        raise UserError(f"{name}: is a {'file' if folder else 'folder'}, expected a {'folder' if folder else 'file'}")
+    hint = ""
+    if target.parent.is_dir():
+        close = difflib.get_close_matches(target.name, sorted(os.listdir(target.parent))[:10_000], n=1, cutoff=0.6)
+        hint = f"; did you mean {target.parent / close[0]}?" if close else ""
+    raise UserError(f"{name}: there is no such {'folder' if folder else 'file'}{hint}")
+
+
+def read_bytes(uri: str, path: str) -> bytes:
+    """Return the content of a file, decompressed where it is gzipped."""
+    check_exists(uri, path, folder=False)
+    try:
+        data = pathlib.Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise UserError(f"{uri}: cannot be read ({error.strerror})") from None
+    if not is_gzip(data):
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{uri}: is a damaged gzip file ({error}); fetch it again") from None
+
+
+def is_gzip(data: bytes) -> bool:
+    """Whether the first bytes of a file are gzip's."""
+    return data[:2] == b"\x1f\x8b"
+
+
+def read_text(uri: str, path: str, encoding: str = "utf-8") -> str:
+    """Return the text of a file, gzipped or not, without a byte order mark, its line ends as "\\n".
+
+    Raises UserError that names the line that is not in `encoding`.
+    """
+    data = read_bytes(uri, path)
+    try:
+        return data.decode(encoding).removeprefix("\ufeff").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        utf16 = " (it begins like UTF-16)" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise UserError(
+            f"{uri}: line {line:,} is not UTF-8{utf16} (byte {error.start:,} of the file); convert it first"
+        ) from None
+
+
+def lines_of(text: str) -> Iterator[tuple[int, str]]:
+    """Yield (number from 1 on, line) by "\\n" alone: a text may hold other characters that Unicode counts as line ends."""
+    lines = text.split("\n")
+    return enumerate(lines[:-1] if lines[-1] == "" else lines, 1)
+
+
+def without_surrogates(text: str) -> str:
+    """Return `text` with each surrogate that has no partner as U+FFFD: no encoder takes half a character.
+
+    Two that make a pair become the character that they stand for.
+    """
+    if not _SURROGATE.search(text):
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,0 +1,168 @@
+"""`csv:`, `tsv:` and `jsonl:FILE` that name image files, with captions, labels or both."""
+
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ssl_jax.data.labels import vocabulary
+from ssl_jax.data.sources import HINT, MISSING, BadExample, Source, digest
+from ssl_jax.data.sources.files import check_exists, read_text
+from ssl_jax.data.sources.tables import check_column, json_lines, named_rows, separated, text_of
+from ssl_jax.errors import UserError
+
+COLUMNS = {  # what a column is usually called
+    "image": ("image", "image_path", "filepath", "file_path", "path", "filename", "file_name", "file", "img"),
+    "text": ("captions", "caption", "text", "texts", "title", "sentences", "alt_text"),
+    "label": ("label", "class", "category"),
+}
+
+Row = tuple[int, dict[str, Any]]  # line number, cells by column
+
+
+class ImageTable(Source):
+    """Rows of an image path with captions, a label or both: an image that several rows name is one example with all captions.
+
+    Paths are relative to the table's folder. Empty captions are none; an empty label is a missing one; a row without a path
+    is an example that cannot be read.
+    """
+
+    def __init__(self, name: str, root: pathlib.Path, rows: Iterable[Row], names: dict[str, str]):
+        self.name, self.root = name, root
+        self.places: list[int] = []  # line numbers
+        self.paths: list[str] = []  # "" where a row names none
+        self.texts: list[list[str]] = []
+        labels: list[str] = []
+        number: dict[str, int] = {}
+        for line, row in rows:
+            path, texts, label = self._cells(line, row, names)
+            index = number.setdefault(path, len(self.paths)) if path else len(self.paths)
+            if index == len(self.paths):
+                self.places.append(line)
+                self.paths.append(path)
+                self.texts.append([])
+                labels.append("")
+            self.texts[index] += texts
+            if label and labels[index] not in ("", label):
+                first = f"{labels[index]!r} in line {self.places[index]:,}"
+                raise UserError(f"{name}: line {line:,}: {path} has the label {label!r}, but {first}")
+            labels[index] = labels[index] or label
+        if not self.paths:
+            raise UserError(f"{name}: is empty; expected rows of image paths, with captions or labels")
+        self.has_text = "text" in names
+        self.classes = vocabulary(labels)
+        numbers = {label: i for i, label in enumerate(self.classes)} | {"": MISSING}
+        self._labels = np.array([numbers[label] for label in labels], np.int32) if self.classes else None
+
+    @property
+    def captions(self) -> Callable[[int], tuple[str, ...]] | None:
+        return self._captions if self.has_text else None
+
+    def _cells(self, line: int, row: dict[str, Any], names: dict[str, str]) -> tuple[str, list[str], str]:
+        """Return (path, captions, label) of a row; "" for what is missing."""
+        values = {role: row.get(column) for role, column in names.items()}
+        path, texts, label = values["image"], values.get("text"), values.get("label")
+        if path is not None and not isinstance(path, str):
+            raise UserError(
+                f"{self.name}: line {line:,}: {names['image']} is {str(path)[:40]!r}, expected the path of an image"
+            )
+        found = []
+        for text in texts if isinstance(texts, list) else [texts]:
+            try:
+                text = (text_of(text) or "").strip()
+            except ValueError as error:
+                raise UserError(f"{self.name}: line {line:,}: {names['text']} is {error}") from None
+            found += [text] if text else []
+        if isinstance(label, list | dict):
+            raise UserError(f"{self.name}: line {line:,}: {names['label']} is {str(label)[:40]!r}, expected one class")
+        label = str(label) if isinstance(label, bool) else text_of(label) or ""
+        return (path or "").strip(), found, label.strip()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not self.paths[index]:
+            raise BadExample(f"{self.describe(index)} names no image; {HINT}")
+        path = self.root / self.paths[index]
+        try:
+            example: dict[str, Any] = {"image": path.read_bytes()}
+        except (FileNotFoundError, NotADirectoryError):
+            raise BadExample(f"{self.describe(index)} names an image that does not exist: {path}; {HINT}") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise BadExample(f"{self.describe(index)}: {path} cannot be read ({reason}); {HINT}") from None
+        if self.has_text:
+            example["captions"] = self._captions(index)
+        return example if self._labels is None else example | {"label": self._labels[index]}
+
+    def _captions(self, index: int) -> tuple[str, ...]:
+        return tuple(self.texts[index])
+
+    def labels(self) -> np.ndarray | None:
+        return self._labels
+
+    def describe(self, index: int) -> str:
+        return f"{self.name}: line {self.places[index]:,}"
+
+    def keys(self) -> Iterable[bytes]:
+        """Yield each image's path as the table has it, or its line where it has none."""
+        return (os.fsencode(path or f"line {place}") for path, place in zip(self.paths, self.places, strict=True))
+
+    def fingerprint(self) -> str:
+        texts = ("\0".join(texts).encode("utf-8", "surrogatepass") for texts in self.texts)
+        return digest([*self.keys(), *texts], self._labels, self.classes)
+
+    def unread(self) -> tuple[str, ...]:
+        without = 0 if self._labels is None else int(np.sum(self._labels == MISSING))
+        return (f"{without:,} examples have no label",) if without else ()
+
+
+def open_jsonl(path: str, *, columns: tuple = (), **options: Any) -> ImageTable:
+    """Open `jsonl:FILE`: one object a line with an image path and a caption, a list of them, a label, or several of these."""
+    uri = f"jsonl:{path}"
+    rows = list(json_lines(uri, path))
+    if not rows:
+        raise UserError(f"{uri}: is empty; expected rows of image paths, with captions or labels")
+    header = list(dict.fromkeys(key for _, row in rows for key in row))
+    return ImageTable(uri, _root(uri, path), rows, column_names(uri, header, dict(columns)))
+
+
+def open_csv(path: str, *, columns: tuple = (), separator: str = ",", scheme: str = "csv", **options: Any) -> ImageTable:
+    """Open `csv:FILE`; its first line names the columns. A file whose first line has tabs but no commas is read as tsv."""
+    uri = f"{scheme}:{path}"
+    first = read_text(uri, path).split("\n", 1)[0]
+    if separator not in first and "\t" in first:
+        separator = "\t"
+    header, rows = named_rows(uri, separated(uri, path, separator=separator, quotes=separator != "\t"))
+    return ImageTable(uri, _root(uri, path), rows, column_names(uri, header, dict(columns)))
+
+
+def open_tsv(path: str, **options: Any) -> ImageTable:
+    """Open `tsv:FILE`, as csv with tabs and without quotes."""
+    return open_csv(path, **{**options, "separator": "\t", "scheme": "tsv"})
+
+
+def _root(uri: str, path: str) -> pathlib.Path:
+    check_exists(uri, path, folder=False)
+    return pathlib.Path(path).expanduser().parent
+
+
+def column_names(uri: str, header: Sequence[str], wanted: dict[str, str | None]) -> dict[str, str]:
+    """Return which column is the image's, the text's and the label's, by `wanted` or by what they are usually called.
+
+    A column that is wanted as None is not read. Raises UserError where there is none for the image, or nothing beside it.
+    """
+    names = {}
+    for role, usual in COLUMNS.items():
+        name = wanted[role] if role in wanted else next((name for name in usual if name in header), None)
+        if name is not None:
+            check_column(uri, name, header)
+            names[role] = name
+    if "image" not in names:
+        raise UserError(
+            f"{uri}: no column of {', '.join(map(repr, header))} is known to hold the image; set data.columns.image"
+        )
+    return names

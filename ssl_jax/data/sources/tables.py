@@ -1,0 +1,126 @@
+"""The one reader of tables: rows of csv, tsv and JSON lines with their line numbers. Malformed rows raise one line."""
+
+import csv
+import difflib
+import io
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ssl_jax.data.sources.files import lines_of, read_text, without_surrogates
+from ssl_jax.errors import UserError
+
+csv.field_size_limit(sys.maxsize)  # a document may be a field; Python's limit is 128 KiB, for the whole process
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def separated(uri: str, path: str, *, separator: str = ",", quotes: bool = True) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, cells) of every row, the header included; rows all have as many cells as the first.
+
+    With `quotes` a field may be quoted and then hold separators, line ends and doubled quotes (RFC 4180); without, as in
+    GLUE's files, a row is a line. Blank lines are ignored. Raises UserError with the line for a quote that is not closed, a
+    quote or a carriage return within a field, and a row with more or fewer cells.
+    """
+    text = read_text(uri, path)
+    if not text.strip():
+        raise UserError(f"{uri}: is empty; expected rows of text")
+    if "\n" not in text:
+        text = text.replace("\r", "\n")  # the line ends of old Macs
+    width, first = None, 0
+    rows = _quoted(uri, text, separator) if quotes else ((n, line.split(separator)) for n, line in lines_of(text) if line)
+    for number, cells in rows:
+        if width is None:
+            width, first = len(cells), number
+        elif len(cells) != width:
+            more = "; quote a field that holds the separator" if quotes and len(cells) > width else ""
+            raise UserError(f"{uri}: line {number:,} has {len(cells)} columns, expected {width} as in line {first:,}{more}")
+        yield number, cells
+
+
+def _quoted(uri: str, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(text, newline="\n"), delimiter=separator, strict=True)
+    start = 1
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise UserError(f"{uri}: line {start:,} {_problem(str(error), start, reader.line_num)}") from None
+        if cells is None:
+            return
+        if cells:
+            yield start, cells
+        start = reader.line_num + 1
+
+
+def _problem(message: str, start: int, stop: int) -> str:
+    """Return what is wrong with the row that begins in line `start`, where the csv module gave up in line `stop`."""
+    if "unexpected end" in message:
+        return "opens a quote that is never closed; close it, or double the quotes that are part of the text"
+    if "new-line character" in message:
+        return "holds a carriage return within a field; remove it or quote the field"
+    if "expected after" in message:
+        until = f" (the quoted field goes on to line {stop:,})" if stop > start else ""
+        return f"has text behind a closing quote{until}; close the quote, or double the quotes that are part of the text"
+    return f"is not csv ({message})"
+
+
+def named_rows(uri: str, rows: Iterator[tuple[int, list[str]]]) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
+    """Return (column names, (line number, row by name) ...) of a table whose first row is the header."""
+    header = [name.strip() for name in next(rows)[1]]
+    return header, ((number, dict(zip(header, cells, strict=True))) for number, cells in rows)
+
+
+def check_column(uri: str, name: Any, columns: Sequence[str]) -> None:
+    """Raise UserError unless the column `name` is there, once; the nearest is named."""
+    columns = list(columns)
+    if columns.count(name) > 1:
+        raise UserError(f"{uri}: has {columns.count(name)} columns called {name!r}; rename all but one")
+    if name not in columns:
+        close = difflib.get_close_matches(str(name), columns, n=1, cutoff=0.6)
+        hint = f"; did you mean {close[0]!r}?" if close else "; set data.columns (or data.column)"
+        raise UserError(f"{uri}: there is no column {name!r}, only {', '.join(map(repr, columns))}{hint}")
+
+
+def json_lines(uri: str, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) of a file of JSON lines, gzipped or not; null and NaN are None. Raises UserError."""
+    for number, line in lines_of(read_text(uri, path)):
+        if line.strip():
+            yield number, json_object(uri, f"line {number:,}", line)
+
+
+def json_object(uri: str, place: str, line: str | bytes) -> dict[str, Any]:
+    """Parse the JSON object of one line. NaN and infinities are None; half a surrogate pair is U+FFFD. Raises UserError."""
+    try:
+        text = line if isinstance(line, str) else line.decode("utf-8")
+        row = json.loads(text, parse_constant=lambda constant: None)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{uri}: {place} is not UTF-8 (byte {error.start:,} of the line); convert it first") from None
+    except json.JSONDecodeError as error:
+        where = f"{error.msg} at character {error.colno}"
+        raise UserError(f"{uri}: {place} is not JSON ({where}); write one object a line") from None
+    except RecursionError:
+        raise UserError(f"{uri}: {place} is nested too deeply") from None
+    if not isinstance(row, dict):
+        raise UserError(
+            f'{uri}: {place} is {str(row)[:40]!r}, expected an object with keys, such as {{"text": ..., "label": ...}}'
+        )
+    return _whole_characters(row) if _ESCAPED_SURROGATE.search(text) else row
+
+
+def _whole_characters(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_surrogates(value)
+    if isinstance(value, dict):
+        return {without_surrogates(key): _whole_characters(item) for key, item in value.items()}
+    return [_whole_characters(item) for item in value] if isinstance(value, list) else value
+
+
+def text_of(value: Any) -> str | None:
+    """Return a cell as text: None for null, NaN and nothing at all. Raises ValueError for a list, an object or true/false."""
+    if value is None or (isinstance(value, float) and value != value):
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{str(value)[:40]!r}, expected text")
+    return str(value)

@@ -1,0 +1,31 @@
+"""The held-out split of a source that has no test set of its own."""
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+
+
+def held_out(keys: Iterable[bytes], share: float, labels: np.ndarray | None = None, *, seed: int = 0) -> np.ndarray:
+    """Return bool[examples]: which examples a random share is held out of training.
+
+    Whether an example is held out depends on its key alone (its name within the source, or its content): a keyed hash of it
+    is compared with `share`. So the split stays what it was when examples are added, removed or put in another order, and
+    equal examples are on one side. With `labels` this holds in every class, which makes the split stratified in expectation.
+
+    Each class of two examples or more has at least one on either side: if need be the one with the lowest hash is held out,
+    and the one with the highest is kept. As a class grows its lowest hash can only fall to a new example, so that no example
+    that was trained on moves into the test set.
+    """
+    salt = b"holdout" if seed == 0 else f"holdout {seed}".encode()
+    hash_of = lambda key: int.from_bytes(hashlib.blake2b(key, digest_size=8, key=salt).digest(), "big")
+    hashes = np.array([hash_of(key) for key in keys], np.uint64)
+    if share <= 0 or len(hashes) < 2:
+        return np.zeros(len(hashes), bool)
+    held = hashes < np.uint64(min(int(share * 2**64), 2**64 - 1))
+    group = np.zeros(len(hashes), int) if labels is None else np.unique(labels, return_inverse=True)[1]
+    lowest = np.full(group.max() + 1, np.iinfo(np.uint64).max, np.uint64)
+    highest = np.zeros(group.max() + 1, np.uint64)
+    np.minimum.at(lowest, group, hashes)
+    np.maximum.at(highest, group, hashes)
+    return (held | (hashes == lowest[group])) & (hashes != highest[group])
