@@ -12,7 +12,13 @@ from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo, Params, Task
 from ssl_jax.training.rules import flatten
 
-INPUTS = {"images": ("image",), "tokens": ("tokens",), "pairs": ("image", "tokens")}  # of a batch, by the kind of data
+# What a batch must hold, by the task's kind of data.
+INPUTS = {
+    "images": ("image",),
+    "tokens": ("tokens",),
+    "sequences": ("tokens",),
+    "pairs": ("image", "tokens"),
+}
 
 
 class Pretrained:
@@ -112,7 +118,7 @@ class Pretrained:
         texts = [texts] if isinstance(texts, str) else list(texts)
         if hasattr(self.task, "tokenize"):  # a text tower, which reads a fixed length
             return self.task.tokenize(texts)
-        rows = tokenizer.encode_batch(texts, special=self.task.name != "next_token")  # [CLS] ... [SEP] where there are such
+        rows = tokenizer.encode_batch(texts, special=self.task.data != "tokens")  # [CLS] ... [SEP] where there are such
         length = self.info.shapes["tokens"].shape[0] if "tokens" in self.info.shapes else max(map(len, rows))
         length = min(length, max(1, *map(len, rows)) if rows else 1)
         tokens = np.full((len(rows), length), tokenizer.pad_id or 0, np.int32)

@@ -290,9 +290,9 @@ def as_trained(section: Any, task: Task, info: DataInfo, workdir: str) -> dict[s
     if task.data in ("images", "pairs"):
         section |= {"image_size": tuple(image.shape[:2]), "normalize": (tuple(info.mean) or (0.0,), tuple(info.std) or (1.0,))}
         section |= {"channels": image.shape[2]} if task.data == "images" else {"context_length": tokens.shape[0]}
-    if task.data == "tokens":
-        section["block"] = min(section.get("block", 128), tokens.shape[0] - (task.name == "next_token"))
-        if imported and task.name == "masked_token":
+    if task.data in ("tokens", "sequences"):
+        section["block"] = min(section.get("block", 128), tokens.shape[0] - (task.data == "tokens"))
+        if imported and task.data == "sequences":
             section |= {"packing": "documents", "documents": "line"}
     if info.tokenizer is not None:
         folder = pathlib.Path(workdir.removeprefix("hf:")).expanduser()

@@ -6,6 +6,7 @@ from typing import Any
 KINDS = {
     "images": "ssl_jax.data.images.dataset:build",
     "tokens": "ssl_jax.data.text.corpus:build",
+    "sequences": "ssl_jax.data.text.corpus:build_sequences",
     "pairs": "ssl_jax.data.pairs:build",
     "labelled_text": "ssl_jax.data.text.supervised:labelled_text",
     "parallel_text": "ssl_jax.data.text.supervised:parallel_text",

@@ -37,7 +37,7 @@ class MaskedToken:
     """
 
     name: ClassVar[str] = "masked_token"
-    data: ClassVar[str] = "tokens"
+    data: ClassVar[str] = "sequences"
     whole_batch: ClassVar[bool] = False
 
     model: Transformer

@@ -252,7 +252,7 @@ def story(documents=12, seed=0):
 
 def test_sequences_cover_the_text_between_cls_and_sep(tmp_path):
     path = write(tmp_path / "a.txt", story())
-    dataset = corpus.build(masked_section(path), task_section=dict(name="masked_token"))
+    dataset = corpus.build_sequences(masked_section(path))
     tokenizer, tokens = dataset.info.tokenizer, np.asarray(dataset.example.tokens)
     rows = np.stack([dataset.example(i, None)["tokens"] for i in range(dataset.size)])
     assert (rows[:, 0] == tokenizer.cls_id).all() and (rows[:, -1] == tokenizer.sep_id).all()
@@ -266,7 +266,7 @@ def test_no_sequence_crosses_a_document(short, tmp_path):
     """With packing="documents" the sequences are the documents, cut, and padded with segment 0."""
     path = write(tmp_path / "a.txt", story())
     settings = masked_section(path, packing="documents", short_sequences=short)
-    dataset = corpus.build(settings, task_section=dict(name="masked_token"))
+    dataset = corpus.build_sequences(settings)
     tokenizer = dataset.info.tokenizer
     found = []
     for i in range(dataset.size):
@@ -282,7 +282,7 @@ def test_no_sequence_crosses_a_document(short, tmp_path):
 def test_sentence_pairs_follow_or_are_random(tmp_path):
     """B follows A in the text when is_random is 0, comes from another document when it is 1; both happen about equally."""
     path = write(tmp_path / "a.txt", story(60))
-    dataset = corpus.build(masked_section(path, packing="pairs", duplicates=4), task_section=dict(name="masked_token"))
+    dataset = corpus.build_sequences(masked_section(path, packing="pairs", duplicates=4))
     array, _ = corpus.load_tokens(
         corpus.read(corpus.TokensSettings, masked_section(path, packing="pairs"), "data"), dataset.info.tokenizer, "train"
     )
@@ -310,7 +310,7 @@ def test_sentence_pairs_follow_or_are_random(tmp_path):
 def test_sequences_on_device_equal_those_of_the_host(tmp_path):
     path = write(tmp_path / "a.txt", story(30))
     for packing in corpus.PACKING:
-        dataset = corpus.build(masked_section(path, packing=packing), task_section=dict(name="masked_token"))
+        dataset = corpus.build_sequences(masked_section(path, packing=packing))
         index = jnp.arange(min(8, dataset.size))
         device = jax.jit(dataset.gather)(dataset.resident, index)
         for i in range(len(index)):
@@ -340,7 +340,7 @@ def test_bad_text_is_named_with_its_place(tmp_path):
         (b"a", dict(holdout=0.0), r"holds 1 tokens, but data.block=8 needs at least 9; lower it"),
         (b"abc \xff\xfe def" * 9, {}, r"a.txt is not UTF-8 at byte 4; convert it, or set data.on_bad_example=\"skip\""),
         (good.encode(), dict(packing="documents"), "the tokenizer has no token that ends a document"),
-        (good.encode(), dict(packing="pairs"), 'data.packing="pairs" is for task.name="masked_token"'),
+        (good.encode(), dict(packing="pairs"), 'data.packing="pairs" makes sequences of two parts for masked tokens'),
         (good.encode(), dict(holdout=1.5), r"data.holdout=1.5: must lie in \[0, 1\)"),
         (good.encode(), dict(packing="sentences"), "data.packing='sentences': must be one of windows"),
         (good.encode(), dict(stride=0), "data.stride=0: must be at least 1"),
@@ -353,10 +353,10 @@ def test_bad_text_is_named_with_its_place(tmp_path):
     with pytest.raises(UserError, match="is a folder; write text:"):
         corpus.build(section(tmp_path))
     with pytest.raises(UserError, match=r"the vocabulary \(4 tokens\) lacks \[CLS\]"):
-        corpus.build(section(write(tmp_path / "a.txt", good)), task_section=dict(name="masked_token"))
+        corpus.build_sequences(section(write(tmp_path / "a.txt", good)))
     vocabulary = dict(name="bert", path=str(write(tmp_path / "vocab.txt", "[PAD]\n[UNK]\n[CLS]\n[SEP]\nabc\n")))
     with pytest.raises(UserError, match=r"path=.*vocab.txt: the vocabulary \(5 tokens\) lacks \[MASK\]; add it to the file"):
-        corpus.build(section(tmp_path / "a.txt", tokenizer=vocabulary), task_section=dict(name="masked_token"))
+        corpus.build_sequences(section(tmp_path / "a.txt", tokenizer=vocabulary))
     write(tmp_path / "a.tsv", "text\tlabel\nabc\t1\n")
     with pytest.raises(UserError, match="there is no column 'body', only 'text', 'label'"):
         corpus.build(section(tmp_path / "a.tsv") | dict(train=f"tsv:{tmp_path}/a.tsv", column="body"))

@@ -34,7 +34,7 @@ def setup(name, folder):
         train=f"text:{folder}/train.txt", test=f"text:{folder}/test.txt", block=16, batch_size=4, cache=f"{folder}/cache"
     )
     section["tokenizer"] = dict(special_tokens=special)
-    build = functools.partial(corpus.build, section, task_section=dict(name=name))
+    build = functools.partial(corpus.build if name == "next_token" else corpus.build_sequences, section)
     train, test = build(split="train", train=False), build(split="test", train=False)
     config = dict(task=dict(name=name), model=dict(width=16, depth=1, heads=2, init_std=0.3), training={})
     task = {"next_token": NextToken, "masked_token": MaskedToken}[name].from_config(ConfigDict(config), build().info)

@@ -26,9 +26,8 @@ def model_of(architecture, **changes):
 
 
 def batch_for(task):
-    return {"image": IMAGES} if task.data == "images" else {"tokens": TOKENS} if task.data == "tokens" else {
-        "image": IMAGES, "tokens": TOKENS
-    }  # fmt: skip
+    arrays = {"image": IMAGES, "tokens": TOKENS}
+    return {name: arrays[name] for name in api.INPUTS[task.data]}
 
 
 @pytest.mark.parametrize("architecture", OURS)

@@ -79,28 +79,29 @@ class TokensSettings:
             raise UserError(f"short_sequences={self.short_sequences}: must lie in [0, 1]")
 
 
-def build(
-    section: Any,
-    *,
-    split: str = "train",
-    train: bool = True,
-    task_section: Any = None,
-    workdir: str | None = None,
-) -> Dataset:
-    """The token data set of the config's section `data`.
+def build(section: Any, *, split: str = "train", train: bool = True, workdir: str | None = None, **_: Any) -> Dataset:
+    """Windows of the text that the config's section `data` names.
 
-    train=True draws training examples (all windows, all duplicates); train=False goes over every token of the split once.
-    Task batches, next token: "tokens" i32[B, block + 1] and, packed, "segments" and "positions" of that shape; evaluation
-    adds "label_weights" f32[B, block]. Masked token: "tokens" i32[B, block] = [CLS] ... [SEP], "segments" (1 real, 0 padding),
-    "token_types"; of pairs also "is_random" i32[B].
+    train=True draws training examples (all windows); train=False goes over every token of the split once.
+    Batches: "tokens" i32[B, block + 1] and, packed, "segments" and "positions" of that shape; evaluation adds
+    "label_weights" f32[B, block].
     """
     settings = read(TokensSettings, section, "data")
-    masked = (task_section or {}).get("name") == "masked_token"
-    if settings.packing == "pairs" and not masked:
-        raise UserError('data.packing="pairs" is for task.name="masked_token"; use "windows" or "documents"')
+    if settings.packing == "pairs":
+        raise UserError('data.packing="pairs" makes sequences of two parts for masked tokens; use "windows" or "documents"')
     tokenizer = load_tokenizer(settings, workdir)
-    array, name = load_tokens(settings, tokenizer, split)
-    return (_sequences if masked else _windows)(settings, tokenizer, array, name, train)
+    return _windows(settings, tokenizer, *load_tokens(settings, tokenizer, split), train)
+
+
+def build_sequences(section: Any, *, split: str = "train", train: bool = True, workdir: str | None = None, **_: Any) -> Dataset:
+    """Sequences with their special tokens of the text that the config's section `data` names.
+
+    train=True draws training examples (all duplicates); train=False goes over every token of the split once. Batches:
+    "tokens" i32[B, block] = [CLS] ... [SEP], "segments" (1 real, 0 padding), "token_types"; of pairs also "is_random" i32[B].
+    """
+    settings = read(TokensSettings, section, "data")
+    tokenizer = load_tokenizer(settings, workdir)
+    return _sequences(settings, tokenizer, *load_tokens(settings, tokenizer, split), train)
 
 
 def _open(settings: TokensSettings, uri: str) -> Documents:

@@ -52,6 +52,7 @@ def baselines(encoder: Encoder) -> dict[str, Encoder]:
         "images": ("raw_pixels", raw_pixels),
         "pairs": ("raw_pixels", raw_pixels),
         "tokens": ("bag_of_tokens", bag_of_tokens),
+        "sequences": ("bag_of_tokens", bag_of_tokens),
         "labelled_text": ("bag_of_tokens", bag_of_tokens),
     }
     found: dict[str, Encoder] = {"random_encoder": RandomEncoder(encoder)}
