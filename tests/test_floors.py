@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "ssl_jax"
 FLOORS = (
-    {"errors", "cache", "streams", "randomness", "task", "config", "devices", "cpu"},
+    {"errors", "cache", "streams", "signals", "randomness", "task", "config", "devices", "cpu"},
     {"data", "models", "reports", "workdir"},
     {"training", "pretext"},
     {"downstream", "interop"},

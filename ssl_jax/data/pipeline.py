@@ -7,6 +7,8 @@ then a host batch holds only indices, and the gather and the augmentation run in
 import concurrent.futures
 import dataclasses
 import functools
+import re
+import signal
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,13 +20,26 @@ import numpy as np
 from absl import flags
 from jaxtyping import Array, Key
 
-from ssl_jax import randomness
+from ssl_jax import randomness, signals
 from ssl_jax.data.sources import MISSING, BadExample, Source
 from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo
 
 HostBatch = dict[str, np.ndarray]
 Arrays = Mapping[str, jax.Array | np.ndarray]
+
+
+class ReaderDied(Exception):
+    """A process that reads examples ended before the run did."""
+
+    def __init__(self, workers: int, status: int):
+        super().__init__(workers, status)
+        self.workers, self.status = workers, status
+
+    def __str__(self) -> str:
+        name = signal.Signals(-self.status).name if self.status < 0 else f"exit status {self.status}"
+        memory = ", as the kernel does when memory runs out" if self.status == -signal.SIGKILL else ""
+        return f"a reader process died ({name}){memory}; try fewer than data.workers={self.workers}"
 
 
 def grain() -> Any:
@@ -337,13 +352,21 @@ class Stream:
             flags.FLAGS.mark_as_parsed()
         alone = grain().ReadOptions(num_threads=1, prefetch_buffer_size=2)
         options = grain().MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=2)
-        return self._received(batches.to_iter_dataset(alone).mp_prefetch(options))
+        return self._received(batches.to_iter_dataset(alone).mp_prefetch(options, signals.become_reader))
 
     def _received(self, batches: Iterable) -> Iterator[HostBatch]:
-        """The batches that readers made; what they skipped is counted in this process."""
-        for batch, bad in batches:
-            self.dataset.bad.update(bad.tolist())
-            yield batch
+        """Yield the batches that readers made, and count in this process what they skipped."""
+        if self.workers:
+            signals.shield_children()
+        try:
+            for batch, bad in batches:
+                self.dataset.bad.update(bad.tolist())
+                yield batch
+        except RuntimeError as error:
+            killed = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+            if killed is None:
+                raise
+            raise ReaderDied(self.workers, int(killed[1])) from error
 
     def on_device(self, resident: Arrays, host_batch: Arrays, key: Key[Array, ""] | None) -> dict:
         """The task's batch (jittable): gathered where resident, augmented with a key for each position; None: no augmentation.

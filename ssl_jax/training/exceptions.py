@@ -8,7 +8,7 @@ class Stopped(Exception):
 
 
 class Preempted(Stopped):
-    """SIGTERM (143) or SIGINT (130): the last completed step is saved."""
+    """A shutdown signal (exit status 128 + its number): the last completed step is saved."""
 
     def __init__(self, message: str, status: int):
         super().__init__(message)
@@ -17,6 +17,10 @@ class Preempted(Stopped):
 
 class Diverged(Stopped):
     """A loss or gradient is not finite."""
+
+
+class ReadingFailed(Stopped):
+    """A process that reads examples died; the last completed step is saved."""
 
 
 class SaveFailed(Stopped):

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT at any time, even while the main thread sits in a compilation.
+"""Save the last completed step and end on a shutdown signal, even while the main thread is inside a compilation.
 
 The C-level handler writes the signal's number to a pipe; a thread reads it. Between steps the loop asks `must_stop`. While the
 main thread cannot ask (compilation, evaluation: `may_block`), the thread itself saves the state of the last completed
@@ -14,12 +14,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from ssl_jax.signals import SHUTDOWN
+
+INSISTENT = (signal.SIGTERM, signal.SIGINT)  # of these, a second one ends the process at once
+SAME_REQUEST = 0.5  # seconds within which several signals are one request: launchers and shells pass on what the group got too
 _active: "Preemption | None" = None
 
 
 class Preemption:
-    """A context in which signals end the run orderly. Inactive outside the main thread."""
+    """A context that turns shutdown signals into an orderly end of the run. Inactive outside the main thread.
+
+    Signals that are ignored when it is entered (nohup, a shell's background job) stay so.
+    """
 
     def __init__(self, grace: float = 25.0):
         self.grace = grace
@@ -42,7 +48,8 @@ class Preemption:
         _active = self
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
-        self._handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        caught = [number for number in SHUTDOWN if signal.getsignal(number) != signal.SIG_IGN]
+        self._handlers = {number: signal.signal(number, lambda *_: None) for number in caught}
         self._old_fd = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
         if _processes() > 1:
@@ -64,19 +71,19 @@ class Preemption:
     # The loop's side ----------------------------------------------------------------------------------------------------
 
     def begin(self, step: int) -> None:
-        """Training starts at `step`: from here on a signal is for the loop to answer."""
+        """Start training at `step`: from here on the loop responds to a signal."""
         with self._condition:
             self._committed = step
 
     def end(self) -> None:
-        """Training is over and saved; a signal that came meanwhile ends the process now."""
+        """Training is over and saved; end the process now if a signal came meanwhile."""
         with self._condition:
             self._committed = None
             if self.signal is not None:
                 self._leave()
 
     def must_stop(self, step: int, ahead: int) -> bool:
-        """Ask before dispatching steps step .. step + ahead - 1. True: save the state of `step` and stop."""
+        """Return whether to save the state of `step` and stop, rather than dispatch steps step .. step + ahead - 1."""
         with self._condition:
             if self.signal is None:
                 self._committed = step + ahead
@@ -86,7 +93,7 @@ class Preemption:
 
     @contextlib.contextmanager
     def may_block(self, saver: Callable[[], None] | None) -> Iterator[None]:
-        """The main thread will not ask for a while; `saver` saves the last completed step from another thread."""
+        """Mark a block in which the main thread cannot ask; `saver` saves the last completed step from another thread."""
         with self._condition:
             self._saver = saver
             if self.signal is not None and saver is not None:
@@ -103,15 +110,16 @@ class Preemption:
     # The thread's side --------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        count = 0
+        first = None
         while data := self._read.recv(16):
             for number in data:
-                if number not in SIGNALS:
+                if number not in self._handlers:
                     continue
-                count += 1
-                if count > 1:  # asked twice: at once; what is complete on disk stays so
-                    os._exit(128 + number)
-                threading.Thread(target=self._stop, args=(number,), name="stop", daemon=True).start()
+                if first is None:
+                    first = time.monotonic()
+                    threading.Thread(target=self._stop, args=(number,), name="stop", daemon=True).start()
+                elif number in INSISTENT and time.monotonic() - first > SAME_REQUEST:
+                    os._exit(128 + number)  # complete checkpoints stay complete
 
     def _stop(self, number: int) -> None:
         deadline = time.monotonic() + self.grace
@@ -121,12 +129,11 @@ class Preemption:
                 return
             self.signal = number
             committed = self._committed
-            if committed is None:  # nothing of a training is in the making
+            if committed is None:  # not training
                 self._leave()
             if _processes() == 1:
                 self.stop_at = committed
-        name = signal.Signals(number).name
-        print(f"ssl-jax: {name}: saving the last completed step", file=sys.stderr, flush=True)
+        _say(f"{signal.Signals(number).name}: saving the last completed step")
         if _processes() > 1:
             stop_at = self._agree(committed)
             with self._condition:
@@ -137,24 +144,25 @@ class Preemption:
                 try:
                     self._saver()
                 except BaseException as error:
-                    print(f"ssl-jax: {error}", file=sys.stderr, flush=True)
+                    _say(str(error))
                 self._leave()
 
     def _leave(self) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
         os._exit(self.status)
 
     def _enforce(self, deadline: float, status: int) -> None:
-        """The grace period's end, whatever the other threads do."""
+        """End the process when the grace period is over, whatever the other threads do."""
         time.sleep(max(deadline - 0.5 - time.monotonic(), 0))
-        print("ssl-jax: the grace period is over; the run continues from its last checkpoint", file=sys.stderr, flush=True)
+        _say("the grace period is over; the run continues from its last checkpoint")
         os._exit(status)
 
     # Several processes --------------------------------------------------------------------------------------------------
 
     def _agree(self, committed: int) -> int:
-        """The step all processes stop at: the furthest that any of them has dispatched."""
+        """Return the step that all processes stop at: the furthest that any of them has dispatched."""
         from jax._src import distributed
 
         client = distributed.global_state.client
@@ -165,7 +173,7 @@ class Preemption:
         return max(read(rank) for rank in range(_processes()))
 
     def _listen(self) -> None:
-        """Learn that another process was signalled."""
+        """Poll for a signal that another process received."""
         from jax._src import distributed
 
         while not self._closed.wait(0.3):
@@ -178,8 +186,13 @@ class Preemption:
             return
 
 
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # the terminal is closed
+        print(f"ssl-jax: {text}", file=sys.stderr, flush=True)
+
+
 def _processes() -> int:
-    """How many processes train together; jax is not imported for it, so that this can be entered before it is."""
+    """Return how many processes train together, without importing jax."""
     distributed = sys.modules.get("jax._src.distributed")
     return 1 if distributed is None or distributed.global_state.client is None else distributed.global_state.num_processes
 
@@ -189,5 +202,5 @@ def _process() -> int:
 
 
 def active(grace: float) -> contextlib.AbstractContextManager:
-    """The context already entered around this run, or a new one."""
+    """Return the context already entered around this run, or a new one."""
     return contextlib.nullcontext(_active) if _active is not None else Preemption(grace)

@@ -1,4 +1,4 @@
-"""Batches brought onto the devices ahead of the loop, by a thread; values and order are the stream's."""
+"""Put batches onto the devices ahead of the loop, in a thread; values and order are the stream's."""
 
 import queue
 import threading
@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ssl_jax.data.pipeline import ReaderDied
+from ssl_jax.training.exceptions import ReadingFailed
+
 
 class Prefetch:
     """An iterator of device batches. `counts` says how many steps each holds (1: without an axis of steps)."""
@@ -15,7 +18,7 @@ class Prefetch:
     def __init__(self, batches: Iterator[dict], counts: Iterator[int], put: Callable[[dict, int], Any], depth: int = 2):
         self._queue: queue.Queue = queue.Queue(depth)
         self._stop = threading.Event()
-        self.waited = 0.0  # seconds the loop stood still for data
+        self.waited = 0.0  # seconds the loop waited for data
         self._thread = threading.Thread(target=self._run, args=(batches, counts, put), name="prefetch", daemon=True)
         self._thread.start()
 
@@ -28,6 +31,8 @@ class Prefetch:
                     break
             else:
                 self._offer((None, StopIteration()))
+        except ReaderDied as error:
+            self._offer((None, ReadingFailed(f"{error}; the last completed step is saved, the same command continues")))
         except BaseException as error:  # raised where the batch is taken
             self._offer((None, error))
         finally:

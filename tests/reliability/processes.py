@@ -12,6 +12,7 @@ import numpy as np
 from ssl_jax.training.checkpoint import complete_steps, read_arrays
 
 ROOT = pathlib.Path(__file__).parents[2]
+COMMAND = pathlib.Path(sys.executable).with_name("ssl-jax")  # as installed
 
 
 class Child:

@@ -10,9 +10,7 @@ import pytest
 
 from ssl_jax import cache
 from ssl_jax.training.checkpoint import complete_steps
-
-ROOT = pathlib.Path(__file__).parents[2]
-COMMAND = pathlib.Path(sys.executable).with_name("ssl-jax")
+from tests.reliability.processes import COMMAND, ROOT
 
 CONFIG = """
 from ml_collections import ConfigDict

@@ -1,0 +1,47 @@
+"""The signals that end a run, and how its reader processes leave them to it."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing import resource_tracker
+
+# A terminal sends SIGINT (Ctrl-C) and SIGHUP (it is closed); schedulers and systemd send SIGTERM; SLURM's --signal sends
+# what it is told, usually SIGUSR1 or SIGUSR2.
+SHUTDOWN = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def shield_children() -> None:
+    """Block the shutdown signals in this thread, so that processes it starts are born with them blocked.
+
+    A signal to the process group then reaches the run alone, however early. No effect in the main thread, which has to
+    receive them. Starting multiprocessing's resource tracker unblocks two of them, so it is started first; what a killed
+    process leaves behind, the tracker removes without the warning that it prints by default.
+    """
+    if threading.current_thread() is threading.main_thread():
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, SHUTDOWN)
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (before, "ignore:resource_tracker:UserWarning")))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
+    signal.pthread_sigmask(signal.SIG_BLOCK, SHUTDOWN)
+
+
+def become_reader(index: int, count: int) -> None:
+    """Set up a process that reads examples (one of `count`): ignore the shutdown signals, and end with the parent process."""
+    for number in SHUTDOWN:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
