@@ -1,4 +1,4 @@
-"""Vision transformers: ViTMAEForPreTraining, ViTModel, ViTForImageClassification, Dinov2Model, and MAE's own files."""
+"""Vision transformers: ViTMAEForPreTraining, ViTModel, ViTForImageClassification, IJepaModel, Dinov2Model, registers."""
 
 import dataclasses
 import math
@@ -63,12 +63,12 @@ def _without_qkv_bias(rows: list[Row], qkv_bias: bool) -> list[Row]:
 
 def _embeddings(vit: ViT, theirs: str) -> list[Row]:
     c = vit.config
-    rows = [
-        row("encoder/class_token", f"{theirs}.cls_token", leading(1)),
+    return [
+        *([row("encoder/class_token", f"{theirs}.cls_token", leading(1))] if c.class_token else []),
+        *([row("encoder/registers", f"{theirs}.register_tokens", leading(1))] if c.registers else []),
         *dense("encoder/patch_embedding", f"{theirs}.patch_embeddings.projection", weight=convolution(c.patch)),
         _positions("encoder/positions", f"{theirs}.position_embeddings", vit),
     ]
-    return rows
 
 
 def _positions(ours: str, theirs: str, vit: ViT) -> Row:
@@ -76,7 +76,8 @@ def _positions(ours: str, theirs: str, vit: ViT) -> Row:
         return row(ours, theirs, leading(1))
     if vit.config.positions == "none":
         raise UserError('model.positions="none": the other format has positions; it cannot hold this model')
-    return constant(theirs, with_class(sincos2d(vit.config.width, vit.grid))[None], "2-D sine-cosine positions")
+    table = sincos2d(vit.config.width, vit.grid)
+    return constant(theirs, (with_class(table) if vit.config.class_token else table)[None], "2-D sine-cosine positions")
 
 
 def with_class(table: np.ndarray) -> np.ndarray:
@@ -84,10 +85,11 @@ def with_class(table: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros((1, table.shape[1]), np.float32), table])
 
 
-def kind_of_positions(table: np.ndarray, width: int, grid: tuple[int, int]) -> str:
-    """ "sincos2d" where a table [1, 1 + patches, width] holds exactly those, else "learned"."""
-    if width % 4 == 0 and table.shape == (1, 1 + math.prod(grid), width):
-        if np.array_equal(table[0], with_class(sincos2d(width, grid))):
+def kind_of_positions(table: np.ndarray, width: int, grid: tuple[int, int], *, class_token: bool = True) -> str:
+    """Return "sincos2d" where a table [1, (1 +) patches, width] holds exactly those, else "learned"."""
+    if width % 4 == 0 and table.shape == (1, int(class_token) + math.prod(grid), width):
+        fixed = sincos2d(width, grid)
+        if np.array_equal(table[0], with_class(fixed) if class_token else fixed):
             return "sincos2d"
     return "learned"
 
@@ -106,9 +108,10 @@ class _Vision(Family):
         patch = pair(cut["patch_size"], "patch_size", source)
         table = look_up(tensors, "embeddings.position_embeddings", self.base, source)
         grid = (size[0] // patch[0], size[1] // patch[1])
+        width, class_token = number(model, "width", None, source), self.settings.fixed["class_token"]
         model |= {
-            **cut, "name": "vit", "pooling": "cls",
-            "positions": kind_of_positions(table, number(model, "width", None, source), grid),
+            **cut, "name": "vit", "pooling": "cls" if class_token else "mean",
+            "positions": kind_of_positions(table, width, grid, class_token=class_token),
         }  # fmt: skip
         return model, size, number(theirs, "num_channels", 3, source)
 
@@ -194,7 +197,8 @@ class ViTEncoder(_Vision):
     settings = dataclasses.replace(ENCODER, demands={"pooler_act": "tanh"})
 
     def takes(self, task):
-        return isinstance(task, ImageEncoder) and task.encoder.config.layer_scale is None
+        c = task.encoder.config if isinstance(task, ImageEncoder) else None
+        return c is not None and c.class_token and c.layer_scale is None
 
     def read(self, theirs, tensors, beside):
         model, size, channels = self.encoder(theirs, tensors, beside)
@@ -256,6 +260,28 @@ class ViTClassifier(ViTEncoder):
         return [*self.encoder_rows(task.encoder, "vit."), *dense("head", "classifier")]
 
 
+class IJepa(ViTEncoder):
+    """A ViT without class token, whose representation is the mean of its tokens (Assran et al. 2023)."""
+
+    architecture, model_type, base, patch_default = "IJepaModel", "ijepa", "ijepa", 16
+    settings = dataclasses.replace(ENCODER, fixed={"class_token": False}, demands={"pooler_act": "tanh"})
+
+    def takes(self, task):
+        return isinstance(task, ImageEncoder) and not task.encoder.config.class_token
+
+    def read(self, theirs, tensors, beside):
+        sections = super().read(theirs, tensors, beside)
+        if sections.model["pooler"]:
+            raise UserError(f"{beside.source}: pooler.dense: is a layer on the first token; it cannot be expressed here")
+        return sections
+
+    def write(self, task):
+        c = task.encoder.config
+        if c.pooling != "mean" or c.pooler or c.norm_pooled:
+            raise UserError(f"model.pooling={c.pooling!r}: IJepaModel gives tokens, to be averaged; it cannot hold this model")
+        return self.write_encoder(task.encoder)
+
+
 class Dinov2(_Vision):
     architecture, model_type, base, patch_default = "Dinov2Model", "dinov2", "dinov2", 14
     keys = {**ENCODER.keys, "layer_scale": "layerscale_value", "drop_path": "drop_path_rate"}
@@ -264,7 +290,8 @@ class Dinov2(_Vision):
     settings = Settings(keys, defaults, {"class_token": True})
 
     def takes(self, task):
-        return isinstance(task, ImageEncoder) and task.encoder.config.layer_scale is not None
+        c = task.encoder.config if isinstance(task, ImageEncoder) else None
+        return c is not None and c.class_token and c.layer_scale is not None and ("registers" in self.keys) == (c.registers > 0)
 
     def read(self, theirs, tensors, beside):
         model, size, channels = self.encoder(theirs, tensors, beside)
@@ -274,27 +301,29 @@ class Dinov2(_Vision):
         if model["gated"]:  # two thirds, rounded up to a multiple of 8
             inner, model["activation"] = (int(inner * 2 / 3) + 7) // 8 * 8, "silu"
         model["mlp_width"] = inner
-        model["mask_token"] = bool(theirs.get("use_mask_token", True))
+        model["mask_token"] = "registers" in self.keys or bool(theirs.get("use_mask_token", True))
         return Sections({"name": "image_encoder"}, model, image_info(size, channels, beside))
 
     def write(self, task):
         c = task.encoder.config
         if c.pooling != "cls" or c.pooler:
-            raise UserError(f"model.pooling={c.pooling!r}, pooler={c.pooler}: Dinov2Model reads the class token")
+            raise UserError(f"model.pooling={c.pooling!r}, pooler={c.pooler}: {self.architecture} reads the class token")
         if c.gated and c.activation != "silu":
-            raise UserError(f"model.activation={c.activation!r}: Dinov2Model's gated MLP has silu; it cannot hold this model")
+            raise UserError(
+                f"model.activation={c.activation!r}: {self.architecture}'s gated MLP has silu; it cannot hold this model"
+            )
         ratio = next((r for r in range(1, 17) if self._inner(c.width, r, c.gated) == c.width_of_mlp), None)
         if ratio is None:
-            raise UserError(f"model.mlp_width={c.width_of_mlp}: is no whole multiple of width={c.width} as Dinov2Model needs")
+            raise UserError(
+                f"model.mlp_width={c.width_of_mlp}: is no whole multiple of width={c.width} as {self.architecture} needs"
+            )
         checked = (*LOOKED_AFTER, "gated", "mlp_width")
         theirs = self.settings.write(c, "model", self.architecture, checked=checked)
         sizes = {"image_size": one_or_two(task.encoder.image_size), "patch_size": one_or_two(c.patch)}
         if c.gated:
             theirs["hidden_act"] = "gelu"  # not read
-        return theirs | sizes | {
-            "num_channels": task.encoder.channels, "mlp_ratio": ratio, "use_swiglu_ffn": c.gated,
-            "use_mask_token": c.mask_token,
-        }  # fmt: skip
+        theirs |= {"num_channels": task.encoder.channels, "mlp_ratio": ratio, "use_swiglu_ffn": c.gated}
+        return theirs | sizes | ({} if "registers" in self.keys else {"use_mask_token": c.mask_token})
 
     @staticmethod
     def _inner(width: int, ratio: int, gated: bool) -> int:
@@ -322,7 +351,17 @@ class Dinov2(_Vision):
         rows = [*_embeddings(vit, "embeddings"), *blocks(c.depth, block), *norm("encoder/final_norm", "layernorm")]
         if c.mask_token:
             rows.append(row("encoder/mask_token", "embeddings.mask_token", leading(1)))
+        elif "registers" in self.keys:  # always there, and not read by a forward pass
+            rows.append(constant("embeddings.mask_token", np.zeros((1, c.width), np.float32), "zeros"))
         return _without_qkv_bias(rows, c.qkv_bias)
 
 
-FAMILIES = (ViTMAE(), ViTEncoder(), ViTClassifier(), Dinov2())
+class Dinov2WithRegisters(Dinov2):
+    """DINOv2 with registers (Darcet et al. 2024)."""
+
+    architecture, model_type, base = "Dinov2WithRegistersModel", "dinov2_with_registers", "dinov2_with_registers"
+    keys = {**Dinov2.keys, "registers": "num_register_tokens"}
+    settings = Settings(keys, {**Dinov2.defaults, "num_register_tokens": 4}, {"class_token": True})
+
+
+FAMILIES = (ViTMAE(), ViTEncoder(), ViTClassifier(), IJepa(), Dinov2(), Dinov2WithRegisters())

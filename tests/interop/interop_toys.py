@@ -36,6 +36,10 @@ OURS = {  # architecture -> (task, model) of ours
         dict(name="image_encoder"),
         VIT | dict(pooling="cls", layer_scale=0.1, mask_token=True, gated=True, activation="silu", mlp_width=32),
     ),
+    "Dinov2WithRegistersModel": (
+        dict(name="image_encoder"), VIT | dict(pooling="cls", layer_scale=0.1, mask_token=True, registers=2, mlp_width=24)
+    ),
+    "IJepaModel": (dict(name="image_encoder"), VIT | dict(class_token=False, positions="sincos2d")),
     "GPT2LMHeadModel": (dict(name="next_token"), LANGUAGE | dict(bias=False, qkv_bias=False, norm_bias=False, tied=False)),
     "LlamaForCausalLM": (
         dict(name="next_token"),

@@ -86,6 +86,16 @@ def encoder(cls, config, channels, height, width):
     return Case(cls, config, images(3, channels, height, width), theirs, ours)
 
 
+def tokens_only(cls, config, height, width):
+    def theirs(model, inputs):
+        return with_objective({"tokens": model(inputs["image"]).last_hidden_state})
+
+    def ours(task, params, batch):
+        return with_objective({"tokens": task.forward(params, batch)["tokens"]})
+
+    return Case(cls, config, images(3, 3, height, width), theirs, ours)
+
+
 def classifier(config, height, width):
     def theirs(model, inputs):
         return with_objective({"logits": model(inputs["image"]).logits})
@@ -230,6 +240,18 @@ CASES = {
     "DINOv2": encoder(t.Dinov2Model, dinov2(num_hidden_layers=2), 3, 9, 9),
     "DINOv2, gated, without mask token": encoder(
         t.Dinov2Model, dinov2(num_hidden_layers=1, use_swiglu_ffn=True, use_mask_token=False, mlp_ratio=3), 3, 9, 9
+    ),
+    "DINOv2 with registers": encoder(
+        t.Dinov2WithRegistersModel,
+        t.Dinov2WithRegistersConfig(
+            hidden_size=12, num_attention_heads=3, image_size=9, patch_size=3, num_hidden_layers=2, num_register_tokens=3
+        ), 3, 9, 9
+    ),
+    "I-JEPA": tokens_only(
+        t.IJepaModel,
+        t.IJepaConfig(
+            hidden_size=12, num_attention_heads=3, intermediate_size=20, image_size=9, patch_size=3, num_hidden_layers=2
+        ), 9, 9,
     ),
     "GPT-2": causal(t.GPT2LMHeadModel, t.GPT2Config(vocab_size=23, n_positions=9, n_embd=12, n_layer=2, n_head=3)),
     "GPT-2, untied": causal(
