@@ -32,6 +32,7 @@ setup(
         "pillow>=10.3",
         "rich>=13",
         "matplotlib>=3.9",
+        "scipy>=1.13",
         "tokenizers>=0.21",
         "safetensors>=0.4.5",
         "sacrebleu>=2.4",

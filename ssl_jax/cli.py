@@ -10,7 +10,7 @@ from ssl_jax import streams
 from ssl_jax.errors import UserError
 from ssl_jax.training.exceptions import Stopped
 
-OVERRIDE = "--config."
+OVERRIDES = ("config", "experiment")  # --config.KEY=VALUE, --experiment.KEY=VALUE
 NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # the user can fix these, wherever raised
 
 
@@ -21,12 +21,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         overrides, argv = take_overrides(argv)
         arguments = parser().parse_args(argv)
-        if overrides and not hasattr(arguments, "config"):
-            raise UserError(f"{arguments.command} takes no --config.{next(iter(overrides))}")
-        if overrides and arguments.config is None:
-            raise UserError(f"--config.{next(iter(overrides))} needs --config=FILE")
+        arguments.overrides = overrides
+        check_overrides(arguments)
         with streams.outlive_readers() if arguments.trains else contextlib.nullcontext():
-            arguments.settings = _load_config(arguments.config, overrides) if getattr(arguments, "config", None) else None
+            named = getattr(arguments, "config", None)
+            arguments.settings = _load_config(named, overrides["config"]) if named else None
             if arguments.devices:
                 from ssl_jax.start import start_process
 
@@ -52,19 +51,20 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
-def take_overrides(argv: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Split `--config.key=value` (or `--config.key value`) from the other arguments."""
-    overrides, rest, words = {}, [], iter(argv)
+def take_overrides(argv: list[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Split `--config.KEY=VALUE` (or `--config.KEY VALUE`), and the same of --experiment, from the other arguments."""
+    overrides, rest, words = {name: {} for name in OVERRIDES}, [], iter(argv)
     for word in words:
-        if not word.startswith(OVERRIDE):
+        name, dot, key_value = word.removeprefix("--").partition(".")
+        if not word.startswith("--") or not dot or name not in OVERRIDES:
             rest.append(word)
             continue
-        key, equals, value = word.removeprefix(OVERRIDE).partition("=")
+        key, equals, value = key_value.partition("=")
         if not equals:
             value = next(words, None)
             if value is None:
                 raise UserError(f"{word}: a value is missing; write {word}=VALUE")
-        overrides[key] = value
+        overrides[name][key] = value
     return overrides, rest
 
 
@@ -77,6 +77,16 @@ def path(text: str) -> str:
     if expanded.startswith("~"):
         raise argparse.ArgumentTypeError(f"{text}: there is no such home directory; write the whole path")
     return scheme + expanded
+
+
+def check_overrides(arguments: argparse.Namespace) -> None:
+    """UserError for an override of a file that the command does not read, or that was not given."""
+    for name, found in arguments.overrides.items():
+        experiment = getattr(arguments, "experiment", None) is not None  # it names a config
+        if found and not hasattr(arguments, name) and not experiment:
+            raise UserError(f"{arguments.command} takes no --{name}.{next(iter(found))}")
+        if found and getattr(arguments, name, None) is None and not experiment:
+            raise UserError(f"--{name}.{next(iter(found))} needs --{name}=FILE")
 
 
 class Parser(argparse.ArgumentParser):
@@ -115,7 +125,25 @@ def parser() -> argparse.ArgumentParser:
     sub = command("evaluate", _evaluate, "run the config's evaluators over a checkpoint", workdir=True, trains=True)
     sub.add_argument("--config", metavar="FILE[:ARG]", help="evaluators of another config; default: the run's own")
     sub.add_argument("--checkpoint", type=int, metavar="STEP", help="default: the newest")
-    sub = command("report", _report, "write report.html, report.md and PNGs; several runs side by side", devices=False)
+    sub = command(
+        "sweep", _sweep, "run the arms and seeds of an experiment, and write its table; a killed sweep continues",
+        workdir=True, trains=True,
+    )  # fmt: skip
+    sub.add_argument(
+        "--experiment",
+        required=True,
+        type=path,
+        metavar="FILE",
+        help="an experiment file, run as Python; --experiment.seeds=5 and --config.KEY=VALUE override",
+    )
+    sub.add_argument("--plan", action="store_true", help="print what would run, and stop")
+    sub.add_argument("--shard", default="0/1", metavar="I/N", help="of the groups of runs take every N-th, from the I-th on")
+    sub = command(
+        "report",
+        _report,
+        "write the page of a run, of a sweep, or of several runs side by side",
+        devices=False,
+    )
     sub.add_argument("workdirs", nargs="+", type=path, metavar="DIR")
     sub.add_argument("--to", type=path, metavar="DIR", help="where to write; default: the first run's folder")
     sub = command("reconstruct", _reconstruct, "fill in masked images, as a PNG", workdir=True)
@@ -192,6 +220,14 @@ def _evaluate(arguments):
     from ssl_jax import runs
 
     return runs.evaluate(arguments.workdir, config=arguments.settings, checkpoint=arguments.checkpoint)
+
+
+def _sweep(arguments):
+    from ssl_jax import experiments, sweeps
+
+    overrides = arguments.overrides
+    experiment = experiments.load(arguments.experiment, settings=overrides["experiment"], overrides=overrides["config"])
+    return sweeps.sweep(experiment, arguments.workdir, plan=arguments.plan, shard=sweeps.parse_shard(arguments.shard))
 
 
 def _report(arguments):

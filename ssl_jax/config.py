@@ -40,22 +40,15 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     and a section that is missing. The types of values are checked by `read`.
     """
     path, arg = _split_spec(spec)
-    module_spec = importlib.util.spec_from_file_location("ssl_jax_user_config", path)
-    if module_spec is None:
-        raise UserError(f"--config={path}: must be a Python file, with a name that ends in .py")
-    module = importlib.util.module_from_spec(module_spec)
-    with _one_line(path, path):
-        module_spec.loader.exec_module(module)
-    if not callable(getattr(module, "get_config", None)):
-        raise UserError(f"{path}: defines no get_config()")
-    with _one_line(spec, path):
+    module = execute(path, "--config", "get_config")
+    with one_line(spec, path):
         config = module.get_config(arg) if arg else module.get_config()
     if not isinstance(config, Mapping | ConfigDict):
         raise UserError(f"{path}: get_config() returned {config!r}; expected a ConfigDict")
     config = config if isinstance(config, ConfigDict) else ConfigDict(dict(config))
     for key, value in (overrides or {}).items():
         override(config, key, value)
-    with _one_line(spec, path):
+    with one_line(spec, path):
         config = ConfigDict(_plain(config))  # references resolved
     check_sections(config, path)
     config.card = module.__doc__ or ""
@@ -72,8 +65,21 @@ def _split_spec(spec: str) -> tuple[str, str]:
     raise UserError(f"--config={parts[0]}: there is no such file")
 
 
+def execute(path: str, option: str, function: str) -> types.ModuleType:
+    """Return the module of a user's Python file, which must define `function`."""
+    module_spec = importlib.util.spec_from_file_location("ssl_jax_user_config", path)
+    if module_spec is None:
+        raise UserError(f"{option}={path}: must be a Python file, with a name that ends in .py")
+    module = importlib.util.module_from_spec(module_spec)
+    with one_line(path, path):
+        module_spec.loader.exec_module(module)
+    if not callable(getattr(module, function, None)):
+        raise UserError(f"{path}: defines no {function}()")
+    return module
+
+
 @contextlib.contextmanager
-def _one_line(what: str, path: str) -> typing.Iterator[None]:
+def one_line(what: str, path: str) -> typing.Iterator[None]:
     """Turn any error of a user's config file into a UserError that names the line of `path` where it was raised."""
     try:
         yield
@@ -117,18 +123,31 @@ def check_sections(config: ConfigDict, path: str) -> None:
 
 def override(config: ConfigDict, key: str, text: str) -> None:
     """Set `key` ("task.mask.ratio") from the command line's text; a value of any type, which `read` checks."""
+    with config.ignore_type(), config.unlocked():
+        section, last = _section_of(config, key, f"--config.{key}")
+        section[last] = literal(text, _held(section, last))
+
+
+def assign(config: ConfigDict, key: str, value: Any) -> None:
+    """Set `key` to a Python value; a mapping replaces the whole section."""
+    with config.ignore_type(), config.unlocked():
+        section, last = _section_of(config, key, key)
+        section[last] = ConfigDict(dict(value)) if isinstance(value, Mapping | ConfigDict) else value
+
+
+def _section_of(config: ConfigDict, key: str, shown: str) -> tuple[ConfigDict, str]:
+    """Return the section that holds `key`, made where it is missing, and the last part of the key."""
     *parents, last = key.split(".")
     if not all((*parents, last)):
-        raise UserError(f"--config.{key}: a name is missing between the dots")
+        raise UserError(f"{shown}: a name is missing between the dots")
     section = config
-    with config.ignore_type(), config.unlocked():
-        for i, name in enumerate(parents):
-            if _held(section, name) is None:
-                section[name] = ConfigDict()
-            section = section[name]
-            if not isinstance(section, ConfigDict):
-                raise UserError(f"--config.{key}: {'.'.join(parents[: i + 1])} is a value, not a section")
-        section[last] = literal(text, _held(section, last))
+    for i, name in enumerate(parents):
+        if _held(section, name) is None:
+            section[name] = ConfigDict()
+        section = section[name]
+        if not isinstance(section, ConfigDict):
+            raise UserError(f"{shown}: {'.'.join(parents[: i + 1])} is a value, not a section")
+    return section, last
 
 
 def _held(section: ConfigDict, name: str) -> Any:
@@ -163,6 +182,17 @@ def look_up(registry: Mapping[str, str], name: Any, path: str) -> Any:
         raise UserError(f"{path}={name!r}: unknown{nearest(str(name), registry)}")
     module, _, attribute = registry[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested config by full key: {"task.mask.ratio": 0.75}."""
+    found = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            found.update(flat(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def to_json(config: Any) -> str:

@@ -149,32 +149,37 @@ def _run(config: ConfigDict, workdir: str, *, evaluate: bool) -> int:
         say(f"{workdir}: the run is complete ({wd.status()['trained']:,} steps); the report is {wd.path / 'report.html'}")
         show_results(wd, config)
         return 0
+    parts = prepare(config, workdir)
+    meanwhile = parts.training.evaluate_every is not None
+    test = checked_test_data(parts) if parts.evaluators and (evaluate or meanwhile) else None
+    complete(parts, wd, None if trained(wd) else trainer_of(parts), test, evaluate=evaluate)
+    if evaluate:
+        write_report(wd, config)
+    return 0
+
+
+def complete(parts: Parts, wd: Workdir, trainer: Any, test: Any, *, evaluate: bool = True, quiet: bool = False) -> None:
+    """Train and evaluate what is not done yet in `wd`. `trainer` may be shared by runs; None: the run is trained already."""
     from ssl_jax.training import preemption
     from ssl_jax.training.lock import locked
 
-    parts = prepare(config, workdir)
     odd = odd_settings(parts)
-    meanwhile = parts.training.evaluate_every is not None
-    test = checked_test_data(parts) if parts.evaluators and (evaluate or meanwhile) else None
     splits = {"train": parts.stream.dataset, **({} if test is None else {"test": test})}
     wd.check_data(made_from := {split: dataset.fingerprint() for split, dataset in splits.items()})
     odd += dict.fromkeys(line for dataset in splits.values() for line in dataset.notes())
-    trainer = None if trained(wd) else trainer_of(parts)
     with locked(wd.path), preemption.active(parts.checkpoint.grace):
-        wd.start(config, parts.info, made_from)
+        wd.start(parts.config, parts.info, made_from)
         warn_of(wd, odd)
         started = time.monotonic()
-        steps, params = train(parts, wd, trainer)
+        steps, params = train(parts, wd, trainer, quiet)
         timings = wd.read("timings.json", {})
         if "trained" not in wd.status():
             timings["training"] = timings.get("training", 0.0) + time.monotonic() - started
             wd.write("timings.json", timings)
             wd.write("status.json", {**wd.status(), "trained": steps})
         if evaluate:
-            evaluate_all(parts, wd, params, steps, test)
+            evaluate_all(parts, wd, params, steps, test, quiet=quiet)
             write_panels(parts, wd, params)
-            write_report(wd, config)
-    return 0
 
 
 def odd_settings(parts: Parts) -> list[str]:
@@ -211,21 +216,21 @@ def trained(wd: Workdir) -> bool:
 
 def finished(wd: Workdir, config: ConfigDict, evaluate: bool) -> bool:
     """Whether a start of this config would find nothing to do."""
-    status = wd.status()
-    if "trained" not in status:
-        return False
-    if not evaluate:
-        return True
-    done = status.get("evaluated", {})
+    return measured(wd, config) and (wd.path / "report.html").is_file() if evaluate else "trained" in wd.status()
+
+
+def measured(wd: Workdir, config: ConfigDict) -> bool:
+    """Whether the run is trained, and evaluated by all evaluators of `config`."""
     wanted = {name: _fingerprint(section) for name, section in evaluator_sections(config).items()}
-    return "evaluated" in status and wanted.items() <= done.items() and (wd.path / "report.html").is_file()
+    status = wd.status()
+    return "trained" in status and "evaluated" in status and wanted.items() <= status["evaluated"].items()
 
 
 def _fingerprint(section: Any) -> str:
     return configs.to_json(section)
 
 
-def train(parts: Parts, wd: Workdir, trainer: Any) -> tuple[int, Params]:
+def train(parts: Parts, wd: Workdir, trainer: Any, quiet: bool = False) -> tuple[int, Params]:
     """Train, or continue, to the end; return (steps, parameters to evaluate: the moving average if there is one).
 
     Without a trainer the run is trained already, and its last checkpoint is read.
@@ -237,11 +242,15 @@ def train(parts: Parts, wd: Workdir, trainer: Any) -> tuple[int, Params]:
         return load_params(wd.path / "checkpoints", wd.status()["trained"])
     state = trainer.run(
         seed=parts.config.get("seed", 0),
+        stream=parts.stream,
+        lr=parts.optimizer.peak(parts.stream.batch_size),
+        weight_decay=parts.optimizer.weight_decay,
         init_params=starting_point(parts),
         workdir=wd.path,
         checkpoint=parts.checkpoint,
         evaluate=functools.partial(evaluate_during, parts) if parts.evaluators else None,
         name=parts.task.name,
+        quiet=quiet,
     )
     warn_of(wd, checks.skipped_updates(parts.training, state))
     return int(state.step), state.params if state.ema is None else state.ema
@@ -350,15 +359,16 @@ def checked_test_data(parts: Parts) -> Any:
 
 
 def evaluate_all(
-    parts: Parts, wd: Workdir, params: Params, step: int, test: Any, *, name: str = "results.json", again: bool = False
-) -> None:
+    parts: Parts, wd: Workdir, params: Params, step: int, test: Any, *, name: str = "results.json", again: bool = False,
+    quiet: bool = False,
+) -> None:  # fmt: skip
     """Every evaluator once, each one's results written as soon as it is done: a killed run goes on with the next."""
     status = wd.status()
     results = {} if again else wd.read(name, {})
     done = {} if again else dict(status.get("evaluated", {}))
     timings = wd.read("timings.json", {})
     cache = wd.path / "features" if parts.checkpoint.features else None
-    encoder, evaluation = encoder_of(parts, params, cache, f"step {step}"), evaluation_data(parts, test, wd)
+    encoder, evaluation = encoder_of(parts, params, cache, f"step {step}"), evaluation_data(parts, test, wd, quiet)
     for key, evaluator in parts.evaluators.items():
         mark = _fingerprint(parts.config.downstream[key])
         if done.get(key) == mark:
@@ -373,7 +383,7 @@ def evaluate_all(
         if name == "results.json":
             wd.write("timings.json", timings)
             wd.write("status.json", {**wd.status(), "evaluated": done})
-        if values:
+        if values and not quiet:
             first, value = next(iter(values.items()))
             say(f"{first} {value:.4g}  ({timings[key]:.1f} s)" + (f"; {evaluator.note}" if hasattr(evaluator, "note") else ""))
     if not parts.evaluators and name == "results.json":
@@ -384,7 +394,7 @@ def evaluate_all(
 def values_of(name: str, evaluator: Any, encoder: Any, evaluation: Any) -> Iterator[tuple[str, float]]:
     """An evaluator's values under its name; nothing, with a line, where it needs labels that the data have not."""
     if left_out(evaluator, evaluation):
-        say(f"{name}: left out, {unlabelled(evaluation)} has no labels")
+        evaluation.log(f"{name}: left out, {unlabelled(evaluation)} has no labels")
         return
     for key, value in evaluator(encoder, evaluation):
         yield f"{name}/{key}", float(value)
@@ -423,12 +433,12 @@ def representations_of(evaluators: Iterable[Any]) -> tuple[str, ...]:
     return tuple(name for names in asked for name in ((names,) if isinstance(names, str) else names))
 
 
-def evaluation_data(parts: Parts, test: Any, wd: Workdir | None) -> Any:
+def evaluation_data(parts: Parts, test: Any, wd: Workdir | None, quiet: bool = False) -> Any:
     from ssl_jax.downstream.evaluators.features import EvaluationData
 
     train = parts.dataset("train", False) if test is not None else None
-    workdir = None if wd is None else str(wd.path)
-    return EvaluationData(train, test, config=parts.config, mesh=parts.mesh, workdir=workdir, log=say)
+    workdir, log = None if wd is None else str(wd.path), (lambda text: None) if quiet else say
+    return EvaluationData(train, test, config=parts.config, mesh=parts.mesh, workdir=workdir, log=log)
 
 
 def evaluate_during(parts: Parts, state: Any) -> dict[str, float]:
@@ -490,7 +500,12 @@ def show_results(wd: Workdir, config: ConfigDict) -> None:
 
 
 def report(workdirs: Sequence[str], *, to: str | None = None) -> int:
-    """One page of one run, or of several side by side."""
+    """One page of one run, of a sweep, or of several runs side by side."""
+    from ssl_jax.reports.sweep import is_sweep, write_sweep
+
+    if len(workdirs) == 1 and is_sweep(workdirs[0]):
+        say(f"report: {write_sweep(workdirs[0], to)}")
+        return 0
     from ssl_jax.reports.report import write_report as write
 
     say(f"report: {write(workdirs[0] if len(workdirs) == 1 else list(workdirs), to)}")

@@ -91,6 +91,8 @@ class Workdir:
         """UserError, with the difference, when the directory belongs to a run of another config."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--workdir={self.path}: is a file; take another")
+        if (self.path / "sweep.json").exists():
+            raise UserError(f"--workdir={self.path}: holds a sweep; take another, or one of its runs")
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not os.access(parent, os.W_OK):
             raise UserError(f"--workdir={self.path}: {parent} cannot be written to; take another or change its permissions")

@@ -9,11 +9,11 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "ssl_jax"
 FLOORS = (
-    {"errors", "cache", "streams", "signals", "randomness", "task", "config", "devices", "cpu"},
+    {"errors", "cache", "streams", "signals", "randomness", "task", "config", "experiments", "devices", "cpu"},
     {"data", "models", "reports", "workdir"},
     {"training", "pretext"},
     {"downstream", "interop"},
-    {"runs", "inference", "bench", "bench_peer", "api", "start"},
+    {"runs", "sweeps", "inference", "bench", "bench_peer", "api", "start"},
     {"cli"},
 )
 # Settings of a section may be read by the room itself; what a pretext task is, training must not know, and so on.

@@ -4,10 +4,11 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
+from ssl_jax.config import flat
 from ssl_jax.errors import UserError
 from ssl_jax.reports import figures, page, tables
 from ssl_jax.reports.panels import write
-from ssl_jax.reports.run import Run, differences, flat, load_runs
+from ssl_jax.reports.run import Run, differences, load_runs
 
 
 def write_report(workdirs: str | os.PathLike | Sequence[str | os.PathLike], out: str | os.PathLike | None = None, *,

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ssl_jax.config import flat
 from ssl_jax.errors import UserError
 
 # Keys of config.json that tell where and with what a run was made, rather than configure it.
@@ -97,17 +98,6 @@ def load_runs(workdirs: Sequence[str | os.PathLike]) -> list[Run]:
             parts += 1
         runs.append(load_run(workdir, tail(path, parts)))
     return runs
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config by full key: {"task.mask.ratio": 0.75}."""
-    found = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            found.update(flat(value, f"{prefix}{key}."))
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:

@@ -11,14 +11,20 @@ import jax
 
 from ssl_jax.errors import UserError
 
+
+class Busy(UserError):
+    """Another process holds the lock."""
+
+
 _held: set[pathlib.Path] = set()
 
 
 @contextlib.contextmanager
-def locked(workdir: pathlib.Path) -> Iterator[None]:
-    """Hold the lock of `workdir`, made where it is missing; UserError, with the owner, when another process holds it.
+def locked(workdir: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of `workdir`, made where it is missing; raise Busy, with the owner, when another process holds it.
 
-    The kernel drops the lock when its owner dies. Entering it again in the same process is allowed.
+    `wait` waits for that process instead. The kernel drops the lock when its owner dies. Entering it again in the same
+    process is allowed.
     """
     workdir = pathlib.Path(workdir).absolute()
     if workdir in _held or jax.process_index() != 0:
@@ -34,10 +40,10 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         ) from None
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             owner = os.read(handle, 200).decode(errors="replace").strip() or "another process"
-            raise UserError(f"--workdir={workdir}: is in use by {owner}; wait for it, or take another") from None
+            raise Busy(f"--workdir={workdir}: is in use by {owner}; wait for it, or take another") from None
         except OSError:
             pass  # a file system without locks
         try:

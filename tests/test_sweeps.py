@@ -1,0 +1,193 @@
+"""Sweeps through the command line: a folder of ordinary runs, filled in any order and by any number of processes."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ssl_jax import cli
+from tests.test_runs import two_kinds
+
+DATA = ("report.json", "report_figure.png", "report_figure.svg", "report_curves.png")
+EXPERIMENT = """
+from ssl_jax.experiments import Arm, chained, product, zipped
+def get_experiment():
+    config = dict(
+        data=dict(train="npz:{0}/train.npz", test="npz:{0}/test.npz", batch_size=8),
+        task=dict(name="masked_image", decoder=dict(width=8, depth=1, heads=2)),
+        model=dict(name="vit", patch_size=4, width=8, depth=1, heads=2),
+        training=dict(duration="4 steps", log_every=1, tensorboard=False), checkpoint=dict(every=2),
+        optimizer=dict(lr=1e-3, weight_decay=0.05), downstream=dict(knn=dict(k=5)),
+    )
+    return dict(
+        config=config, arms=product({{"optimizer.lr": (1e-3, 1e-2)}}), seeds=2, columns={{"knn/accuracy": "k-NN"}},
+        figure=dict(x="optimizer.lr"),
+    ) | dict({1})
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    np.savez(folder / "train.npz", **two_kinds(32, 0))
+    np.savez(folder / "test.npz", **two_kinds(16, 1))
+    return folder
+
+
+def sweep(folder, name, *arguments, settings=""):
+    """Run the command on a toy experiment with `settings`, Python text, over its own; the exit status."""
+    (folder / "toy.py").write_text(EXPERIMENT.format(folder, settings))
+    return cli.main(["sweep", f"--experiment={folder / 'toy.py'}", f"--workdir={folder / name}", *arguments])
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    assert sweep(folder, "finished") == 0
+    return folder / "finished"
+
+
+def test_a_sweep_is_a_folder_of_ordinary_runs(folder, finished, capsys):
+    """A run of the sweep has the numbers that the same config has alone, and every command takes it."""
+    config = json.loads((finished / "lr=0.01/seed1/config.json").read_text())["config"]
+    assert config["seed"] == 1 and config["optimizer"]["lr"] == 0.01
+    (folder / "alone.py").write_text(
+        f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({config!r})\n"
+    )
+    assert cli.main(["run", f"--config={folder / 'alone.py'}", f"--workdir={folder / 'alone'}"]) == 0
+    for name in ("metrics.jsonl", "results.json"):
+        assert (folder / "alone" / name).read_text() == (finished / "lr=0.01/seed1" / name).read_text()
+    assert cli.main(["evaluate", f"--workdir={finished / 'lr=0.01/seed1'}"]) == 0
+    assert cli.main(["report", str(finished / "lr=0.01/seed1")]) == 0
+
+
+def test_the_table_holds_every_run(finished):
+    table = json.loads((finished / "report.json").read_text())
+    assert [row["arm"] for row in table["rows"]] == ["lr=0.001", "lr=0.01"] and table["missing"] == []
+    for row in table["rows"]:
+        for seed, value in row["columns"]["knn/accuracy"]["values"].items():
+            results = json.loads((finished / row["arm"] / f"seed{seed}" / "results.json").read_text())
+            assert results["knn/accuracy"] == value
+
+
+def test_started_again_it_runs_nothing_and_makes_the_same_page(folder, finished, capsys):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("seed*/*.json")}
+    data = {name: (finished / name).read_bytes() for name in DATA}
+    assert sweep(folder, "finished") == 0
+    assert "4 of them done" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("seed*/*.json")}
+    (finished / "report.json").unlink()
+    assert cli.main(["report", str(finished)]) == 0
+    assert data == {name: (finished / name).read_bytes() for name in DATA}
+
+
+def test_shards_make_the_page_of_one_process(folder, finished):
+    settings = 'arms=product({"model.width": (8, 16)})'
+    assert sweep(folder, "one", settings=settings) == 0
+    for i in (1, 0):
+        assert sweep(folder, "two", f"--shard={i}/2", settings=settings) == 0
+        if i == 1:
+            table = json.loads((folder / "two/report.json").read_text())
+            assert [(m["arm"], m["why"]) for m in table["missing"]] == [("width=8", "not started")] * 2
+    for name in DATA:
+        assert (folder / "two" / name).read_bytes() == (folder / "one" / name).read_bytes(), name
+
+
+def test_a_sweep_may_grow_by_seeds_and_arms(folder, finished):
+    shutil.copytree(finished, folder / "grown")
+    assert sweep(folder, "grown", "--experiment.seeds=3", settings='arms=product({"optimizer.lr": (1e-2, 1e-1)})') == 0
+    table = json.loads((folder / "grown/report.json").read_text())
+    assert [row["arm"] for row in table["rows"]] == ["lr=0.01", "lr=0.1", "lr=0.001"] and table["seeds"] == [0, 1, 2]
+    assert [(m["arm"], m["seed"]) for m in table["missing"]] == [("lr=0.001", 2)]
+
+
+def test_an_arm_that_diverges_is_named_and_the_others_are_unharmed(folder, finished, capsys):
+    settings = 'arms=product({"optimizer.lr": (1e-3, 9e5, 1e-2)}, names=("lr=0.001", "huge", "lr=0.01"))'
+    assert sweep(folder, "diverging", settings=settings) == 0
+    out = capsys.readouterr().out
+    assert "missing: huge, seed 0: diverged: step" in out
+    for arm in ("lr=0.001", "lr=0.01"):
+        for seed in (0, 1):
+            own, other = (root / arm / f"seed{seed}" for root in (folder / "diverging", finished))
+            assert (own / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
+    assert sweep(folder, "diverging", settings=settings) == 0  # and not tried again
+    assert "6 of them done" in capsys.readouterr().out
+
+
+def test_the_plan_is_printed_and_nothing_is_written(folder, capsys):
+    assert sweep(folder, "planned", "--plan") == 0
+    assert "2 arms x 2 seeds; 4 runs, 0 of them done, in 1 program" in capsys.readouterr().out
+    assert not (folder / "planned").exists()
+
+
+@pytest.mark.parametrize(
+    "settings, line",
+    [
+        ('arms=product({"task.mask.ration": (0.5,)})', "arm 'ration=0.5': unknown key task.mask.ration; did you mean"),
+        ('arms=product({"model.heads": (3,)})', "arm 'heads=3': "),
+        ('arms=product({"optimizer.lr": ("high",)})', "arm 'lr=high': optimizer.lr='high': expected float"),
+        ('columns={"knm/accuracy": "k-NN"}', "'knm' is no evaluator of `downstream`; did you mean knn"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(folder, settings, line, capsys):
+    assert sweep(folder, "wrong", settings=settings) == 2
+    error = capsys.readouterr().err
+    assert line in error and error.count("\n") == 1
+    assert not (folder / "wrong").exists()
+
+
+def test_a_column_that_no_run_has_is_named_with_the_nearest(folder, capsys):
+    assert sweep(folder, "column", "--experiment.seeds=1", settings='columns={"knn/acuracy": "k-NN"}') == 2
+    assert "'knn/acuracy' is none of the results of lr=0.001, seed 0; did you mean knn/accuracy" in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_refused(folder, finished, capsys):
+    refused = [
+        ("finished", dict(settings='overrides={"training.duration": "5 steps"}'), "training.duration: 4 steps there, 5 steps"),
+        ("finished", dict(settings='arms=product({"optimizer.lr": (0.5,)}, names=("lr=0.01",))'), "optimizer.lr: 0.01 there"),
+        ("finished/lr=0.01/seed0", {}, "holds a single run"),
+        ("toy.py", {}, "is a file"),
+    ]
+    for name, options, line in refused:
+        assert sweep(folder, name, **options) == 2
+        assert line in capsys.readouterr().err
+    assert cli.main(["run", f"--config={folder / 'alone.py'}", f"--workdir={finished}"]) == 2
+    assert "holds a sweep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shard", ["2/2", "a/b", "1", "0/0", "-1/2"])
+def test_a_wrong_shard_is_one_line(folder, shard, capsys):
+    assert sweep(folder, "wrong", f"--shard={shard}") == 2
+    assert "write i/n" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_at_any_time_and_by_two_processes_the_page_is_the_same(folder, finished):
+    """Three SIGKILLs, then two processes at once on what is left: the same table and figures, byte for byte."""
+    (folder / "toy.py").write_text(EXPERIMENT.format(folder, ""))
+    command = [
+        sys.executable,
+        "-m",
+        "ssl_jax.cli",
+        "sweep",
+        f"--experiment={folder / 'toy.py'}",
+        f"--workdir={folder / 'killed'}",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
+    start = lambda: subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    files = ("lr=0.001/seed0/config.json", "lr=0.001/seed1/checkpoints/00000002", "lr=0.01/seed0/status.json")
+    for file in files:  # killed once this is there
+        process = start()
+        while not (folder / "killed" / file).exists():
+            assert process.poll() is None, process.stderr.read()
+        process.kill()
+        process.wait()
+    both = [start(), start()]
+    for process in both:
+        assert process.wait(timeout=300) == 0, process.stderr.read()
+    for name in DATA:
+        assert (folder / "killed" / name).read_bytes() == (finished / name).read_bytes(), name
