@@ -347,6 +347,15 @@ class Roberta(Bert):
         return self._head_rows(c, "lm_head.dense", "lm_head.layer_norm", "lm_head")
 
 
+class Data2VecText(Roberta):
+    """data2vec's encoder of text (Baevski et al. 2022): RoBERTa's, without an output layer."""
+
+    architecture, model_type, base, head = "Data2VecTextModel", "data2vec-text", "data2vec_text", False
+
+    def takes(self, task):
+        return super().takes(task) and not task.model.config.head_transform
+
+
 class ModernBert(_Language):
     architecture, model_type, base = "ModernBertForMaskedLM", "modernbert", "model"
     settings = Settings(
@@ -457,4 +466,4 @@ def _kinds(depth: int, every: int) -> list[str]:
     return ["sliding_attention" if i % every else "full_attention" for i in range(depth)]
 
 
-FAMILIES = (GPT2(), Llama(), BertForPreTraining(), Bert(), BertModel(), Roberta(), ModernBert())
+FAMILIES = (GPT2(), Llama(), BertForPreTraining(), Bert(), BertModel(), Data2VecText(), Roberta(), ModernBert())

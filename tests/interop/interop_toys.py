@@ -52,6 +52,10 @@ OURS = {  # architecture -> (task, model) of ours
     "BertForMaskedLM": (dict(name="masked_token"), BERT | dict(tied=False)),
     "BertModel": (dict(name="masked_token"), BERT | dict(head_transform=False, output_bias=False, pooler=True)),
     "RobertaForMaskedLM": (dict(name="masked_token"), BERT | dict(position_offset=2, token_types=1)),
+    "Data2VecTextModel": (
+        dict(name="masked_token"),
+        BERT | dict(position_offset=2, token_types=1, head_transform=False, output_bias=False, pooler=True),
+    ),
     "ModernBertForMaskedLM": (
         dict(name="masked_token"),
         LANGUAGE | dict(

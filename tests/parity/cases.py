@@ -176,7 +176,7 @@ def masked(cls, config, *, types=False, next_sentence=False):
     return Case(cls, config, inputs, theirs, ours)
 
 
-def sentence_encoder(config):
+def sentence_encoder(config, cls=t.BertModel):
     def theirs(model, inputs):
         out = model(inputs["tokens"])
         return with_objective({"tokens": out.last_hidden_state, "pooled": out.pooler_output})
@@ -185,7 +185,7 @@ def sentence_encoder(config):
         out = task.features(params, batch)
         return with_objective({name: out[name] for name in ("tokens", "pooled")})
 
-    return Case(t.BertModel, config, lambda: {"tokens": ids()}, theirs, ours)
+    return Case(cls, config, lambda: {"tokens": ids()}, theirs, ours)
 
 
 def bert(cls=t.BertConfig, **settings):
@@ -275,6 +275,7 @@ CASES = {
     ),
     "BERT, encoder": sentence_encoder(bert(num_hidden_layers=1)),
     "RoBERTa": masked(t.RobertaForMaskedLM, bert(t.RobertaConfig, pad_token_id=1, type_vocab_size=1)),
+    "data2vec, text": sentence_encoder(bert(t.Data2VecTextConfig, pad_token_id=1, type_vocab_size=1), t.Data2VecTextModel),
     "ModernBERT": masked(t.ModernBertForMaskedLM, modernbert()),
     "ModernBERT, untied, every other block global": masked(
         t.ModernBertForMaskedLM,
