@@ -17,6 +17,7 @@ from ssl_jax.data.images.dataset import NORMALIZE, STATISTICS_EXAMPLES, check_co
 from ssl_jax.data.labels import match_classes
 from ssl_jax.data.pipeline import BadExample, Dataset, existing
 from ssl_jax.data.sources import HINT, Source, load_source
+from ssl_jax.data.sources.image_table import require_images
 from ssl_jax.data.text.supervised import tokenizer_of
 from ssl_jax.data.text.tokenizers import Tokenizer, TokenizerSettings
 from ssl_jax.errors import UserError
@@ -148,7 +149,9 @@ def build(
     settings = read(PairsSettings, section, "data")
     training = settings.source("train")
     classes, named_by = (settings.classes, "data.classes") if settings.classes else (training.classes, settings.train)
-    source = match_classes(settings.source(split), classes, named_by, settings.unknown_classes)
+    source = settings.source(split)
+    require_images(source)
+    source = match_classes(source, classes, named_by, settings.unknown_classes)
     if not source.has_text:
         raise UserError(f"{source.name}: no column is known to hold the captions; set data.columns.text")
     size = _size(settings, source)

@@ -184,7 +184,7 @@ def test_columns_are_named_and_labels_read(tmp_path):
     rows = [{"where": f"{i}.png", "what": ["a", " b "], "kind": kind} for i, kind in enumerate("yxy")]
     uri = table(tmp_path, rows)
     with pytest.raises(UserError, match="no column of 'where', 'what', 'kind' is known to hold the image; set data.col"):
-        load_source(uri)
+        pairs.build(section(train=uri, test=uri, image_size=8), split="train", train=True)
     columns = dict(image="where", text="what", label="kind")
     dataset = pairs.build(section(train=uri, test=uri, image_size=8, columns=columns), split="train", train=True)
     assert dataset.info.classes == ("x", "y") and dataset.source[0]["captions"] == ("a", "b")

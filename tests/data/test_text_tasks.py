@@ -147,7 +147,7 @@ def test_a_held_out_part_of_the_training_split_stands_in_for_the_test_split(writ
     options = dict(held_out=0.1, fraction=0.8, test="tsv:not_read.tsv")
     train, held = (dataset(path, split=split, **options) for split in ("train", "test"))
     texts = lambda d: {d.source[i]["text"] for i in range(d.size)}
-    assert (train.size, held.size) == (36, 4) and not texts(train) & texts(held)
+    assert train.size + held.size == 40 and 2 <= held.size <= 12 and not texts(train) & texts(held)
     assert texts(train) | texts(held) == texts(dataset(path, fraction=0.8))
 
 

@@ -17,6 +17,7 @@ from ssl_jax.data.images.views import Copies, read_views
 from ssl_jax.data.labels import match_classes
 from ssl_jax.data.pipeline import BadExample, Dataset, existing, subset
 from ssl_jax.data.sources import HINT, Source, load_source
+from ssl_jax.data.sources.image_table import require_images
 from ssl_jax.data.splits import held_out
 from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo
@@ -117,6 +118,7 @@ def build(
     source = training
     if split == "test" and settings.test:
         source = load_source(settings.test, dir=settings.dir, columns=settings.columns)
+    require_images(source)
     source = match_classes(source, classes, named_by, settings.unknown_classes)
     size, channels = _shape(settings, source)
     mean, std = _normalization(settings, training, size, channels)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ssl_jax.data.labels import vocabulary
 from ssl_jax.data.sources import HINT, MISSING, BadExample, Source, digest
-from ssl_jax.data.sources.files import check_exists, read_text
+from ssl_jax.data.sources.files import read_text
 from ssl_jax.data.sources.tables import check_column, json_lines, named_rows, separated, text_of
 from ssl_jax.errors import UserError
 
@@ -115,29 +115,53 @@ class ImageTable(Source):
         texts = ("\0".join(texts).encode("utf-8", "surrogatepass") for texts in self.texts)
         return digest([*self.keys(), *texts], self._labels, self.classes)
 
-    def unread(self) -> tuple[str, ...]:
-        without = 0 if self._labels is None else int(np.sum(self._labels == MISSING))
-        return (f"{without:,} examples have no label",) if without else ()
+
+class Records(Source):
+    """Rows of a table that names no image: {column: text}, as a kind of text data reads them."""
+
+    def __init__(self, name: str, rows: Iterable[Row]):
+        self.name = name
+        self.places, self.rows = zip(*rows, strict=True)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return dict(self.rows[index])
+
+    def describe(self, index: int) -> str:
+        return f"{self.name}: line {self.places[index]:,}"
 
 
-def open_jsonl(path: str, *, columns: tuple = (), **options: Any) -> ImageTable:
+def require_images(source: Source) -> None:
+    """Raise UserError for a table without a column of image paths."""
+    if isinstance(source, Records):
+        columns = ", ".join(map(repr, source[0]))
+        raise UserError(f"{source.name}: no column of {columns} is known to hold the image; set data.columns.image")
+
+
+def open_jsonl(path: str, *, columns: tuple = (), **options: Any) -> Source:
     """Open `jsonl:FILE`: one object a line with an image path and a caption, a list of them, a label, or several of these."""
     uri = f"jsonl:{path}"
     rows = list(json_lines(uri, path))
-    if not rows:
-        raise UserError(f"{uri}: is empty; expected rows of image paths, with captions or labels")
-    header = list(dict.fromkeys(key for _, row in rows for key in row))
-    return ImageTable(uri, _root(uri, path), rows, column_names(uri, header, dict(columns)))
+    return _table(uri, path, list(dict.fromkeys(key for _, row in rows for key in row)), rows, dict(columns))
 
 
-def open_csv(path: str, *, columns: tuple = (), separator: str = ",", scheme: str = "csv", **options: Any) -> ImageTable:
+def open_csv(path: str, *, columns: tuple = (), separator: str = ",", scheme: str = "csv", **options: Any) -> Source:
     """Open `csv:FILE`; its first line names the columns. A file whose first line has tabs but no commas is read as tsv."""
     uri = f"{scheme}:{path}"
     first = read_text(uri, path).split("\n", 1)[0]
     if separator not in first and "\t" in first:
         separator = "\t"
     header, rows = named_rows(uri, separated(uri, path, separator=separator, quotes=separator != "\t"))
-    return ImageTable(uri, _root(uri, path), rows, column_names(uri, header, dict(columns)))
+    return _table(uri, path, header, list(rows), dict(columns))
+
+
+def _table(uri: str, path: str, header: list[str], rows: list[Row], columns: dict[str, str | None]) -> Source:
+    if not rows:
+        raise UserError(f"{uri}: is empty; expected rows of image paths with captions or labels, or of text")
+    names = column_names(uri, header, columns)
+    return ImageTable(uri, _root(path), rows, names) if "image" in names else Records(uri, rows)
 
 
 def open_tsv(path: str, **options: Any) -> ImageTable:
@@ -145,15 +169,14 @@ def open_tsv(path: str, **options: Any) -> ImageTable:
     return open_csv(path, **{**options, "separator": "\t", "scheme": "tsv"})
 
 
-def _root(uri: str, path: str) -> pathlib.Path:
-    check_exists(uri, path, folder=False)
+def _root(path: str) -> pathlib.Path:
     return pathlib.Path(path).expanduser().parent
 
 
 def column_names(uri: str, header: Sequence[str], wanted: dict[str, str | None]) -> dict[str, str]:
     """Return which column is the image's, the text's and the label's, by `wanted` or by what they are usually called.
 
-    A column that is wanted as None is not read. Raises UserError where there is none for the image, or nothing beside it.
+    A column that is wanted as None is not read. Raises UserError for a wanted column that is not there.
     """
     names = {}
     for role, usual in COLUMNS.items():
@@ -161,8 +184,4 @@ def column_names(uri: str, header: Sequence[str], wanted: dict[str, str | None])
         if name is not None:
             check_column(uri, name, header)
             names[role] = name
-    if "image" not in names:
-        raise UserError(
-            f"{uri}: no column of {', '.join(map(repr, header))} is known to hold the image; set data.columns.image"
-        )
     return names

@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.config import read
-from ssl_jax.data.pipeline import Dataset, balanced_subset, subset
+from ssl_jax.data.labels import UNKNOWN, vocabulary
+from ssl_jax.data.pipeline import Dataset, balanced_subset, existing, subset
+from ssl_jax.data.sources import MISSING
 from ssl_jax.data.sources.text_columns import Column, Table, read_table
+from ssl_jax.data.splits import held_out
 from ssl_jax.data.text import tokenizers, vocabularies
 from ssl_jax.data.text.tokenizers import Tokenizer, TokenizerSettings
 from ssl_jax.errors import UserError
@@ -65,6 +68,7 @@ class LabelledText(TextSettings):
     header: bool | None = None  # default: there is one where columns are asked for by name
     max_length: int = 128  # tokens, special ones included; longer texts are cut and counted
     classes: tuple = ()  # their order; default: the training split's labels, sorted
+    unknown_classes: str = "error"  # test examples of a class that training does not have; or "skip": left out and counted
     fraction: float | None = None  # train on a class-balanced part of the labels
     fraction_seed: int = 0
     held_out: float | None = None  # test on so much of the training split, and train on the rest: to choose settings
@@ -75,6 +79,8 @@ class LabelledText(TextSettings):
             raise UserError(f"max_length={self.max_length}: must be at least 4")
         if self.fraction is not None and not 0 < self.fraction <= 1:
             raise UserError(f"fraction={self.fraction}: must lie in (0, 1]")
+        if self.unknown_classes not in ("error", "skip"):
+            raise UserError(f'unknown_classes={self.unknown_classes!r}: must be "error" or "skip"')
         if self.held_out is not None and not 0 < self.held_out < 1:
             raise UserError(f"held_out={self.held_out}: must lie in (0, 1)")
 
@@ -82,16 +88,17 @@ class LabelledText(TextSettings):
         """Whether a split's rows come from the training file."""
         return split == "train" or self.held_out is not None
 
-    def rows(self, split: str, labels: np.ndarray) -> np.ndarray | None:
-        """Which rows of the training file a split has; None for all."""
-        rows = np.arange(len(labels))
+    def part(self, split: str, dataset: Dataset) -> Dataset:
+        """Return what a split has of the training file: a fraction of it, less what is held out (by each row's text)."""
+        labels = dataset.labels()
+        rows = np.arange(dataset.size)
         if self.fraction is not None:
             rows = balanced_subset(labels, fraction=self.fraction, seed=self.fraction_seed)
         if self.held_out is not None:
-            order = np.random.default_rng(self.fraction_seed).permutation(rows)
-            count = max(1, round(self.held_out * len(rows)))
-            rows = np.sort(order[count:] if split == "train" else order[:count])
-        return rows if len(rows) < len(labels) else None
+            keys = list(dataset.source.keys())
+            held = held_out([keys[row] for row in rows], self.held_out, labels[rows], seed=self.fraction_seed)
+            rows = rows[~held if split == "train" else held]
+        return dataset if len(rows) == dataset.size else subset(dataset, rows)
 
     def table(self, split: str) -> Table:
         if self.of_training(split):
@@ -108,7 +115,7 @@ def labelled_text(section: Any, *, split: str, train: bool, task_section=None, w
     settings = read(LabelledText, section, "data")
     table = settings.table(split)
     classes = _classes(settings)
-    labels = _labels(table, classes, settings.train)
+    labels = _labels(table, classes, settings)
     tokenizer = tokenizer_of(
         settings.tokenizer, task_section, workdir, lambda: _texts(settings.table("train"), ("text", "pair"))
     )
@@ -124,32 +131,33 @@ def labelled_text(section: Any, *, split: str, train: bool, task_section=None, w
         tokenizer=tokenizer,
         extra={"truncated": truncated},
     )
-    dataset = in_memory(info, arrays, table, _sentences, settings, labels)
-    rows = settings.rows(split, labels) if settings.of_training(split) else None
-    return dataset if rows is None else subset(dataset, rows)
+    dataset = existing(in_memory(info, arrays, table, _sentences, settings, labels), scan=False)
+    return settings.part(split, dataset) if settings.of_training(split) else dataset
 
 
 def _classes(settings: LabelledText) -> tuple[str, ...]:
     if settings.classes:
         return tuple(str(c) for c in settings.classes)
-    found = set(settings.table("train").columns["label"])
+    found = vocabulary(settings.table("train").columns["label"])
     if len(found) < 2:
-        raise UserError(f"{settings.train}: holds one label only ({next(iter(found))!r}); at least two classes are needed")
+        only = f"one label only ({found[0]!r})" if found else "no label"
+        raise UserError(f"{settings.train}: holds {only}; at least two classes are needed")
     if len(found) > 1000:
         raise UserError(f"{settings.train}: holds {len(found):,} different labels; is data.columns.label the right column?")
-    numbers = all(label.lstrip("-").isdigit() for label in found)
-    return tuple(sorted(found, key=int if numbers else str))
+    return found
 
 
-def _labels(table: Table, classes: tuple[str, ...], train: str) -> np.ndarray:
-    number = {name: i for i, name in enumerate(classes)}
-    labels = np.empty(len(table), np.int32)
-    for i, label in enumerate(table.columns["label"]):
-        if label not in number:
-            raise UserError(
-                f"{table.describe(i)}: label {label!r} does not occur in training ({train} has {', '.join(classes[:10])})"
-            )
-        labels[i] = number[label]
+def _labels(table: Table, classes: tuple[str, ...], settings: LabelledText) -> np.ndarray:
+    """Return i32[rows], MISSING for an empty label; of a class that training does not have UNKNOWN, or UserError."""
+    number = {name: i for i, name in enumerate(classes)} | {"": MISSING}
+    labels = np.array([number.get(label, UNKNOWN) for label in table.columns["label"]], np.int32)
+    if settings.unknown_classes == "error" and (labels == UNKNOWN).any():
+        i = int(np.argmax(labels == UNKNOWN))
+        have = f"{settings.train} has {', '.join(classes[:10])}"
+        raise UserError(
+            f"{table.describe(i)}: label {table.columns['label'][i]!r} does not occur in training ({have}); correct it, "
+            'or set data.unknown_classes="skip" to leave such examples out'
+        )
     return labels
 
 
@@ -299,6 +307,7 @@ def in_memory(info: DataInfo, arrays: dict, source: Any, on_device, settings: Te
         label_array=labels,
         placement="device" if settings.placement == "auto" else settings.placement,
         workers=settings.workers,
+        skip_bad=settings.on_bad_example == "skip",
     )
 
 

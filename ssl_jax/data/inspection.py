@@ -1,0 +1,141 @@
+"""What `ssl-jax data inspect URI` prints: what a source holds, what of it is not read, and an example."""
+
+import concurrent.futures
+import dataclasses
+import io
+from typing import Any
+
+import numpy as np
+
+from ssl_jax.data.images import decode
+from ssl_jax.data.pairs import captions_of
+from ssl_jax.data.sources import MISSING, BadExample, Source, load_source
+from ssl_jax.errors import UserError
+
+SAMPLE = 1000  # examples that are read, evenly spaced
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What reading one example showed."""
+
+    size: tuple[int, int] | None = None  # width and height of its image
+    length: int | None = None  # characters of its text, or of its first caption
+    problem: str | None = None  # why it cannot be read
+
+
+def inspect(uri: str, index: int | None = None, *, dir: str | None = None) -> str:
+    """Return what a source holds, as text: kind, counts, classes, sizes, what is not read; with `index`, that example.
+
+    Up to SAMPLE evenly spaced examples are decoded. Raises UserError for a source that cannot be opened.
+    """
+    source = load_source(uri, dir=dir)
+    if index is not None:
+        if not 0 <= index < len(source):
+            raise UserError(f"{uri}: has no example {index}; its {len(source):,} examples are 0 to {len(source) - 1}")
+        return "\n".join([uri, *_example(source, index)])
+    sample = np.unique(np.linspace(0, len(source) - 1, min(len(source), SAMPLE)).astype(int)).tolist()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda i: look_at(source, i), sample))
+    good = [i for i, of in zip(sample, found, strict=True) if of.problem is None]
+    facts = {"kind": kind_of(source, good[0]) if good else "unknown: no example can be read"}
+    facts["examples"] = f"{len(source):,}"
+    facts |= _classes(source)
+    facts |= _sizes([of.size for of in found if of.size is not None], len(sample))
+    lengths = [of.length for of in found if of.length is not None]
+    if lengths:
+        median, most, longest = np.percentile(lengths, [50, 95, 100]).astype(int)
+        without = f", {len(good) - len(lengths):,} examples without any" if len(lengths) < len(good) else ""
+        facts["text"] = f"{median:,} characters in the median, {most:,} at 95 %, {longest:,} at most{without}"
+    problems = [of.problem for of in found if of.problem is not None]
+    if problems:
+        facts["unreadable"] = f"{len(problems):,} of {_of(len(sample))}; the first: {problems[0]}"
+    lines = [uri, *(f"  {name:10} {value}" for name, value in facts.items())]
+    lines += [f"  {'not read':10} {line}" for line in source.unread()]
+    return "\n".join([*lines, *(_example(source, good[0]) if good else ())])
+
+
+def look_at(source: Source, index: int) -> Found:
+    """Read one example whole, as training would, and say what it is or why it cannot be read."""
+    try:
+        example = source[index]
+        image, size = example.get("image"), None
+        if image is not None:
+            image = decode.decode(image, 3) if isinstance(image, bytes) else decode.from_array(np.asarray(image), 3)
+            size = image.size
+        captions = captions_of(example)
+    except decode.Unreadable as error:
+        return Found(problem=f"{source.describe(index)} {error}")
+    except BadExample as error:
+        return Found(problem=str(error).partition("; fix it")[0])
+    return Found(size, len(captions[0]) if captions else None)
+
+
+def kind_of(source: Source, index: int) -> str:
+    """Return what kind of data an example is, in words."""
+    example = source[index]
+    labelled = ", labelled" if source.labels() is not None else ", without labels"
+    if "image" in example:
+        return ("images with captions" if captions_of(example) else "images") + labelled
+    if "text" in example:
+        return "text"
+    return f"columns {', '.join(example)}"
+
+
+def _classes(source: Source) -> dict[str, str]:
+    labels = source.labels()
+    if labels is None or not source.classes:
+        return {}
+    shown = ", ".join(source.classes[:10]) + (" ..." if len(source.classes) > 10 else "")
+    facts = {"classes": f"{len(source.classes)}: {shown}"}
+    counts = np.bincount(labels[labels != MISSING], minlength=len(source.classes))
+    facts["labels"] = f"{counts.min():,} to {counts.max():,} examples a class"
+    if (labels == MISSING).any():
+        facts["labels"] += f", {np.sum(labels == MISSING):,} examples without one"
+    return facts
+
+
+def _sizes(sizes: list[tuple[int, int]], sample: int) -> dict[str, str]:
+    if not sizes:
+        return {}
+    smallest, largest = min(sizes, key=lambda s: s[0] * s[1]), max(sizes, key=lambda s: s[0] * s[1])
+    text = lambda size: f"{size[0]} x {size[1]}"
+    shown = text(smallest) if len(set(sizes)) == 1 else f"from {text(smallest)} to {text(largest)}"
+    return {"sizes": f"{shown} pixels ({_of(len(sizes))})"}
+
+
+def _of(count: int) -> str:
+    return f"{count:,} examples read"
+
+
+def _example(source: Source, index: int) -> list[str]:
+    """Return lines about one example: its place and its fields as they are stored."""
+    try:
+        fields = source[index]
+    except BadExample as error:
+        return [f"  {error}"]
+    if source.classes and fields.get("label", MISSING) != MISSING:
+        fields["label"] = f"{fields['label']} ({source.classes[fields['label']]})"
+    return [f"  {source.describe(index)}", *(f"    {name:9} {_value(name, value)}" for name, value in fields.items())]
+
+
+def _value(name: str, value: Any) -> str:
+    if isinstance(value, bytes):
+        return _encoded(value)
+    if isinstance(value, np.ndarray) and value.ndim:
+        return f"{value.dtype}{list(value.shape)} from {value.min()} to {value.max()}" if value.size else "nothing"
+    if isinstance(value, str) and not name == "label":
+        text = value if len(value) <= 200 else f"{value[:200]}... ({len(value):,} characters)"
+        return repr(text)
+    return str(value)
+
+
+def _encoded(data: bytes) -> str:
+    """Return an encoded image's format, size and mode, from its header."""
+    from PIL import Image
+
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Exception:
+        return f"{len(data):,} bytes that are no image"
+    return f"{image.format}, {image.size[0]} x {image.size[1]}, {image.mode}, {len(data):,} bytes"
