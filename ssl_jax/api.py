@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ssl_jax.data.images.values import as_unit_range
 from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo, Params, Task
 from ssl_jax.training.rules import flatten
@@ -24,7 +25,8 @@ INPUTS = {
 class Pretrained:
     """A task and its trained parameters.
 
-    Images: u8 of the model's size are scaled and normalised as in training; floats are taken as normalised already.
+    Images of the model's size: {"image": [batch, height, width(, channels)]}, u8 or floats in [0, 1] (other dtypes by the
+    rule of data.images.values.as_stored), are normalised as in training; {"pixel_values": f32[...]} are normalised already.
     Text: {"text": [str, ...]} is tokenised and padded; {"tokens": i32[batch, time]} is taken as it is.
     """
 
@@ -63,22 +65,16 @@ class Pretrained:
         return jax.tree.map(np.asarray, dict(self._forward(self.params, batch)))
 
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The batch as the task takes it: u8 images normalised, text tokenised, shapes and ids checked."""
+        """Return the batch as the task takes it: images normalised, text tokenised, shapes, ranges and ids checked."""
         batch = {name: value if name == "text" else np.asarray(value) for name, value in batch.items()}
         if "text" in batch:
             batch.update(self._tokenise(batch.pop("text")))
-        image = batch.get("image")
-        if image is not None:
-            if image.ndim == 3:
-                image = image[..., None]
-            expected = tuple(self.info.shapes["image"].shape) if "image" in self.info.shapes else image.shape[1:]
-            if image.shape[1:] != expected:
-                other = "; load(path, image_size=(height, width)) makes it another" if "encoder" in self.params else ""
-                raise UserError(f"image: expected [batch, {', '.join(map(str, expected))}], got {list(image.shape)}{other}")
-            if image.dtype == np.uint8:
-                mean, std = np.float32(self.info.mean or (0.0,)), np.float32(self.info.std or (1.0,))
-                image = (image.astype(np.float32) / 255 - mean) / std
-            batch["image"] = image.astype(np.float32)
+        names = [name for name in ("image", "pixel_values") if name in batch]
+        if len(names) > 1:
+            raise UserError("image: give either image (pixels) or pixel_values (normalised already)")
+        image = None
+        if names:
+            image = batch["image"] = self._images(names[0], batch.pop(names[0]))
         if "noise" in batch and hasattr(self.task, "encoder") and image is not None:
             expected = [len(image), self.task.encoder.patches]
             if list(batch["noise"].shape) != expected:
@@ -92,6 +88,25 @@ class Pretrained:
             if table:
                 self._check_ids(batch, name, table)
         return batch
+
+    def _images(self, name: str, image: np.ndarray) -> np.ndarray:
+        """Return images as the task takes them, f32[batch, height, width, channels]; UserError for other shapes and ranges."""
+        image = image[..., None] if image.ndim == 3 else image
+        expected = tuple(self.info.shapes["image"].shape) if "image" in self.info.shapes else image.shape[1:]
+        if image.ndim != 4 or image.shape[1:] != expected:
+            other = "; load(path, image_size=(height, width)) makes it another" if "encoder" in self.params else ""
+            raise UserError(f"{name}: expected [batch, {', '.join(map(str, expected))}], got {list(image.shape)}{other}")
+        if name == "pixel_values":
+            if not np.issubdtype(image.dtype, np.floating) or not np.isfinite(image).all():
+                raise UserError(f"pixel_values: {image.dtype} or not finite; expected normalised floats, else give image")
+            return image.astype(np.float32)
+        try:
+            image = as_unit_range(image)
+        except UserError as error:
+            floats = np.issubdtype(image.dtype, np.floating)
+            raise UserError(f"{error}{'; give normalised images as pixel_values' if floats else ''}") from None
+        mean, std = np.float32(self.info.mean or (0.0,)), np.float32(self.info.std or (1.0,))
+        return (image - mean) / std
 
     def _check_ids(self, batch: Mapping[str, np.ndarray], name: str, table: str) -> None:
         """UserError for ids that no row of the table stands for: they would be NaN."""

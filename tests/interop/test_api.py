@@ -26,8 +26,8 @@ def model_of(architecture, **changes):
 
 
 def batch_for(task):
-    arrays = {"image": IMAGES, "tokens": TOKENS}
-    return {name: arrays[name] for name in api.INPUTS[task.data]}
+    arrays = {"image": ("pixel_values", IMAGES), "tokens": ("tokens", TOKENS)}
+    return dict(arrays[name] for name in api.INPUTS[task.data])
 
 
 @pytest.mark.parametrize("architecture", OURS)
@@ -55,9 +55,9 @@ def test_noise_decides_what_is_hidden():
     """The patches of the least noise are seen; with the same noise the answer is the same."""
     model = model_of("ViTMAEForPreTraining")
     noise = np.random.default_rng(1).random((2, 12)).astype(np.float32)
-    out = model.forward({"image": IMAGES, "noise": noise})
+    out = model.forward({"pixel_values": IMAGES, "noise": noise})
     assert [set(np.flatnonzero(row == 0)) for row in out["mask"]] == [set(np.argsort(row)[:3]) for row in noise]
-    assert all(np.array_equal(value, model.forward({"image": IMAGES}, noise=noise)[name]) for name, value in out.items())
+    assert all(np.array_equal(value, model.forward({"pixel_values": IMAGES}, noise=noise)[name]) for name, value in out.items())
 
 
 @pytest.mark.parametrize("architecture", ["BertForMaskedLM", "GPT2LMHeadModel", "ModernBertForMaskedLM", "SiglipModel"])
@@ -82,9 +82,9 @@ def test_images_of_another_size(architecture, monkeypatch):
     params["encoder"]["positions"] = np.broadcast_to(np.float32(0.3), params["encoder"]["positions"].shape)
     monkeypatch.setattr(api, "_parts", lambda path, checkpoint: (task, params, task.info))
     plain, same, large = api.load("here"), api.load("here", image_size=(6, 8)), api.load("here", image_size=(8, 12))
-    a, b = plain.forward({"image": IMAGES}), same.forward({"image": IMAGES})
+    a, b = plain.forward({"pixel_values": IMAGES}), same.forward({"pixel_values": IMAGES})
     assert all(np.array_equal(a[name], b[name]) for name in a)
-    assert large.forward({"image": np.zeros((1, 8, 12, 3), np.float32)})["tokens"].shape == (1, 25, 12)
+    assert large.forward({"pixel_values": np.zeros((1, 8, 12, 3), np.float32)})["tokens"].shape == (1, 25, 12)
     assert large.params["encoder"]["positions"].shape == (25, 12)
     np.testing.assert_allclose(large.params["encoder"]["positions"], 0.3, rtol=1e-6)
     for size, said in (((7, 8), "patch_size=2 does not divide"), ((-2, 8), "expected")):
@@ -108,10 +108,10 @@ def test_token_types_matter():
 
 def test_images_are_compared_with_another_number_of_texts():
     model = model_of("CLIPModel")
-    out = model.forward({"image": IMAGES, "tokens": np.concatenate([TOKENS, TOKENS[:1]])})
+    out = model.forward({"pixel_values": IMAGES, "tokens": np.concatenate([TOKENS, TOKENS[:1]])})
     assert out["logits_per_image"].shape == (2, 3)
     np.testing.assert_allclose(out["logits_per_image"][:, 2], out["logits_per_image"][:, 0], rtol=1e-5)
-    assert model.features({"image": IMAGES})["image_embedding"].shape == (2, 5)
+    assert model.features({"pixel_values": IMAGES})["image_embedding"].shape == (2, 5)
     assert model.features({"tokens": TOKENS})["text_embedding"].shape == (2, 5)
 
 
@@ -144,8 +144,8 @@ def test_an_offset_without_that_padding_is_refused():
     "architecture, batch, said",
     [
         ("ViTModel", {"image": IMAGES[:, :5]}, "image: expected [batch, 6, 8, 3], got [2, 5, 8, 3]"),
-        ("ViTModel", {"pixel_values": IMAGES}, "takes image, but the batch holds pixel_values"),
-        ("ViTMAEForPreTraining", {"image": IMAGES, "noise": np.zeros((2, 5))}, "[2, 12], got [2, 5]"),
+        ("ViTModel", {"images": IMAGES}, "takes image, but the batch holds images"),
+        ("ViTMAEForPreTraining", {"pixel_values": IMAGES, "noise": np.zeros((2, 5))}, "[2, 12], got [2, 5]"),
         ("BertForMaskedLM", {"input_ids": TOKENS}, "takes tokens, but the batch holds input_ids"),
         ("BertForMaskedLM", {"tokens": TOKENS[0]}, "[batch, time]"),
         ("BertForMaskedLM", {"tokens": TOKENS + 0.5}, "whole numbers"),
@@ -154,10 +154,56 @@ def test_an_offset_without_that_padding_is_refused():
         ("BertForMaskedLM", {"tokens": TOKENS, "token_type_ids": TOKENS}, "token_type_ids: 22 is none of the model's 2 ids"),
         ("BertForMaskedLM", {"tokens": TOKENS, "attention_mask": TOKENS[:, :3]}, "attention_mask: expected the shape"),
         ("BertForMaskedLM", {"tokens": np.ones((1, 10), int)}, "longer than the model's context of 9"),
-        ("CLIPModel", {"image": IMAGES}, "takes image and tokens, but the batch holds image"),
+        ("CLIPModel", {"pixel_values": IMAGES}, "takes image and tokens, but the batch holds image"),
     ],
 )
 def test_a_batch_that_does_not_fit_is_told(architecture, batch, said):
     with pytest.raises(UserError) as error:
         model_of(architecture).forward(batch)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def stored():
+    return np.random.default_rng(2).integers(0, 256, (2, 6, 8, 3))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.int16, np.uint16, np.float32, np.float64, np.float16])
+def test_the_same_image_in_another_dtype_has_the_same_features(dtype):
+    """Integers are 0 to 255, 16-bit ones 0 to 65,535, floats lie in [0, 1]."""
+    model, pixels = model_of("ViTModel"), stored()
+    given = {np.uint16: pixels * 257, **dict.fromkeys((np.float32, np.float64, np.float16), pixels / 255)}.get(dtype, pixels)
+    wanted = model.features({"image": pixels.astype(np.uint8)})["mean"]
+    np.testing.assert_allclose(
+        model.features({"image": given.astype(dtype)})["mean"], wanted, atol=1e-3 if dtype == np.float16 else 1e-5
+    )
+
+
+def test_normalised_pixels_are_given_under_a_name_of_their_own():
+    model, pixels = model_of("ViTModel"), stored().astype(np.uint8)
+    mean, std = np.float32(model.info.mean), np.float32(model.info.std)
+    normalised = (pixels / np.float32(255) - mean) / std
+    wanted = model.features({"image": pixels})["mean"]
+    np.testing.assert_allclose(model.features({"pixel_values": normalised})["mean"], wanted, atol=1e-5)
+    np.testing.assert_array_equal(model.prepare({"pixel_values": normalised})["image"], normalised)
+
+
+@pytest.mark.parametrize(
+    "batch, message",
+    [
+        ({"image": stored().astype(np.float32)}, "expected uint8 or floats in [0, 1]; give normalised images as pixel_values"),
+        ({"image": np.full((2, 6, 8, 3), np.nan)}, "a value of example 0 is nan"),
+        ({"image": np.where(np.arange(3) == 1, np.inf, 0.5) * np.ones((2, 6, 8, 3))}, "a value of example 0 is inf"),
+        ({"image": stored().astype(np.uint16)}, "image is uint16 and reaches no higher than"),
+        ({"image": stored() - 128}, "expected 0 to 255"),
+        ({"image": stored() * 4}, "expected 0 to 255"),
+        ({"image": np.full((2, 6, 8, 3), "x")}, "expected uint8 or floats in [0, 1]"),
+        ({"pixel_values": np.full((2, 6, 8, 3), np.nan)}, "pixel_values: float64 or not finite"),
+        ({"pixel_values": stored()}, "pixel_values: int64 or not finite; expected normalised floats, else give image"),
+        ({"pixel_values": IMAGES, "image": stored()}, "give either image (pixels) or pixel_values"),
+        ({"image": stored()[0, 0]}, "image: expected [batch, 6, 8, 3]"),
+    ],
+)  # fmt: skip
+def test_pixels_out_of_range_are_refused_rather_than_guessed(batch, message):
+    with pytest.raises(UserError) as error:
+        model_of("ViTModel").features(batch)
+    assert message in str(error.value) and "\n" not in str(error.value)

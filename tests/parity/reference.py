@@ -75,6 +75,11 @@ class Pair:
         self.inputs = case.inputs()
         self.batch = {k: v.permute(0, 2, 3, 1).numpy() if k == "image" else v.numpy() for k, v in self.inputs.items()}
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The batch as `Pretrained` takes it."""
+        return {"pixel_values" if name == "image" else name: value for name, value in self.batch.items()}
+
     def compare(self) -> tuple[dict[str, float], float]:
         """(largest differences of the outputs by name, the largest difference of a gradient)."""
 

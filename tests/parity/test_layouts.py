@@ -206,7 +206,7 @@ def test_clip_with_a_second_section_and_other_numbers_of_images_and_texts(tmp_pa
     tokens[torch.arange(3), torch.tensor([6, 3, 4])] = 22  # what ends a text is the largest id
     images = random(2, 3, 9, 9)
     ours = ssl_jax.load(f"hf:{tmp_path / 'hf'}").forward(
-        {"image": images.permute(0, 2, 3, 1).numpy(), "tokens": tokens.numpy()}
+        {"pixel_values": images.permute(0, 2, 3, 1).numpy(), "tokens": tokens.numpy()}
     )
     theirs = run(model, input_ids=tokens, pixel_values=images)
     assert ours["logits_per_image"].shape == (2, 3) and agree(ours["logits_per_image"], theirs.logits_per_image)
@@ -221,7 +221,7 @@ def test_siglip_whose_patches_leave_a_rest_and_text_with_a_mask(tmp_path):
     tokens, mask = ids(4, 7, 3, 20), (torch.arange(7)[None] < torch.tensor([[7], [3], [5], [6]])).long()
     images = random(4, 3, 11, 11)
     ours = ssl_jax.load(f"hf:{tmp_path / 'hf'}")
-    batch = {"image": images.permute(0, 2, 3, 1).numpy(), "tokens": tokens.numpy()}
+    batch = {"pixel_values": images.permute(0, 2, 3, 1).numpy(), "tokens": tokens.numpy()}
     for more in ({}, {"attention_mask": mask}):
         mine = ours.forward(batch | {name: value.numpy() for name, value in more.items()})
         theirs = run(model, input_ids=tokens, pixel_values=images, **more)
@@ -244,7 +244,7 @@ def test_vit_with_one_channel_in_half_precision(tmp_path):
     ours = ssl_jax.load(f"hf:{tmp_path / 'hf'}")
     assert ours.info.classes == ("zero", "one", "one")
     theirs = run(model.float(), pixel_values=images)
-    assert agree(ours.forward({"image": images.permute(0, 2, 3, 1).numpy()})["logits"], theirs.logits)
+    assert agree(ours.forward({"pixel_values": images.permute(0, 2, 3, 1).numpy()})["logits"], theirs.logits)
     back = there_and_back(tmp_path / "hf", tmp_path)
     halves = load_file(tmp_path / "hf" / "model.safetensors")
     assert all(torch.equal(back[name].half(), value) for name, value in halves.items())
@@ -257,7 +257,7 @@ def test_dinov2_giant_and_registers(tmp_path):
     )
     model = published(transformers.Dinov2Model, config, tmp_path / "hf")
     images = random(2, 3, 9, 9)
-    ours = ssl_jax.load(f"hf:{tmp_path / 'hf'}").forward({"image": images.permute(0, 2, 3, 1).numpy()})
+    ours = ssl_jax.load(f"hf:{tmp_path / 'hf'}").forward({"pixel_values": images.permute(0, 2, 3, 1).numpy()})
     assert agree(ours["tokens"], run(model, pixel_values=images).last_hidden_state)
     shape = dict(hidden_size=12, num_attention_heads=3, num_hidden_layers=1, image_size=9, patch_size=3, use_swiglu_ffn=True)
     config = transformers.Dinov2WithRegistersConfig(**shape, num_register_tokens=2)

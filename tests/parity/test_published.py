@@ -55,7 +55,7 @@ def test_dinov2_on_images_of_another_size(tmp_path):
     pair = Pair(CASES["DINOv2"], tmp_path / "theirs")
     other = images(2, 3, 12, 15)()["image"]
     ours = ssl_jax.load(f"hf:{tmp_path / 'theirs'}", image_size=(12, 15))
-    ours = ours.forward({"image": other.permute(0, 2, 3, 1).numpy()})
+    ours = ours.forward({"pixel_values": other.permute(0, 2, 3, 1).numpy()})
     with torch.no_grad():
         theirs = pair.theirs(other)
     assert difference(ours["tokens"], theirs.last_hidden_state) <= 1e-5
@@ -116,7 +116,7 @@ def test_facebookresearch_mae(whole, tmp_path):
     assert same(ours.params, wanted)
     if whole:
         assert ours.task.config.target == "normalized_pixels" and ours.task.decoder.config.heads == 16
-        a, b = ours.forward(pair.batch)["pred"], ssl_jax.load(f"hf:{tmp_path / 'hf'}").forward(pair.batch)["pred"]
+        a, b = ours.forward(pair.given)["pred"], ssl_jax.load(f"hf:{tmp_path / 'hf'}").forward(pair.given)["pred"]
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
@@ -153,7 +153,7 @@ def test_openai_clip(tmp_path):
     made |= {f"{ours}.{kind}": state[f"{theirs}.{kind}"] for theirs, ours in norms.items() for kind in ("weight", "bias")}
     torch.save({k: v.contiguous() for k, v in made.items()}, tmp_path / "clip.pt")
     convert(str(tmp_path / "clip.pt"), str(tmp_path / "run"))
-    ours = ssl_jax.load(tmp_path / "run").forward(pair.batch)
+    ours = ssl_jax.load(tmp_path / "run").forward(pair.given)
     with torch.no_grad():
         theirs = pair.case.theirs(pair.theirs, pair.inputs)
     for name in ("image_embedding", "text_embedding", "logits_per_image"):
