@@ -32,27 +32,33 @@ class Ours:
 
     def __init__(self, parts: Any):
         from ssl_jax.training import sharding
-        from ssl_jax.training.loop import Trainer
-        from ssl_jax.training.state import hyper
+        from ssl_jax.training.program import Program
 
         self.parts, self.task = parts, parts.task
         mesh = parts.mesh  # on a CPU its cores, elsewhere one device
         if jax.default_backend() != "cpu":
             mesh = sharding.make_mesh(dataclasses.replace(parts.mesh_settings, data=1, fsdp=1, tensor=1), jax.devices()[:1])
         with _no_cache():
-            self.trainer = Trainer(parts.task, parts.stream, training=parts.training, optimizer=parts.optimizer, mesh=mesh)
-            self.count = self.trainer.steps_per_call
-            self.resident = sharding.put_replicated(parts.stream.resident, self.trainer.mesh)
+            self.step = Program(
+                parts.task,
+                parts.stream,
+                training=parts.training,
+                optimizer=parts.optimizer,
+                schedules=parts.schedules,
+                mesh=mesh,
+            )
+            self.count = self.step.steps_per_call
+            self.resident = sharding.put_replicated(parts.stream.resident, self.step.mesh)
             start = time.perf_counter()
-            self.program = self.trainer.compiled(self.count, self.resident)
+            self.program = self.step.compiled(self.count, self.resident)
             self.compile_s = time.perf_counter() - start
-            one = self.trainer.compiled(1, self.resident)  # XLA counts the body of a loop over steps once
+            one = self.step.compiled(1, self.resident)  # XLA counts the body of a loop over steps once
             flops = _flops(one.cost_analysis())  # of one device
             self.xla_flops = None if flops is None else flops * mesh.size
             batch = parts.stream.batch_size
             length = 1_000_000  # a schedule that is nowhere near its end
-            numbers = hyper(parts.optimizer, batch_size=batch, seed=0, total_steps=length, warmup_steps=1, cooldown_steps=1)
-            self.state = self.trainer.create(numbers)
+            numbers = self.step.hyper(batch_size=batch, seed=0, total_steps=length, warmup_steps=1, cooldown_steps=1)
+            self.state = self.step.create(numbers)
         self.parameters = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(self.state.params))
         self._batches, self.waited = None, 0.0
         self.run(WARM_UP)
@@ -62,17 +68,17 @@ class Ours:
         if self._batches is None:
             from ssl_jax.training.prefetch import Prefetch
 
-            stream = self.parts.stream.iterate(0, self.trainer.rows)
-            self._batches = Prefetch(stream, itertools.repeat(self.count), self.trainer.put)
+            stream = self.parts.stream.iterate(0, self.step.rows)
+            self._batches = Prefetch(stream, itertools.repeat(self.count), self.step.put)
         calls = -(-steps // self.count)
         waited, pending, times = self._batches.waited, None, [time.perf_counter()]
         for _ in range(calls):
             self.state, metrics = self.program(self.state, next(self._batches), self.resident)
             if pending is not None:
-                np.asarray(pending)
+                jax.block_until_ready(pending)
                 times.append(time.perf_counter())
             pending = metrics
-        self.last_metrics = np.asarray(pending)
+        self.last_metrics = jax.device_get(pending)
         times.append(time.perf_counter())
         self.waited = self._batches.waited - waited
         return [seconds / self.count for seconds in np.diff(times) for _ in range(self.count)]
@@ -130,7 +136,7 @@ def bench(config: ConfigDict, *, steps: int | None = None, peer: bool = False, j
 def measure(parts: Any, *, steps: int | None = None, spec: Mapping[str, Any] | None = None, name: str = "",
             say: Callable[[str], None] = print, alternations: int = ALTERNATIONS) -> dict[str, Any]:  # fmt: skip
     """Everything `bench` prints, as a dictionary. `spec` is the peer's (bench_peer.reference)."""
-    from ssl_jax.training.loop import tokens_of
+    from ssl_jax.task import tokens_of
 
     device, dtype = jax.devices()[0], parts.training.dtype
     peak = devices.peak(device, dtype)  # before the step: a CPU's is measured while nothing else of ours runs
@@ -181,7 +187,7 @@ def measure(parts: Any, *, steps: int | None = None, spec: Mapping[str, Any] | N
         "memory_bytes": None if memory is None else memory[0],
         "memory_what": None if memory is None else memory[1],
         "data_wait": waited,
-        "loss": float(np.asarray(ours.last_metrics).reshape(-1, len(ours.trainer.step.names))[-1, 0]),
+        "loss": float(np.ravel(ours.last_metrics["loss"])[-1]),
     }  # fmt: skip
     return found
 

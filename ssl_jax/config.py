@@ -25,7 +25,19 @@ from ml_collections.config_dict import RequiredValueError
 
 from ssl_jax.errors import UserError
 
-TOP_LEVEL = ("seed", "task", "model", "data", "training", "optimizer", "checkpoint", "mesh", "downstream", "expected")
+TOP_LEVEL = (
+    "seed",
+    "task",
+    "model",
+    "data",
+    "training",
+    "optimizer",
+    "schedules",
+    "checkpoint",
+    "mesh",
+    "downstream",
+    "expected",
+)
 REQUIRED = ("task", "model", "data", "training", "optimizer")
 CAN_BE_OFF = ("mesh", "schedules", "downstream", "expected")  # sections that None or False switches off
 

@@ -15,7 +15,7 @@ from ssl_jax import config as configs
 from ssl_jax import data, downstream, pretext
 from ssl_jax.config import look_up, nearest, read
 from ssl_jax.errors import UserError
-from ssl_jax.task import DataInfo, Params, Task
+from ssl_jax.task import Context, DataInfo, Params, Task, by_default
 from ssl_jax.workdir import Workdir
 
 PANEL_EXAMPLES = 8
@@ -37,6 +37,7 @@ class Parts:
     dataset: Callable[[str, bool], Any]  # (split, augmented) -> Dataset
     training: Any  # training.settings.TrainingSettings
     optimizer: Any  # training.optimizer.OptimizerSettings
+    schedules: Any  # training.schedules.Schedules
     checkpoint: Any  # training.settings.CheckpointSettings
     mesh_settings: Any  # training.settings.MeshSettings
     mesh: Any  # jax.sharding.Mesh
@@ -58,6 +59,7 @@ def prepare(config: ConfigDict, workdir: str | None = None) -> Parts:
     from ssl_jax.data.pipeline import Stream
     from ssl_jax.training import sharding
     from ssl_jax.training.optimizer import OptimizerSettings
+    from ssl_jax.training.schedules import Schedules
     from ssl_jax.training.settings import CheckpointSettings, MeshSettings, TrainingSettings
 
     seed = config.get("seed", 0)
@@ -82,11 +84,12 @@ def prepare(config: ConfigDict, workdir: str | None = None) -> Parts:
 
     train = dataset("train", True)
     task = cls.from_config(config, train.info)
+    schedules = Schedules.read(config.get("schedules"), task.scheduled())
     stream = Stream(train, batch_size=config.data.batch_size, seed=seed)
-    rows = sharding.shared_rows(stream.batch_size, training.accumulation, task.whole_batch)
+    rows = sharding.shared_rows(stream.batch_size, training.accumulation, task.relates_examples)
     mesh = sharding.make_mesh(mesh_settings, rows=rows)
-    sharding.check_batch(mesh, stream.batch_size, training.accumulation, task.whole_batch)
-    return Parts(config, task, dataset, training, optimizer, checkpoint, mesh_settings, mesh, stream, evaluators)
+    sharding.check_batch(mesh, stream.batch_size, training.accumulation, task.relates_examples)
+    return Parts(config, task, dataset, training, optimizer, schedules, checkpoint, mesh_settings, mesh, stream, evaluators)
 
 
 def evaluator_sections(config: ConfigDict) -> dict[str, Any]:
@@ -184,8 +187,8 @@ def complete(parts: Parts, wd: Workdir, trainer: Any, test: Any, *, evaluate: bo
 
 def odd_settings(parts: Parts) -> list[str]:
     """Return one line for each odd setting; raise UserError for settings that contradict each other."""
+    from ssl_jax.task import tokens_of
     from ssl_jax.training import checks
-    from ssl_jax.training.loop import tokens_of
 
     return checks.odd_settings(
         parts.training, parts.optimizer, batch_size=parts.stream.batch_size, examples=parts.stream.dataset.size,
@@ -245,7 +248,7 @@ def train(parts: Parts, wd: Workdir, trainer: Any, quiet: bool = False) -> tuple
         stream=parts.stream,
         lr=parts.optimizer.peak(parts.stream.batch_size),
         weight_decay=parts.optimizer.weight_decay,
-        init_params=starting_point(parts),
+        **starting_point(parts),
         workdir=wd.path,
         checkpoint=parts.checkpoint,
         evaluate=functools.partial(evaluate_during, parts) if parts.evaluators else None,
@@ -253,24 +256,28 @@ def train(parts: Parts, wd: Workdir, trainer: Any, quiet: bool = False) -> tuple
         quiet=quiet,
     )
     warn_of(wd, checks.skipped_updates(parts.training, state))
-    return int(state.step), state.params if state.ema is None else state.ema
+    return int(state.step), state.evaluated
 
 
-def starting_point(parts: Parts) -> Callable[[Params], Params] | None:
-    """What the first parameters come from besides a key: other runs (`initialise`), the data (`fit`); None: nothing."""
-    task, hooks = parts.task, []
-    if hasattr(task, "initialise"):
-        hooks.append(functools.partial(task.initialise, load=restore))
-    if getattr(task, "fit", None):
-        hooks.append(functools.partial(task.fit, examples=functools.partial(panel_batch, parts.dataset("train", False))))
-    return functools.partial(functools.reduce, lambda params, hook: hook(params), hooks) if hooks else None
+def starting_point(parts: Parts) -> dict[str, Callable]:
+    """Return how a task takes its first parameters from other runs, and its variables from the data, where it does."""
+    task, options = parts.task, {}
+    if not by_default(task, "initialise"):
+        options["init_params"] = functools.partial(task.initialise, load=restore)
+    if not by_default(task, "fit"):
+        examples = functools.partial(panel_batch, parts.dataset("train", False))
+        options["init_variables"] = functools.partial(task.fit, examples=examples)
+    return options
 
 
 def trainer_of(parts: Parts) -> Any:
     """The loop of this run. It checks what only shapes can tell (rules, devices), and allocates nothing."""
     from ssl_jax.training.loop import Trainer
 
-    return Trainer(parts.task, parts.stream, training=parts.training, optimizer=parts.optimizer, mesh=parts.mesh_settings)
+    return Trainer(
+        parts.task, parts.stream, training=parts.training, optimizer=parts.optimizer, schedules=parts.schedules,
+        mesh=parts.mesh_settings,
+    )  # fmt: skip
 
 
 def restore(path: str, checkpoint: int | None = None) -> tuple[Task, Params, DataInfo]:
@@ -443,7 +450,7 @@ def evaluation_data(parts: Parts, test: Any, wd: Workdir | None, quiet: bool = F
 
 def evaluate_during(parts: Parts, state: Any) -> dict[str, float]:
     """The evaluators named in training.evaluators (all where none are named), while training goes on."""
-    params = state.params if state.ema is None else state.ema
+    params = state.evaluated
     chosen = parts.training.evaluators or tuple(parts.evaluators)
     encoder, evaluation = encoder_of(parts, params), evaluation_data(parts, parts.dataset("test", False), None)
     values: dict[str, float] = {}
@@ -465,10 +472,12 @@ def panel_batch(dataset: Any, count: int = PANEL_EXAMPLES) -> dict[str, Any]:
 def write_panels(parts: Parts, wd: Workdir, params: Params) -> None:
     from ssl_jax.randomness import stream
     from ssl_jax.reports.panels import save_panels
+    from ssl_jax.training.checkpoint import load_variables
 
     with contextlib.suppress(FileNotFoundError):
         dataset = parts.dataset("test", False) if _has_test(parts) else parts.dataset("train", False)
-        panels = parts.task.panels(params, panel_batch(dataset), stream(parts.config.get("seed", 0), "panels"))
+        key, context = stream(parts.config.get("seed", 0), "panels"), Context(variables=load_variables(wd.path / "checkpoints"))
+        panels = parts.task.panels(params, panel_batch(dataset), key, context=context)
         save_panels(panels, wd.path / "panels")
 
 

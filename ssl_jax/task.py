@@ -1,15 +1,16 @@
 """The contract between a task, pretext or supervised, and the one loop that trains both."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
+import flax.struct
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 Params = Mapping[str, Any]
 Batch = Mapping[str, Any]  # arrays, of JAX or of NumPy
-Metrics = dict[str, Float[Array, ""]]
+Metrics = dict[str, Array]  # scalars are logged; arrays ("statistics") go to `after_update` and `diagnostics`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +25,13 @@ class DataInfo:
     classes: tuple[str, ...] = ()  # class names; () without labels
     mean: tuple[float, ...] = ()  # per channel, of images in [0, 1]
     std: tuple[float, ...] = ()
-    tokenizer: Any = None  # data.text.Tokenizer
+    tokenizer: Any = None  # data.text.tokenizers.Tokenizer
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """A panel a person looks at: rows of images f32[rows, columns, height, width, channels] in [0, 1]."""
+    """A panel of the report: rows of images f32[rows, columns, height, width, channels] in [0, 1]."""
 
     array: np.ndarray
     columns: tuple[str, ...]  # the columns' captions
@@ -38,49 +39,146 @@ class Images:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A panel of text: lines as they should be printed (unescaped; the report escapes them)."""
+    """A panel of the report: lines of text (unescaped; the report escapes them)."""
 
     lines: tuple[str, ...]
 
 
-@runtime_checkable
-class Task(Protocol):
-    """Everything the trainer, the evaluators and the report ask of a task. All array functions are pure and jittable.
+@flax.struct.dataclass
+class Context:
+    """What a step knows besides parameters and batch.
 
-    A batch is a dict of arrays with a leading batch axis. `batch["position"]` (i32[batch]) is each example's place in the
-    global batch: what is random per example is drawn from `randomness.example_keys(key, batch["position"])`, so that no
-    result depends on devices or accumulation.
-
-    `metrics` may hold "weight": the number of terms over which `loss` is a mean. Accumulated gradients and metrics are
-    averaged with it; without it all microbatches weigh the same.
-
-    `whole_batch` marks a loss over all pairs of the global batch (contrastive): the loop then does not split the batch,
-    and the task itself works in `training.accumulation` chunks.
-
-    A task may have two methods more, called once, before step 0: `initialise(params, *, load)` takes parameters of other
-    runs over, `load(path)` giving (task, parameters, DataInfo); `fit(params, examples)` (or None) computes what comes
-    from data (a PCA basis), `examples(n)` giving a batch of n training examples without augmentation.
+    step: updates done so far; total: those of the whole run. teacher: the parameters' moving average (State.ema), or
+    None. variables: the task's own state (`Task.variables`). numbers: the task's `scheduled` numbers at this step.
     """
 
-    name: ClassVar[str]
-    data: ClassVar[str]  # the kind of data it eats, a key of ssl_jax.data.KINDS: "images", "tokens" ...
-    whole_batch: ClassVar[bool] = False
+    step: Int[Array, ""] | int = 0
+    total: Int[Array, ""] | int = 1
+    teacher: Any = None
+    variables: Mapping[str, Any] = flax.struct.field(default_factory=dict)
+    numbers: Mapping[str, Any] = flax.struct.field(default_factory=dict)
 
-    def init(self, key: Key[Array, ""], batch: Batch) -> Params: ...
 
-    def loss(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool) -> tuple[Float[Array, ""], Metrics]:
-        """Loss f32[] and metrics f32[] by name. `train=False` switches off dropout and drop path, never the masking."""
+class Task:
+    """Everything the trainer, the evaluators and the report ask of a task. Array functions are pure and jittable.
+
+    A batch is a dict of arrays with a leading batch axis. `batch["position"]` (i32[batch]) is each example's place in the
+    global batch: draw what is random per example from `randomness.example_keys(key, batch["position"])`, so that no
+    result depends on devices or accumulation.
+
+    The trainer cuts the global batch over devices and `training.accumulation` microbatches, calls `loss` on each piece,
+    and averages losses, metrics and gradients by `metrics["weight"]`, the number of terms the loss is a mean over (by
+    default every example weighs the same). So `loss` must not relate the examples of a piece to each other. What does
+    belongs into `prepare` (mixing examples), or, with `relates_examples`, into `embed` and `joint_loss`.
+    """
+
+    name: ClassVar[str]  # of the task in a config
+    data: ClassVar[str]  # the kind of data it reads, a key of ssl_jax.data.KINDS: "images", "tokens" ...
+    needs_teacher: ClassVar[bool] = False  # `loss` reads context.teacher: training.ema or schedules.ema must be set
+
+    @classmethod
+    def from_config(cls, config: Any, info: DataInfo) -> "Task":
+        """Build the task from a config and what the data say; UserError where they do not fit."""
+        raise NotImplementedError(cls)
+
+    def init(self, key: Key[Array, ""], batch: Batch) -> Params:
+        """Return initial parameters in f32; of `batch`, only shapes are used."""
+        raise NotImplementedError(type(self))
+
+    def variables(self, params: Params) -> dict[str, Any]:
+        """Return the initial state that is neither parameter nor teacher: a centre, running moments, a queue."""
+        return {}
+
+    def initialise(self, params: Params, *, load: Callable[..., Any]) -> Params:
+        """Take parameters over from other runs, once before step 0; `load(path)` gives (task, parameters, DataInfo)."""
+        return params
+
+    def fit(self, variables: Mapping[str, Any], examples: Callable[[int], Batch]) -> Mapping[str, Any]:
+        """Compute variables that come from data (a PCA basis), once before step 0; `examples(n)` gives n training examples."""
+        return variables
+
+    def scheduled(self) -> dict[str, float]:
+        """Return the task's numbers that a config's `schedules` may vary, each with its constant value."""
+        return {}
+
+    def context(self, params: Params) -> Context:
+        """Return a context outside of training: initial variables, constant numbers, `params` as the teacher."""
+        return Context(teacher=params, variables=self.variables(params), numbers=self.scheduled())
+
+    # The loss -----------------------------------------------------------------------------------------------------------
+
+    def prepare(self, batch: Batch, key: Key[Array, ""], *, train: bool) -> Batch:
+        """Change the global batch before it is cut into pieces: mixup, counts over the whole batch."""
+        return batch
+
+    def loss(
+        self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool, context: Context | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """Return the loss of a piece of the batch, and metrics. `train=False` disables dropout, never the masking."""
+        rows = self.embed(params, batch, key, train=train, context=context)
+        return self.joint_loss(params, rows, batch, train=train, context=context)
+
+    @property
+    def relates_examples(self) -> bool:
+        """Whether the loss is one of all examples together (contrastive, batch norm): the trainer never cuts `joint_loss`,
+        and with accumulation computes `embed` piece by piece, forward and backward (GradCache: Gao et al. 2021)."""
+        return False
+
+    def embed(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool, context: Context | None) -> Any:
+        """Return arrays with a leading batch axis, each row computed from its own example."""
+        raise NotImplementedError(type(self))
+
+    def joint_loss(
+        self, params: Params, rows: Any, batch: Batch, *, train: bool, context: Context | None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """Return loss and metrics of the global batch from the rows of `embed`."""
+        raise NotImplementedError(type(self))
+
+    def after_update(
+        self, params: Params, variables: Mapping[str, Any], statistics: Mapping[str, Array], context: Context
+    ) -> tuple[Params, Mapping[str, Any]]:
+        """Return parameters and variables after an optimizer step: a clamped logit scale, a moved centre.
+
+        statistics: the array metrics of this step's loss, averaged over the global batch.
+        """
+        return params, variables
+
+    def diagnostics(self, statistics: Mapping[str, Array]) -> Metrics:
+        """Return scalars derived from the averaged statistics (a deviation, an effective rank) for the log."""
+        return {}
+
+    # What is read off a trained model -------------------------------------------------------------------------------------
 
     def features(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """Named representations, f32[batch, ...]: "cls", "mean", "tokens", "block00/mean" ... Nothing is masked."""
+        """Return named representations, f32[batch, ...]: "cls", "mean", "tokens", "block00/mean" ... Nothing is masked."""
+        raise NotImplementedError(type(self))
 
     def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """The task's own outputs by name, as the table in docs/interop.md lists them."""
+        """Return the task's own outputs by name, as the table in docs/interop.md lists them."""
+        return self.features(params, batch)
 
-    def panels(self, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, Images | Text]: ...
+    def panels(
+        self, params: Params, batch: Batch, key: Key[Array, ""], *, context: Context | None = None
+    ) -> dict[str, Images | Text]:
+        """Return what the report shows of a few examples."""
+        return {}
 
-    def after_update(self, params: Params, step: Array) -> Params:
-        """What follows an optimizer step: clamping a logit scale, moving a teacher. Most tasks return `params`."""
+    def tokenize(self, texts: Any) -> dict[str, np.ndarray]:
+        """Return the batch of some texts, for tasks that read text and images apart."""
+        raise NotImplementedError(type(self))
 
     def flops(self) -> float:
-        """Model FLOPs of one training example, forward and backward, by formula (causal attention counts half)."""
+        """Return the model FLOPs of one training example, forward and backward (causal attention counts half); 0: unknown."""
+        return 0.0
+
+
+def by_default(task: Task, method: str) -> bool:
+    """Whether a task leaves an optional method as it is here."""
+    return getattr(type(task), method, None) is getattr(Task, method)
+
+
+def tokens_of(info: DataInfo) -> int:
+    """Return the tokens of one example where examples are text; else 1."""
+    if "tokens" not in info.shapes or "image" in info.shapes:
+        return 1
+    return int(info.extra.get("tokens_per_example", info.shapes["tokens"].shape[-1]))

@@ -52,7 +52,7 @@ def test_no_file_is_longer_than_can_be_read():
     files = [p for folder in ("ssl_jax", "tests", "configs", "experiments") for p in (PACKAGE.parent / folder).rglob("*.py")]
     lengths = {str(p.relative_to(PACKAGE.parent)): len(p.read_text().splitlines()) for p in files}
     assert not {name: n for name, n in lengths.items() if n > 600}
-    assert lengths["ssl_jax/training/loop.py"] < 400
+    assert lengths["ssl_jax/training/loop.py"] < 250 and lengths["ssl_jax/task.py"] < 200
     assert not {name: n for name, n in lengths.items() if n >= 200 and "/pretext/" in name and name.startswith("ssl_jax")}
 
 

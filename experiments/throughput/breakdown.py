@@ -97,7 +97,7 @@ def trace(parts: Any, steps: int) -> tuple[dict[str, float], dict[str, tuple[str
             for line in plane.lines:
                 events = [(e.start_ns, e.start_ns + e.duration_ns, e.name) for e in line.events if e.name in known]
                 for name, ns in own_times(events):
-                    spent[name] += ns / 1e6 / len(times) / ours.trainer.mesh.size
+                    spent[name] += ns / 1e6 / len(times) / ours.step.mesh.size
     ours.close()
     return spent, known, 1e3 * sum(times) / len(times), memory
 

@@ -11,7 +11,7 @@ from ssl_jax import models
 from ssl_jax.config import read
 from ssl_jax.errors import UserError
 from ssl_jax.randomness import substream
-from ssl_jax.task import Batch, DataInfo, Params
+from ssl_jax.task import Batch, Context, DataInfo, Params, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class ImageEncoderSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageEncoder:
+class ImageEncoder(Task):
     """Parameters: "encoder". To train it, start a task from it: task.init of classification."""
 
     encoder: Any  # a model that reads images
@@ -28,7 +28,6 @@ class ImageEncoder:
 
     name: ClassVar[str] = "image_encoder"
     data: ClassVar[str] = "images"
-    whole_batch: ClassVar[bool] = False
 
     @classmethod
     def from_config(cls, config: ConfigDict, info: DataInfo) -> "ImageEncoder":
@@ -39,7 +38,7 @@ class ImageEncoder:
         images = jnp.zeros((1, *batch["image"].shape[1:]), jnp.float32)
         return {"encoder": self.encoder.init(substream(key, "encoder"), images)["params"]}
 
-    def loss(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool):
+    def loss(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool, context: Context | None = None):
         raise UserError('task.name="image_encoder": has no loss; start task.name="classification" from it with task.init')
 
     def features(self, params: Params, batch: Batch) -> dict[str, Array]:
@@ -51,12 +50,6 @@ class ImageEncoder:
         """ "tokens" f32[batch, prefix + patches, width] after the final norm, and "pooled" f32[batch, width]."""
         tokens, intermediates = self.encoder.apply({"params": params["encoder"]}, batch["image"])
         return {"tokens": tokens.astype(jnp.float32), "pooled": intermediates["pooled"].astype(jnp.float32)}
-
-    def panels(self, params: Params, batch: Batch, key: Key[Array, ""]) -> dict:
-        return {}
-
-    def after_update(self, params: Params, step: Array) -> Params:
-        return params
 
     def flops(self) -> float:
         return 3 * self.encoder.flops_forward()

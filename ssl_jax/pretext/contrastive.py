@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from ssl_jax.training.grad_cache import in_chunks
+
 LOWEST = jnp.finfo(jnp.float32).min
 
 
@@ -77,19 +79,6 @@ def _in_chunks(function: Callable, rows: tuple, chunks: int) -> Any:
     if chunks == 1:
         return function(*rows)
     return jax.tree.map(lambda y: y.reshape(-1), in_chunks(function, rows, chunks, join=False))
-
-
-def in_chunks(function: Callable, rows: Any, chunks: int, join: bool = True) -> Any:
-    """`function` over `chunks` interleaved pieces of the leading axis (row i is in piece i mod chunks), one after another.
-
-    The backward pass runs piece by piece too, computing each piece's forward again, so that only one piece's intermediate
-    values are alive at a time (GradCache: Gao et al. 2021, arXiv:2101.06983). Interleaved, because a batch is sharded
-    along its leading axis: each piece then lies on all devices. join: put the results' rows back in their places.
-    """
-    split = lambda x: x.reshape(x.shape[0] // chunks, chunks, *x.shape[1:]).swapaxes(0, 1)
-    results = jax.lax.map(jax.checkpoint(lambda piece: function(*piece)), jax.tree.map(split, rows))
-    merge = lambda y: y.swapaxes(0, 1).reshape(-1, *y.shape[2:])
-    return jax.tree.map(merge, results) if join else results
 
 
 def fingerprints(tokens: Int[Array, "batch time"]) -> UInt32[Array, "batch 2"]:

@@ -16,11 +16,11 @@ from ssl_jax.config import read
 from ssl_jax.data.pairs import Encode
 from ssl_jax.errors import UserError
 from ssl_jax.models.dual_encoder import DualEncoder, init_from
-from ssl_jax.pretext.contrastive import fingerprints, in_chunks, infonce, sigmoid
+from ssl_jax.pretext.contrastive import fingerprints, infonce, sigmoid
 from ssl_jax.pretext.patch_masking import MaskConfig
 from ssl_jax.randomness import example_keys, substream
 from ssl_jax.reports.contact_sheet import ranked
-from ssl_jax.task import Batch, DataInfo, Images, Metrics, Params, Text
+from ssl_jax.task import Batch, Context, DataInfo, Images, Metrics, Params, Task, Text
 
 INITIAL = {"infonce": (math.log(1 / 0.07), None), "sigmoid": (math.log(10.0), -10.0)}  # log scale, bias
 
@@ -48,7 +48,7 @@ class ImageTextConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageText:
+class ImageText(Task):
     """Parameters: a DualEncoder's, "logit_scale" (a logarithm) and, for the sigmoid loss, "logit_bias".
 
     The contrastive batch is the global batch, however it is accumulated: with training.accumulation = k the towers run over
@@ -58,11 +58,9 @@ class ImageText:
     config: ImageTextConfig
     model: DualEncoder
     info: DataInfo
-    chunks: int = 1
 
     name: ClassVar[str] = "image_text"
     data: ClassVar[str] = "pairs"
-    whole_batch: ClassVar[bool] = True
 
     @classmethod
     def from_config(cls, config: ConfigDict, info: DataInfo) -> "ImageText":
@@ -70,12 +68,12 @@ class ImageText:
         model = models.build("pairs", config, info)
         if task.mask is not None:
             task.mask.check(model.image_encoder.grid, "task.mask")
-        batch, chunks = config.data.get("batch_size", 0), config.training.get("accumulation", 1)
+        batch = config.data.get("batch_size", 0)
         if batch == 1:
             raise UserError("data.batch_size=1: a contrastive loss needs other examples to tell a pair from; use at least 2")
         if task.logit_chunks > 1 and batch % task.logit_chunks:
             raise UserError(f"task.logit_chunks={task.logit_chunks} does not divide data.batch_size={batch}")
-        return cls(task, model, info, chunks)
+        return cls(task, model, info)
 
     # The model ----------------------------------------------------------------------------------------------------
 
@@ -115,19 +113,24 @@ class ImageText:
 
     # The contract -------------------------------------------------------------------------------------------------
 
-    def loss(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool) -> tuple[Float[Array, ""], Metrics]:
-        """The contrastive loss. `train=False` also leaves every patch in: FLIP drops patches only while it trains."""
-        keys = example_keys(key, batch["position"]) if train else None
-        rows = (batch["image"], batch["tokens"], keys)
-        if self.chunks > 1 and train:
-            image, text = in_chunks(lambda *piece: self.encode(params, *piece), rows, self.chunks)
-        else:
-            image, text = self.encode(params, *rows)
-        loss = self.contrast(params, image, text, batch["tokens"])
-        metrics = {"loss": loss, "scale": jnp.exp(params["logit_scale"])}
+    @property
+    def relates_examples(self) -> bool:
+        return True
+
+    def embed(
+        self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool, context: Context | None = None
+    ) -> tuple[Float[Array, "batch dim"], Float[Array, "batch dim"]]:
+        """Return unit vectors of images and texts. `train=False` keeps every patch: FLIP drops patches only in training."""
+        return self.encode(params, batch["image"], batch["tokens"], example_keys(key, batch["position"]) if train else None)
+
+    def joint_loss(
+        self, params: Params, rows: tuple[Array, Array], batch: Batch, *, train: bool, context: Context | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """Return the contrastive loss over all pairs of the batch."""
+        metrics = {"scale": jnp.exp(params["logit_scale"])}
         if "truncated" in batch:
             metrics["truncated"] = jnp.mean(batch["truncated"].astype(jnp.float32))
-        return loss, metrics
+        return self.contrast(params, *rows, batch["tokens"]), metrics
 
     def features(self, params: Params, batch: Batch) -> dict[str, Array]:
         """Of "image": "image_embedding" (unit vectors) and the tower's own representations; of "tokens": "text_embedding"."""
@@ -152,7 +155,9 @@ class ImageText:
         out = {"image_embedding": image, "text_embedding": text, "logits_per_image": logits, "logits": logits}
         return out | ({"loss": self.contrast(params, image, text, batch["tokens"])} if len(image) == len(text) else {})
 
-    def panels(self, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, Images | Text]:
+    def panels(
+        self, params: Params, batch: Batch, key: Key[Array, ""], *, context: Context | None = None
+    ) -> dict[str, Images | Text]:
         """For each caption of the batch, its images in the order of their similarity."""
         out = jax.jit(self.forward)(params, batch)
         images = np.asarray(batch["image"]) * np.float32(self.info.std or 1) + np.float32(self.info.mean or 0)
@@ -169,11 +174,12 @@ class ImageText:
         """{"tokens": i32[texts, context]}: texts as the text tower reads them, cut where they are too long."""
         return {"tokens": Encode(self.info.tokenizer, self.model.context_length).batch(texts)[0]}
 
-    def after_update(self, params: Params, step: Array) -> Params:
-        """The logit scale clamped to [0, ln max_scale] (Radford et al. 2021, section 2.5)."""
+    def after_update(self, params: Params, variables: Any, statistics: Any, context: Context) -> tuple[Params, Any]:
+        """Clamp the logit scale to [0, ln max_scale] (Radford et al. 2021, section 2.5)."""
         if self.config.max_scale is None:
-            return params
-        return {**params, "logit_scale": jnp.clip(params["logit_scale"], 0.0, math.log(self.config.max_scale))}
+            return params, variables
+        clamped = jnp.clip(params["logit_scale"], 0.0, math.log(self.config.max_scale))
+        return {**params, "logit_scale": clamped}, variables
 
     def flops(self) -> float:
         mask, size, patch = self.config.mask, self.model.image_size, self.model.config.image.patch

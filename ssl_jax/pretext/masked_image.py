@@ -5,7 +5,7 @@ MAE (He et al. 2022, arXiv:2111.06377) with every arm of its table 1, and SimMIM
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -21,7 +21,7 @@ from ssl_jax.models.mae import Decoder, DecoderConfig
 from ssl_jax.models.patches import patchify, unpatchify
 from ssl_jax.pretext.patch_masking import Mask, MaskConfig, from_noise
 from ssl_jax.randomness import example_keys, stream, substream
-from ssl_jax.task import Batch, DataInfo, Images, Metrics, Params
+from ssl_jax.task import Batch, Context, DataInfo, Images, Metrics, Params, Task
 
 TARGETS = ("pixels", "normalized_pixels", "pca")
 FIT_EXAMPLES = 4096
@@ -48,8 +48,8 @@ class MaskedImageConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedImage:
-    """Parameters: "encoder", "decoder", and for the PCA target "constants", which are never trained."""
+class MaskedImage(Task):
+    """Parameters: "encoder" and "decoder"; variables: the PCA target's basis."""
 
     config: MaskedImageConfig
     encoder: Any  # a model that reads images
@@ -58,7 +58,6 @@ class MaskedImage:
 
     name: ClassVar[str] = "masked_image"
     data: ClassVar[str] = "images"
-    whole_batch: ClassVar[bool] = False
 
     @classmethod
     def from_config(cls, config: ConfigDict, info: DataInfo) -> "MaskedImage":
@@ -82,20 +81,21 @@ class MaskedImage:
         encoder = self.encoder.init(substream(key, "encoder"), images)["params"]
         tokens = self._encode({"encoder": encoder}, images, mask, None)
         decoder = self.decoder.init(substream(key, "decoder"), tokens, visible=self._visible(mask))["params"]
-        params = {"encoder": encoder, "decoder": decoder}
-        if self.config.target == "pca":
-            pixels = math.prod(self.encoder.config.patch) * self.encoder.channels
-            params["constants"] = {"mean": jnp.zeros(pixels), "basis": jnp.zeros((pixels, self.config.components))}
-        return params
+        return {"encoder": encoder, "decoder": decoder}
 
-    @property
-    def fit(self) -> Callable[[Params, Callable[[int], Batch]], Params] | None:
-        return self._fit_basis if self.config.target == "pca" else None
+    def variables(self, params: Params) -> dict[str, Array]:
+        """Return the PCA target's "mean" f32[pixels] and "basis" f32[pixels, components], which `fit` computes."""
+        if self.config.target != "pca":
+            return {}
+        pixels = math.prod(self.encoder.config.patch) * self.encoder.channels
+        return {"mean": jnp.zeros(pixels), "basis": jnp.zeros((pixels, self.config.components))}
 
-    def _fit_basis(self, params: Params, examples: Callable[[int], Batch]) -> Params:
-        """`params` with the PCA basis of the patches of FIT_EXAMPLES training images (table 1d)."""
+    def fit(self, variables: Mapping[str, Array], examples: Callable[[int], Batch]) -> Mapping[str, Array]:
+        """Return the PCA basis of the patches of FIT_EXAMPLES training images (table 1d)."""
+        if self.config.target != "pca":
+            return variables
         patches = patchify(examples(FIT_EXAMPLES)["image"].astype(jnp.float32), self.encoder.config.patch)
-        return {**params, "constants": principal_components(patches, self.config.components)}
+        return principal_components(patches, self.config.components)
 
     def _visible(self, mask: Mask):
         return None if self.config.mask_tokens_in_encoder else mask.visible
@@ -110,24 +110,25 @@ class MaskedImage:
         keys = None if keys is None else substream(keys, "decoder")
         return self.decoder.apply({"params": params["decoder"]}, tokens, visible=self._visible(mask), keys=keys)
 
-    def target(self, params: Params, images: Float[Array, "b h w c"]) -> Float[Array, "b n out"]:
-        """What is to be predicted (section 3, "Reconstruction target"; table 1d)."""
+    def target(self, images: Float[Array, "b h w c"], context: Context | None) -> Float[Array, "b n out"]:
+        """Return what is to be predicted (section 3, "Reconstruction target"; table 1d)."""
         patches = patchify(images.astype(jnp.float32), self.encoder.config.patch)
         if self.config.target == "normalized_pixels":
             mean, deviation = moments(patches)
             return (patches - mean) / deviation
-        if self.config.target == "pca":
-            fixed = jax.lax.stop_gradient(params["constants"])
-            return (patches - fixed["mean"]) @ fixed["basis"]
+        if self.config.target == "pca" and context is not None:
+            return (patches - context.variables["mean"]) @ context.variables["basis"]
         return patches
 
     # The contract -------------------------------------------------------------------------------------------------
 
-    def loss(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool) -> tuple[Float[Array, ""], Metrics]:
+    def loss(
+        self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool, context: Context | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
         keys = example_keys(key, batch["position"])
         mask = self.config.mask(substream(keys, "mask"), self.encoder.grid)
         prediction = self.predict(params, batch["image"], mask, substream(keys, "dropout") if train else None)
-        loss = self._loss(prediction, self.target(params, batch["image"]), mask.hidden)
+        loss = self._loss(prediction, self.target(batch["image"], context), mask.hidden)
         return loss, {"loss": loss}
 
     def _loss(self, prediction, target, hidden: Bool[Array, "b n"]) -> Float[Array, ""]:
@@ -139,7 +140,7 @@ class MaskedImage:
         tokens, intermediates = self.encoder.apply({"params": params["encoder"]}, batch["image"])
         return self.encoder.representations(tokens, intermediates)
 
-    def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
+    def forward(self, params: Params, batch: Batch, context: Context | None = None) -> dict[str, Array]:
         """ "loss", "pred" f32[batch, patches, outputs] and "mask" (1 where hidden); the patches of the least batch["noise"]
         f32[batch, patches] are visible, drawn when it is not given."""
         images = batch["image"]
@@ -148,15 +149,18 @@ class MaskedImage:
         else:
             mask = self.config.mask(example_keys(stream(0, "mask"), jnp.arange(images.shape[0])), self.encoder.grid)
         prediction = self.predict(params, images, mask)
-        loss = self._loss(prediction, self.target(params, images), mask.hidden)
-        return {"loss": loss, "pred": prediction, "mask": mask.hidden.astype(jnp.float32)}
+        out = {"pred": prediction, "mask": mask.hidden.astype(jnp.float32)}
+        if self.config.target == "pca" and context is None:  # without the basis there is no target
+            return out
+        return {"loss": self._loss(prediction, self.target(images, context), mask.hidden), **out}
 
-    def panels(self, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, Images]:
+    def panels(self, params: Params, batch: Batch, key: Key[Array, ""], *, context: Context | None = None) -> dict[str, Images]:
         columns = ("original", "masked", "reconstruction", "reconstruction + visible")
-        rows = jax.jit(self._pictures)(params, batch["image"], example_keys(key, jnp.arange(len(batch["image"]))))
+        keys = example_keys(key, jnp.arange(len(batch["image"])))
+        rows = jax.jit(self._pictures)(params, batch["image"], keys, context)
         return {"reconstruction": Images(np.asarray(rows), columns)}
 
-    def _pictures(self, params, images, keys) -> Float[Array, "rows columns h w c"]:
+    def _pictures(self, params, images, keys, context) -> Float[Array, "rows columns h w c"]:
         """Pixels in [0, 1]; targets are turned back into pixels with the true statistics of each patch."""
         patch, grid = self.encoder.config.patch, self.encoder.grid
         mask = self.config.mask(substream(keys, "mask"), grid)
@@ -166,16 +170,13 @@ class MaskedImage:
             mean, deviation = moments(original)
             predicted = predicted * deviation + mean
         elif self.config.target == "pca":
-            predicted = predicted @ params["constants"]["basis"].T + params["constants"]["mean"]
+            predicted = predicted @ context.variables["basis"].T + context.variables["mean"]
         hidden = mask.hidden[..., None]
         scale, shift = np.float32(self.info.std or 1.0), np.float32(self.info.mean or 0.0)
         show = lambda patches: jnp.clip(unpatchify(patches, patch, grid) * scale + shift, 0, 1)
         grey = unpatchify(jnp.broadcast_to(hidden, original.shape), patch, grid)
         shown = [show(original), jnp.where(grey, 0.5, show(original)), show(predicted)]
         return jnp.stack([*shown, show(jnp.where(hidden, predicted, original))], axis=1)
-
-    def after_update(self, params: Params, step: Any) -> Params:
-        return params
 
     def flops(self) -> float:
         kept = None if self.config.mask_tokens_in_encoder else self.config.mask.kept(self.encoder.grid)

@@ -17,7 +17,7 @@ from ssl_jax.models.language import Head, NextSentence, Pooler, Transformer
 from ssl_jax.pretext.next_token import by_our_names, language_features
 from ssl_jax.pretext.token_masking import Masked, MaskSettings, mask_tokens
 from ssl_jax.randomness import example_keys, stream, substream
-from ssl_jax.task import Batch, DataInfo, Metrics, Params, Text
+from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params, Task, Text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class MaskedTokenSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedToken:
+class MaskedToken(Task):
     """A transformer encoder; only hidden tokens reach the output layer. The batch holds "tokens" i32[batch, time]
 
     with [CLS] and [SEP] in place, and, where sequences are padded, "segments" (0 = padding); of sentence pairs "token_types"
@@ -38,7 +38,6 @@ class MaskedToken:
 
     name: ClassVar[str] = "masked_token"
     data: ClassVar[str] = "sequences"
-    whole_batch: ClassVar[bool] = False
 
     model: Transformer
     head: Head
@@ -104,7 +103,17 @@ class MaskedToken:
         """Features, weight and bias of the output layer (`models.language.Head`)."""
         return self.head.apply({"params": params.get("head", {})}, hidden, params["transformer"]["token_embedding"])
 
-    def loss(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool) -> tuple[Float[Array, ""], Metrics]:
+    def prepare(self, batch: Batch, key: Key[Array, ""], *, train: bool) -> Batch:
+        """Add "hidden_per_example" f32[batch], the mean number of hidden tokens over the global batch, where the loss adds a
+        mean over examples (next sentence) to one over hidden tokens."""
+        if not self.settings.next_sentence:
+            return batch
+        hidden = jnp.sum(self.masked(batch, key).real, axis=1)
+        return {**batch, "hidden_per_example": jnp.full_like(hidden, jnp.mean(hidden))}
+
+    def loss(
+        self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool, context: Context | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
         """Mean cross-entropy over the hidden tokens, plus that of next-sentence prediction where it is on."""
         masked = self.masked(batch, key)
         keys = substream(example_keys(key, batch["position"]), "dropout") if train else None
@@ -113,6 +122,10 @@ class MaskedToken:
         features, weight, bias = self.output(params, picked)
         loss, metrics = cross_entropy(features, weight, masked.labels, bias, label_weights=masked.real)
         if self.settings.next_sentence:
+            if "hidden_per_example" in batch:  # a piece of a batch: both terms weigh by examples
+                rows = masked.real.shape[0]
+                share = metrics.pop("weight") / (rows * jnp.mean(batch["hidden_per_example"]))
+                loss, metrics = loss * share, {name: value * share for name, value in metrics.items()} | {"weight": rows}
             scores = self._next_sentence.apply({"params": params["next_sentence"]}, hidden)
             log_p = jax.nn.log_softmax(scores.astype(jnp.float32))
             extra = -jnp.mean(jnp.take_along_axis(log_p, batch["is_random"][:, None], axis=1))
@@ -141,7 +154,7 @@ class MaskedToken:
             out["next_sentence"] = self._next_sentence.apply({"params": params["next_sentence"]}, hidden)
         return out
 
-    def panels(self, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, Text]:
+    def panels(self, params: Params, batch: Batch, key: Key[Array, ""], *, context: Context | None = None) -> dict[str, Text]:
         """Sequences with their hidden tokens, and the model's best guess in place of each."""
         masked = jax.jit(self.masked)(batch, key)
         hidden = jax.jit(self.encode)(params, batch, masked.tokens)
@@ -155,9 +168,6 @@ class MaskedToken:
             for caption, ids in (("given", shown), ("filled", filled), ("text", truth)):
                 lines.append(f"{caption}: {tokenizer.decode(ids)}")
         return {"filled_masks": Text(tuple(lines))}
-
-    def after_update(self, params: Params, step: Array) -> Params:
-        return params
 
     def flops(self) -> float:
         """3 x forward of one sequence of full length, the output layer on its hidden tokens only."""

@@ -15,7 +15,7 @@ from ssl_jax.models import block_number, language
 from ssl_jax.models.cross_entropy import cross_entropy, logits
 from ssl_jax.models.language import Head, Transformer, pooled
 from ssl_jax.randomness import example_keys
-from ssl_jax.task import Batch, DataInfo, Metrics, Params, Text
+from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params, Task, Text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class NextTokenSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class NextToken:
+class NextToken(Task):
     """A causal transformer and its cross-entropy. The batch holds "tokens" i32[batch, time + 1]; inputs are all but the last.
 
     With "segments" (packed documents) attention stays inside a document, and no label is taken from the next one;
@@ -54,7 +54,6 @@ class NextToken:
 
     name: ClassVar[str] = "next_token"
     data: ClassVar[str] = "tokens"
-    whole_batch: ClassVar[bool] = False
 
     model: Transformer
     head: Head
@@ -72,7 +71,9 @@ class NextToken:
         tokens = batch["tokens"][:1, : self.model.context]
         return language.init(self.model, self.head, key, tokens)
 
-    def loss(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool) -> tuple[Float[Array, ""], Metrics]:
+    def loss(
+        self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool, context: Context | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
         tokens, segments = batch["tokens"], batch.get("segments")
         keys = example_keys(key, batch["position"]) if train else None
         options = {} if segments is None else {"segments": segments[:, :-1]}
@@ -101,7 +102,7 @@ class NextToken:
         hidden, _ = self.model.apply({"params": params["transformer"]}, batch["tokens"], **options)
         return {"logits": logits(*self.output(params, hidden))[..., : self.head.vocabulary]}
 
-    def panels(self, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, Text]:
+    def panels(self, params: Params, batch: Batch, key: Key[Array, ""], *, context: Context | None = None) -> dict[str, Text]:
         """A continuation sampled from the prompt (`task.sample`)."""
         from ssl_jax.pretext.generation import generate
 
@@ -115,9 +116,6 @@ class NextToken:
         )
         text = [tokenizer.decode(part) for part in (prompt, np.asarray(out[0]))]
         return {"sample": Text((f"prompt: {text[0]}", f"continuation: {text[1]}"))}
-
-    def after_update(self, params: Params, step: Array) -> Params:
-        return params
 
     def flops(self) -> float:
         """3 x forward of one window; causal attention counts half, the embedding look-up nothing."""

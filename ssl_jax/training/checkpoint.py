@@ -166,7 +166,8 @@ class Checkpoints:
                     found = step
                     break
                 self._aside(self.directory / f"{step:08d}", f"is damaged ({problem})")
-        found = _from_primary(found)
+        found = sharding.from_primary(-1 if found is None else found)
+        found = None if found < 0 else found
         self.saved = found
         return found
 
@@ -257,15 +258,6 @@ def time_free_id(name: str) -> int:
     """How often this process came by here: makes a barrier's name unique, the same in all processes."""
     _counters[name] = _counters.get(name, 0) + 1
     return _counters[name]
-
-
-def _from_primary(step: int | None) -> int | None:
-    if jax.process_count() == 1:
-        return step
-    from jax.experimental import multihost_utils
-
-    value = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
-    return None if value < 0 else value
 
 
 def _drop_late_reports() -> None:
@@ -369,10 +361,26 @@ def delete(folder: pathlib.Path) -> None:
 
 
 def load_params(directory: pathlib.Path, step: int | None = None, *, average: bool | None = None) -> tuple[int, dict]:
-    """(step, nested dict of NumPy arrays): the parameters of a checkpoint, without optimizer state and without the task.
+    """Return (step, nested dict of NumPy arrays): the parameters of a checkpoint, without optimizer state, without the task.
 
-    directory: a run's checkpoints/ or an `export`. average: the moving average; None: where there is one.
+    directory: a run's checkpoints/ or an `export`; step: default, the newest undamaged one. average: the moving average;
+    None: where there is one.
     """
+    step, folder = _sound(directory, step)
+    found = read_arrays(folder, ("params/", "ema/"))
+    has_average = any(name.startswith("ema/") for name in found)
+    if average and not has_average:
+        raise UserError(f"checkpoint {folder}: holds no moving average (training.ema was not set)")
+    return step, _nested(found, "ema/" if has_average and average is not False else "params/")
+
+
+def load_variables(directory: pathlib.Path, step: int | None = None) -> dict:
+    """Return the task's own state (`Task.variables`) of a checkpoint, as a nested dict of NumPy arrays."""
+    return _nested(read_arrays(_sound(directory, step)[1], ("variables/",)), "variables/")
+
+
+def _sound(directory: pathlib.Path, step: int | None) -> tuple[int, pathlib.Path]:
+    """Return a checkpoint's (step, folder); UserError where there is none, or it is damaged."""
     directory = pathlib.Path(directory).absolute()
     steps = complete_steps(directory)
     if not steps:
@@ -386,21 +394,21 @@ def load_params(directory: pathlib.Path, step: int | None = None, *, average: bo
     folder = directory / f"{step:08d}"
     if problem := damage(folder):
         raise UserError(f"checkpoint {folder} is damaged ({problem}); choose another")
-    found = read_arrays(folder, ("params/", "ema/"))
-    has_average = any(name.startswith("ema/") for name in found)
-    if average and not has_average:
-        raise UserError(f"checkpoint {folder}: holds no moving average (training.ema was not set)")
-    prefix = "ema/" if has_average and average is not False else "params/"
-    params: dict = {}
-    for path, value in found.items():
+    return step, folder
+
+
+def _nested(arrays: dict[str, np.ndarray], prefix: str) -> dict:
+    """Return the arrays below a prefix as nested dicts."""
+    tree: dict = {}
+    for path, value in arrays.items():
         if not path.startswith(prefix):
             continue
         *parents, last = path.removeprefix(prefix).split("/")
-        place = params
+        place = tree
         for name in parents:
             place = place.setdefault(name, {})
         place[last] = value
-    return step, params
+    return tree
 
 
 def export(directory: pathlib.Path, target: pathlib.Path, step: int | None = None, *, average: bool | None = None) -> int:

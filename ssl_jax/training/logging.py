@@ -4,7 +4,6 @@ metrics.jsonl holds what the training computed and nothing of the clock, so that
 same file, byte for byte; speed.jsonl holds the speed.
 """
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -17,6 +16,8 @@ import jax
 
 from ssl_jax import devices
 from ssl_jax.errors import UserError
+from ssl_jax.task import Task, tokens_of
+from ssl_jax.training.settings import TrainingSettings
 
 
 class MetricsFile:
@@ -69,18 +70,23 @@ def _plain(value: Any) -> Any:
     return value if value - value == 0 else str(value)  # JSON has no NaN
 
 
-@dataclasses.dataclass
 class Speed:
-    """Wall time since the last report."""
+    """Throughput since the last report: examples (or tokens) and steps per second, and the share of time spent waiting."""
 
-    batch_size: int
-    tokens: int = 1  # of one example; above 1, throughput is in tokens
-    flops: float = 0.0  # of one training example
-    dtype: str = "float32"  # of the matmuls
-    started: float = dataclasses.field(default_factory=time.monotonic)
-    steps: int = 0
-    waited: float = 0.0  # for data
-    paused: float = 0.0  # evaluating, compiling
+    def __init__(self, task: Task, stream: Any, dtype: str):
+        self.batch_size, self.tokens, self.flops, self.dtype = (
+            stream.batch_size,
+            tokens_of(stream.dataset.info),
+            task.flops(),
+            dtype,
+        )
+        self.restart()
+
+    def restart(self) -> None:
+        """Measure from now on."""
+        self.started, self.steps = time.monotonic(), 0
+        self.waited = 0.0  # seconds waited for data
+        self.paused = 0.0  # seconds of evaluating and compiling
 
     def report(self) -> dict[str, float]:
         """Throughput since the last report: examples or tokens per second, share of the time spent waiting for data, MFU."""
@@ -91,7 +97,7 @@ class Speed:
         if self.flops and jax.default_backend() != "cpu":  # a CPU's peak is measured, which would disturb the training
             mfu = devices.utilisation(rate * self.flops, self.dtype)
             values |= {} if mfu is None else {"mfu": mfu}
-        self.started, self.steps, self.waited, self.paused = time.monotonic(), 0, 0.0, 0.0
+        self.restart()
         return values
 
 
@@ -153,18 +159,16 @@ class Logger:
     def __init__(
         self,
         workdir: pathlib.Path | None,
+        training: TrainingSettings,
         *,
         step: int,
         total: int,
-        every: int,
         speed: Speed,
         state: Mapping[str, Any] | None = None,
         name: str = "train",
         quiet: bool = False,
-        tensorboard: bool = False,
-        wandb: str | None = None,
     ):
-        self.every, self.total, self.speed, self.step = every, total, speed, step
+        self.every, self.total, self.speed, self.step = training.log_every, total, speed, step
         state = state or {}
         self.sums = {name: list(pair) for name, pair in state.get("sums", {}).items()}  # [sum, number of terms]
         self.line = dict(state["line"]) if state.get("line") else None  # complete, and waiting for its evaluation
@@ -174,8 +178,8 @@ class Logger:
         if workdir is not None and jax.process_index() == 0:
             self.metrics = MetricsFile(workdir / "metrics.jsonl", step)
             self.speeds = MetricsFile(workdir / "speed.jsonl", step)
-            self._board = _tensorboard(workdir, step) if tensorboard else None
-            self._wandb = _wandb(workdir, wandb) if wandb else None
+            self._board = _tensorboard(workdir, step) if training.tensorboard else None
+            self._wandb = _wandb(workdir, training.wandb) if training.wandb else None
 
     def state(self) -> dict[str, Any]:
         """A copy: it is written to disk while the run goes on."""

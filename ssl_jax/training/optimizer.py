@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from ssl_jax import config as configs
 from ssl_jax.errors import UserError
 from ssl_jax.training import rules, schedules
+from ssl_jax.training.schedules import NO_SCHEDULES, Schedules
 
 RULES = ("weight_decay", "lr", "freeze")
 
@@ -207,8 +208,7 @@ def multipliers(settings: OptimizerSettings, params: Any) -> Multipliers:
     else:
         decay = jax.tree_util.tree_map_with_path(lambda k, p: float(rules.decays(rules.path_of(k), p.shape)), params)
     lr = rules.first_match(given.get("lr", ((".*", 1.0),)), params, "optimizer.rules.lr")
-    freeze = ((r"constants/.*", True), *given.get("freeze", ((".*", False),)))  # what a task computed and never trains
-    frozen = rules.first_match(freeze, params, "optimizer.rules.freeze")
+    frozen = rules.first_match(given.get("freeze", ((".*", False),)), params, "optimizer.rules.freeze")
     decay, lr = number(decay, "optimizer.rules.weight_decay"), number(lr, "optimizer.rules.lr")
     if settings.layer_decay is not None:
         table = rules.layer_decay_multipliers(list(rules.flatten(params)), None, settings.layer_decay)
@@ -232,14 +232,18 @@ def learning_rate(settings: OptimizerSettings, hyper: Mapping[str, Array], step:
     return hyper["lr"] * factor
 
 
-def build(settings: OptimizerSettings, params: Any, total_steps: int | None = None) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of a parameter tree (arrays or shapes).
+def build(
+    settings: OptimizerSettings, params: Any, total_steps: int | None = None, scheduled: Schedules = NO_SCHEDULES
+) -> optax.GradientTransformationExtraArgs:
+    """Build the optimizer of a parameter tree (arrays or shapes).
 
     `update(grads, state, params, hyper=, step=)` takes learning rate, weight decay and schedule lengths from `hyper`, so that
     replicas may differ in them; `total_steps` stands in where hyper has no "total_steps". Frozen parameters get no update
-    and no optimizer state.
+    and no optimizer state; where a schedule multiplies the learning rate by 0, moments move on.
     """
     table = multipliers(settings, params)
+    rules_of_lr = tuple((rule[0], i) for i, rule in enumerate(scheduled.lr))
+    scheduled_lr = rules.first_match((*rules_of_lr, (".*", -1)), params, "schedules.lr")
     trained = jax.tree.map(lambda frozen: not frozen, table.frozen)
     method = optax.masked(METHODS[settings.name](settings, _kept(params, trained)), trained)
     clip = optax.clip_by_global_norm(settings.clip) if settings.clip else optax.identity()
@@ -250,6 +254,9 @@ def build(settings: OptimizerSettings, params: Any, total_steps: int | None = No
     def update(grads, state, params, *, hyper, step):
         hyper = {"total_steps": total_steps, "warmup_steps": 0, "cooldown_steps": 0, **hyper}
         lr, decay = learning_rate(settings, hyper, step), hyper["weight_decay"]
+        if scheduled.weight_decay is not None:
+            decay = scheduled.value("weight_decay", hyper, step)
+        factors = [scheduled.value(f"lr/{i}", hyper, step) for i in range(len(scheduled.lr))] + [1.0]  # -1: no rule matches
         grads = jax.tree.map(lambda g, keep: g if keep else jnp.zeros_like(g), grads, trained)
         grads, _ = clip.update(grads, clip.init(params))
         if settings.name == "lars":
@@ -261,8 +268,8 @@ def build(settings: OptimizerSettings, params: Any, total_steps: int | None = No
         direction, state = method.update(grads, state, params)
         if settings.name not in ("lars", "adam", "sgd"):  # decoupled (Loshchilov and Hutter 2019)
             direction = jax.tree.map(lambda u, p, m: u + decay * m * p if m else u, direction, params, table.weight_decay)
-        scale = lambda u, m, keep: -lr * m * u if keep else jnp.zeros_like(u)
-        return jax.tree.map(scale, direction, table.lr, trained), state
+        scale = lambda u, m, i, keep: -lr * m * factors[i] * u if keep else jnp.zeros_like(u)
+        return jax.tree.map(scale, direction, table.lr, scheduled_lr, trained), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 

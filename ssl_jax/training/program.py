@@ -1,7 +1,6 @@
 """The compiled step of a task and the State it works on."""
 
 import concurrent.futures
-import contextlib
 import operator
 import os
 import threading
@@ -11,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ssl_jax.errors import UserError
 from ssl_jax.task import Params, Task
@@ -20,6 +19,7 @@ from ssl_jax.training import sharding
 from ssl_jax.training import state as states
 from ssl_jax.training.optimizer import OptimizerSettings
 from ssl_jax.training.rules import flatten
+from ssl_jax.training.schedules import NO_SCHEDULES, Schedules
 from ssl_jax.training.settings import MeshSettings, TrainingSettings
 from ssl_jax.training.state import State
 from ssl_jax.training.step import TrainStep, several
@@ -28,89 +28,98 @@ SECONDS_PER_CALL, SHORT_RUN = 8.0, 1000  # on a CPU: the longest call, by a form
 
 
 class Program:
-    """The compiled step of a task, and runs of it.
+    """The step of a task, compiled for a stream's batches and a mesh.
 
-    Runs share the compiled program: they may differ in seed, initial parameters, length, learning rate, weight decay and
-    data, as long as the batches have the same shapes and the same transforms. Raises UserError before any device memory
-    is taken when batch, devices, accumulation or rules do not fit.
+    Runs share it: they may differ in seed, initial parameters, length, learning rate, weight decay and data, as long as
+    the batches have the same shapes and the same transforms. Raises UserError before any device memory is taken when
+    batch, devices, accumulation or rules do not fit.
     """
 
     def __init__(self, task: Task, stream: Any, *, training: TrainingSettings, optimizer: OptimizerSettings,
-                 mesh: Mesh | MeshSettings | None = None):  # fmt: skip
-        self.task, self.stream, self.training, self.settings = task, stream, training, optimizer
+                 schedules: Schedules = NO_SCHEDULES, mesh: Mesh | MeshSettings | None = None):  # fmt: skip
+        self.task, self.stream, self.training, self.settings, self.schedules = task, stream, training, optimizer, schedules
+        self.averages = training.ema is not None or schedules.ema is not None
+        if task.needs_teacher and not self.averages:
+            raise UserError(f"training.ema: task {task.name} has a teacher; set its decay here or as schedules.ema")
         self.layout = mesh if isinstance(mesh, MeshSettings) else MeshSettings()
-        rows = sharding.shared_rows(stream.batch_size, training.accumulation, task.whole_batch)
+        rows = sharding.shared_rows(stream.batch_size, training.accumulation, task.relates_examples)
         self.mesh = sharding.fitted(mesh, rows) if isinstance(mesh, Mesh) else sharding.make_mesh(self.layout, rows=rows)
-        sharding.check_batch(self.mesh, stream.batch_size, training.accumulation, task.whole_batch)
+        sharding.check_batch(self.mesh, stream.batch_size, training.accumulation, task.relates_examples)
         self.rows = sharding.local_rows(self.mesh, stream.batch_size)
         one = sum(np.prod(x.shape) * np.dtype(x.dtype).itemsize for x in stream.dataset.info.shapes.values())
         check_memory(self.mesh, stream.batch_size * one / self.mesh.size, "a batch", "make data.batch_size smaller")
-        raw = stream.example()
-        shape = lambda x: jax.ShapeDtypeStruct((stream.batch_size, *x.shape[1:]), x.dtype)
-        self._raw = {name: shape(value) for name, value in raw.items()}
-        self._hyper = states.hyper(optimizer, batch_size=1, seed=0, total_steps=1, warmup_steps=0, cooldown_steps=0)
-        self._init = jax.jit(lambda seed: states.init_params(task, seed, self._batch))  # jitted so that it is traced once
-        self._batch, self._params = self._trace()
-        self.optimizer = optimizers.build(optimizer, self._params)
-        self._abstract = jax.eval_shape(self._create, self._hyper, self._params)
-        self.shardings = sharding.state_shardings(self._abstract, self.mesh, self.layout)
-        self._abstract = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), self._abstract, self.shardings
-        )
-        held = sum(np.prod(s.shard_shape(x.shape)) * x.dtype.itemsize for x, s in leaves_of(self._abstract, self.shardings))
+
+        self.raw = {name: jax.ShapeDtypeStruct((stream.batch_size, *x.shape[1:]), x.dtype)
+                    for name, x in stream.example().items()}  # fmt: skip
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        self.batch = jax.eval_shape(stream.on_device, shapes(stream.resident), self.raw, key)  # as the task sees it
+        hyper = self.hyper(batch_size=1, seed=0, total_steps=1, warmup_steps=0, cooldown_steps=0)
+        self._init = jax.jit(lambda seed: states.init_params(task, seed, self.batch))  # jitted so that it is traced once
+        self.params = jax.eval_shape(self._init, hyper["seed"])
+        self.optimizer = optimizers.build(optimizer, self.params, scheduled=schedules)
+        abstract = jax.eval_shape(self.new_state, hyper, self.params)
+        self.shardings = sharding.state_shardings(abstract, self.mesh, self.layout)
+        self.abstract = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, self.shardings
+        )  # the State's shapes and where its arrays lie
+        held = sum(np.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(self.abstract))
         check_memory(self.mesh, held, "parameters and optimizer state", "make the model smaller, or split it with mesh.fsdp")
+
         self.step = TrainStep(
-            task, stream.on_device, self.optimizer, optimizer, training.accumulation, training.ema,
+            task, stream.on_device, self.optimizer, optimizer, schedules, training.accumulation, training.ema,
             training.on_nonfinite == "skip", training.skip_outliers, sharding.cores_of(self.mesh, rows),
         )  # fmt: skip
         self.steps_per_call = self._steps_per_call()
-        self._compiled: dict[Any, concurrent.futures.Future] = {}
-        self._compiling = threading.Lock()
-        self._make: Callable | None = None
-        # run once: on CPU, optimizing it costs more than it saves
+        self._programs = CompiledAhead(self._compile)
+        # run once: on a CPU, optimizing it costs more than it saves
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        self._new = jax.jit(self._create, out_shardings=self.shardings, compiler_options=options)
-
-    def _trace(self) -> tuple[Any, Any]:
-        """The shapes of a batch, as the task sees it, and of the parameters."""
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        self._batch = jax.eval_shape(self.stream.on_device, shapes(self.stream.resident), self._raw, key)
-        return self._batch, jax.eval_shape(self._init, self._hyper["seed"])
+        self._new = jax.jit(self.new_state, out_shardings=self.shardings, compiler_options=options)
 
     # State --------------------------------------------------------------------------------------------------------------
 
-    def _create(self, hyper: dict, params: Params | None) -> State:
+    def hyper(self, **values: Any) -> dict[str, Any]:
+        """Return a run's hyper-parameters; `values` as for `state.hyper`, "schedules" in steps where there are some."""
+        values.setdefault("schedules", {name: s.numbers(1) for name, s in self.schedules.by_name().items()})
+        return states.hyper(self.settings, numbers=self.task.scheduled(), **values)
+
+    def new_state(self, hyper: dict, params: Params | None = None, variables: Any = None) -> State:
+        """Return the state at step 0, from the task's own parameters and variables where none are given (jittable)."""
         if params is None:
             params = self._init(hyper["seed"])
         else:
             params = jax.tree.map(jnp.copy, params)  # the caller keeps its own: the state's are donated
-        return states.from_params(params, self.optimizer, hyper, self.training.ema is not None)
+        return states.new_state(self.task, self.optimizer, hyper, params, variables, self.averages)
 
-    def create(self, hyper: dict, params: Params | Callable[[Params], Params] | None = None) -> State:
-        """A State at step 0, laid out over the mesh; `params` are given parameters, or a function of the task's own."""
+    def create(
+        self,
+        hyper: dict,
+        params: Params | Callable[[Params], Params] | None = None,
+        variables: Callable[[Any], Any] | None = None,
+    ) -> State:
+        """Return a State at step 0, laid out over the mesh.
+
+        params: given parameters, or a function of the task's own; variables: a function of the task's own.
+        """
         hyper = jax.tree.map(np.asarray, hyper)
-        if params is None:
-            return self._fresh(hyper)
-        if callable(params):
-            fresh = self._fresh(hyper)
-            own = jax.device_get(fresh.params)
-            before, structure = jax.tree.flatten(own)
-            params = params(own)  # perhaps the same tree, with other arrays put into it
-            if jax.tree.structure(params) == structure and all(map(operator.is_, jax.tree.leaves(params), before)):
-                return fresh
-        wrong = differing(self._params, params)
+        if params is None and variables is None:
+            return self._new(hyper)
+        fresh = self._new(hyper)
+        own, held = sharding.to_host(fresh.params), sharding.to_host(fresh.variables)
+        before = jax.tree.leaves(own)
+        new = own if params is None else params(own) if callable(params) else params
+        held = variables(held) if variables is not None else held
+        wrong = differing(self.params, new) or differing(self.abstract.variables, held)
         if wrong:
             raise UserError(f"initial parameters: {wrong}")
-        return self._new(hyper, sharding.put_state(params, self.shardings.params))
+        if variables is None and all(map(operator.is_, jax.tree.leaves(new), before)):
+            return fresh  # nothing was replaced
+        held = None if variables is None else sharding.put_state(held, self.shardings.variables)
+        return self._new(hyper, sharding.put_state(new, self.shardings.params), held)
 
-    def _fresh(self, hyper: dict) -> State:
-        if self._make is None:
-            self._make = self._ready(self._new, (shapes(hyper), None))
-        return self._make(hyper, None)
+    # Compiling ----------------------------------------------------------------------------------------------------------
 
     def _steps_per_call(self) -> int:
-        """Many steps in one program pay where a step is shorter than its dispatch, and on a CPU, where every call's memory
-        comes fresh from the kernel, page by page."""
+        """Return how many steps one call holds: several amortise dispatch, and on a CPU page faults, where steps are short."""
         if self.training.steps_per_call != "auto":
             return self.training.steps_per_call
         flops = self.task.flops() * self.stream.batch_size
@@ -119,71 +128,74 @@ class Program:
         return int(np.clip(0.02 / max(flops / (2e14 * self.mesh.size), 1e-9), 1, 20))
 
     def steps_per_call_of(self, total: int) -> int:
-        """The same for a run of `total` steps: where that is the program's choice, a short run does not wait for it to
-        compile."""
+        """Return the same for a run of `total` steps: a short one on a CPU is over before a program of several is compiled."""
         chosen = self.training.steps_per_call == "auto" and jax.default_backend() == "cpu"
         return 1 if chosen and total < SHORT_RUN else self.steps_per_call
 
     def compiled(self, count: int, resident: Any) -> Callable:
-        """The program of `count` steps, compiled once for each shape of the resident arrays."""
-        key = (count, str(jax.tree.map(lambda x: (x.shape, str(x.dtype)), resident)))
-        with self._compiling:
-            begun = self._compiled.get(key)
-            mine = begun is None
-            if mine:
-                begun = self._compiled[key] = concurrent.futures.Future()
-        if mine:
-            try:
-                begun.set_result(self._compile(count, resident))
-            except BaseException as error:
-                del self._compiled[key]  # who asks next sees it again
-                begun.set_exception(error)
-        return begun.result()
+        """Return the program of `count` steps, (state, batch, resident) -> (state, metrics), compiled once."""
+        return self._programs.get(count, shapes_key(resident), resident)
 
     def compile_ahead(self, count: int, resident: Any) -> None:
-        """Compile in another thread what `compiled` will be asked for, and will then wait for."""
-        if jax.process_count() > 1:  # which compile the same programs in the same order
-            return
-
-        def work():
-            with contextlib.suppress(Exception):  # `compiled` tries again, and raises
-                self.compiled(count, resident)
-
-        threading.Thread(target=work, name="compile").start()
+        """Compile in another thread what `compiled` will be asked for."""
+        self._programs.begin(count, shapes_key(resident), resident)
 
     def _compile(self, count: int, resident: Any) -> Callable:
-        lead = () if count == 1 else (count,)
-        spec = sharding.BATCH if count == 1 else jax.sharding.PartitionSpec(None, *sharding.BATCH)
-        rows = jax.sharding.NamedSharding(self.mesh, spec)
-        raw = {k: jax.ShapeDtypeStruct((*lead, *v.shape), v.dtype, sharding=rows) for k, v in self._raw.items()}
-        out = (self.shardings, sharding.replicated(self.mesh))
+        replicated = sharding.replicated(self.mesh)
+        spec = sharding.BATCH if count == 1 else PartitionSpec(None, *sharding.BATCH)
+        rows, lead = NamedSharding(self.mesh, spec), () if count == 1 else (count,)
+        raw = {k: jax.ShapeDtypeStruct((*lead, *v.shape), v.dtype, sharding=rows) for k, v in self.raw.items()}
         step = self.step if count == 1 else several(self.step, count)
-        program = jax.jit(step, donate_argnums=0, out_shardings=out)
-        arguments = (self._abstract, raw, shapes(resident, sharding.replicated(self.mesh)))
-        return self._ready(program, arguments)
-
-    def _ready(self, program: Any, arguments: tuple) -> Callable:
-        """A jitted function compiled for `arguments`."""
-        with self.mesh:
-            return program.lower(*arguments).compile()
+        program = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, replicated))
+        return program.lower(self.abstract, raw, shapes(resident, replicated)).compile()
 
     def put(self, batch: dict, count: int) -> Any:
+        """Return a host batch (with a leading axis of `count` steps if above 1) on the devices."""
         return sharding.put_batch(batch, self.mesh, self.stream.batch_size, None if count == 1 else count)
 
 
-def leaves_of(tree: Any, shardings: Any) -> list[tuple[Any, Any]]:
-    return list(zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True))
+class CompiledAhead:
+    """Programs by name, each compiled once, perhaps in another thread before it is asked for: it saves start-up time only.
+
+    Several processes compile the same programs in the same order, so there nothing is begun ahead.
+    """
+
+    def __init__(self, make: Callable[[int, Any], Callable]):
+        self._make, self._lock = make, threading.Lock()
+        self.futures: dict[Any, concurrent.futures.Future] = {}
+
+    def begin(self, count: int, key: str, resident: Any) -> None:
+        if jax.process_count() == 1:
+            threading.Thread(target=self._future, args=(count, key, resident), name="compile").start()
+
+    def get(self, count: int, key: str, resident: Any) -> Callable:
+        return self._future(count, key, resident).result()
+
+    def _future(self, count: int, key: str, resident: Any) -> concurrent.futures.Future:
+        with self._lock:
+            found = self.futures.get((count, key))
+            if found is not None:
+                return found
+            found = self.futures[count, key] = concurrent.futures.Future()
+        try:
+            found.set_result(self._make(count, resident))
+        except BaseException as error:
+            del self.futures[count, key]  # who asks next tries again
+            found.set_exception(error)
+        return found
 
 
-def check_memory(mesh: Mesh, needed: float, what: str, mend: str) -> None:
-    """UserError when `needed` bytes cannot lie on one device, before anything is allocated."""
-    limit = memory_of(mesh.devices.flat[0])
+def check_memory(mesh: Mesh, needed: float, what: str, advice: str) -> None:
+    """Raise UserError when `needed` bytes do not fit on one device, before anything is allocated."""
+    limit = memory_of(next((d for d in mesh.devices.flat if d.process_index == jax.process_index()), None))
     if limit is not None and needed > limit:
-        raise UserError(f"{what}: {needed / 2**30:,.1f} GiB on each device, which has {limit / 2**30:,.1f} GiB; {mend}")
+        raise UserError(f"{what}: {needed / 2**30:,.1f} GiB on each device, which has {limit / 2**30:,.1f} GiB; {advice}")
 
 
 def memory_of(device: Any) -> float | None:
-    """The bytes of a device's memory, of the host's for a CPU device, or None where that is not known."""
+    """Return the bytes of a device's memory, of the host's for a CPU device, or None where that is not known."""
+    if device is None:
+        return None
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
     try:
@@ -196,8 +208,12 @@ def shapes(tree: Any, sharding: Any = None) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
+def shapes_key(tree: Any) -> str:
+    return str(jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree))
+
+
 def differing(expected: Any, given: Any) -> str | None:
-    """The first parameter in which two trees differ in name or shape, in words."""
+    """Return the first array in which two trees differ in name or shape, in words."""
     a, b = flatten(expected), flatten(given)
     for path in sorted(set(a) | set(b)):
         if path not in b:

@@ -1,12 +1,19 @@
-"""Learning-rate schedules as multipliers of the peak, functions of traced numbers: one program serves any length.
+"""Schedules as functions of traced numbers, so that one program serves any length of a run.
 
-`step` counts completed updates: the first update uses step 0.
+Two kinds: the learning rate's, a multiplier of its peak, and those of the config's section `schedules`, each a number that
+goes from `start` to `end`. `step` counts completed updates: the first update uses step 0.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Num
+
+from ssl_jax import config as configs
+from ssl_jax.errors import UserError
 
 Number = Num[Array, ""] | float | int
 
@@ -97,3 +104,79 @@ def multiplier(
     if name == "warmup_min_cosine":
         return jnp.where(jnp.float32(warmup) > 0, jnp.minimum(rising, falling), falling)
     return jnp.where(jnp.float32(step) < jnp.float32(warmup), rising, falling)
+
+
+# The config's section `schedules` ---------------------------------------------------------------------------------------
+
+CURVES: dict[str, Callable] = {  # from 1 to 0 as the progress x goes from 0 to 1
+    "cosine": _half_cosine,
+    "linear": lambda x: 1 - x,
+    "step": lambda x: jnp.where(x < 1, 1.0, 0.0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A number that goes from `start` to `end` along `shape` over a duration, and then stays at `end`."""
+
+    start: float
+    end: float
+    shape: str = "cosine"  # a key of CURVES: "cosine", "linear" or "step" (start, then end)
+    over: str = "100 %"  # a duration: "30 epochs", "1000 steps", "10 %"
+
+    def __post_init__(self):
+        if self.shape not in CURVES:
+            raise UserError(f"shape={self.shape!r}: must be one of {', '.join(CURVES)}")
+        configs.Duration.parse(self.over, "over")
+
+    def numbers(self, steps: int) -> dict[str, np.generic]:
+        """Return the schedule as numbers of State.hyper, `over` resolved into steps."""
+        return {"start": np.float32(self.start), "end": np.float32(self.end), "steps": np.int32(steps)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedules:
+    """The config's `schedules`: of the teacher's decay, weight decay, learning rates by rule, and a task's own numbers.
+
+    ema: the moving average's decay. weight_decay: in place of the optimizer's. lr: ((regular expression over parameter
+    paths, Schedule), ...), multipliers of the learning rate, the first match counts. task: name -> Schedule.
+    """
+
+    ema: Schedule | None = None
+    weight_decay: Schedule | None = None
+    lr: tuple[tuple[str, Schedule], ...] = ()
+    task: Mapping[str, Schedule] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def read(cls, section: Any, known: Mapping[str, float]) -> "Schedules":
+        """Read the section; `known` names the task's own numbers (`Task.scheduled`)."""
+        section = dict(section or {})
+        rules = section.pop("lr", None) or ()
+        if not isinstance(rules, list | tuple) or not all(isinstance(rule, list | tuple) and len(rule) == 2 for rule in rules):
+            raise UserError("schedules.lr: write ((regular expression, dict(start=..., end=..., shape=..., over=...)), ...)")
+        found = {}
+        for name, value in section.items():
+            if name not in ("ema", "weight_decay", *known):
+                raise UserError(f"schedules.{name}: unknown{configs.nearest(name, ('ema', 'lr', 'weight_decay', *known))}")
+            if value is not None:
+                found[name] = configs.read(Schedule, value, f"schedules.{name}")
+        lr = tuple((rule[0], configs.read(Schedule, rule[1], f"schedules.lr[{i}]")) for i, rule in enumerate(rules))
+        ema, decay = found.pop("ema", None), found.pop("weight_decay", None)
+        if ema is not None and not (0 <= ema.start <= 1 and 0 <= ema.end <= 1):
+            raise UserError(f"schedules.ema={ema.start, ema.end}: start and end must lie in [0, 1]")
+        return cls(ema, decay, lr, found)
+
+    def by_name(self) -> dict[str, Schedule]:
+        """Return every schedule under its key in State.hyper["schedules"]."""
+        named = {"ema": self.ema, "weight_decay": self.weight_decay} | {f"lr/{i}": rule[1] for i, rule in enumerate(self.lr)}
+        named |= {f"task/{name}": schedule for name, schedule in self.task.items()}
+        return {name: schedule for name, schedule in named.items() if schedule is not None}
+
+    def value(self, name: str, hyper: Mapping[str, Any], step: Int[Array, ""] | int) -> Float[Array, ""]:
+        """Return the schedule `name` at `step`."""
+        numbers, curve = hyper["schedules"][name], CURVES[self.by_name()[name].shape]
+        progress = jnp.clip(jnp.float32(step) / jnp.maximum(jnp.float32(numbers["steps"]), 1), 0, 1)
+        return numbers["end"] + (numbers["start"] - numbers["end"]) * curve(progress)
+
+
+NO_SCHEDULES = Schedules()

@@ -63,9 +63,9 @@ def fitted(mesh: Mesh, rows: int) -> Mesh:
     return Mesh(mesh.devices[: most_cores(mesh.size, rows)], mesh.axis_names, axis_types=mesh.axis_types)
 
 
-def shared_rows(batch_size: int, accumulation: int, whole_batch: bool) -> int:
+def shared_rows(batch_size: int, accumulation: int, relates_examples: bool) -> int:
     """The rows that cores share. A loss over the whole batch is left to one device: split, it was slower."""
-    return 1 if whole_batch else batch_size // accumulation
+    return 1 if relates_examples else batch_size // accumulation
 
 
 def cores_of(mesh: Mesh, rows: int) -> Mesh | None:
@@ -74,14 +74,14 @@ def cores_of(mesh: Mesh, rows: int) -> Mesh | None:
     return mesh if alone and mesh.devices.flat[0].platform == "cpu" else None
 
 
-def check_batch(mesh: Mesh, batch_size: int, accumulation: int, whole_batch: bool = False) -> None:
+def check_batch(mesh: Mesh, batch_size: int, accumulation: int, relates_examples: bool = False) -> None:
     """UserError unless devices and accumulation divide the global batch."""
     split = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % accumulation:
         raise UserError(f"training.accumulation={accumulation} does not divide data.batch_size={batch_size}")
     if batch_size % split:
         raise UserError(f"data.batch_size={batch_size} is not divided by the {split} devices of mesh.data x mesh.fsdp")
-    if not whole_batch and (batch_size // accumulation) % split:
+    if not relates_examples and (batch_size // accumulation) % split:
         raise UserError(
             f"data.batch_size={batch_size} / training.accumulation={accumulation} is {batch_size // accumulation}, "
             f"which the {split} devices of mesh.data x mesh.fsdp do not divide"
@@ -171,3 +171,21 @@ def put_state(tree: Any, shardings: Any) -> Any:
         return jax.device_put(tree, shardings)
     place = lambda x, s: jax.make_array_from_callback(np.shape(x), s, lambda i: np.asarray(x)[i])
     return jax.tree.map(place, tree, shardings)
+
+
+def to_host(tree: Any) -> Any:
+    """Arrays of any layout, whole, as NumPy arrays in every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def from_primary(value: Any) -> Any:
+    """A number of the first process, in all processes."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return type(value)(multihost_utils.broadcast_one_to_all(np.asarray(value)))

@@ -1,7 +1,7 @@
 """One training step: gradients of a task's loss, accumulated, guarded and applied. Pure; `jax.vmap` over the state is legal."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,107 +15,134 @@ from jaxtyping import Array, Float
 
 from ssl_jax import randomness
 from ssl_jax.cpu import apart
-from ssl_jax.task import Batch, Task
+from ssl_jax.task import Batch, Context, Metrics, Task
 from ssl_jax.training import rules
+from ssl_jax.training.grad_cache import in_chunks
 from ssl_jax.training.optimizer import OptimizerSettings, learning_rate, multipliers
+from ssl_jax.training.schedules import NO_SCHEDULES, Schedules
 from ssl_jax.training.state import State
 
 OUTLIER_MEMORY = 128  # steps over which the gradient norm's mean and variance are taken
+GROUP = "norm/"  # prefix of the metrics that hold a parameter group's gradient norm
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: jax.jit wants a hash
 class TrainStep:
-    """state, raw batch, resident arrays -> (state, metrics f32[n]).
+    """state, raw batch, resident arrays -> (state, metrics: name -> f32[]).
 
-    `names`, filled when the step is traced, tells what the metrics are; those that start with "norm/" are the gradient
-    norms of parameter groups, for finding where a run diverged.
+    Metrics named "norm/..." are the gradient norms of parameter groups, for finding where a run diverged.
     """
 
     task: Task
     on_device: Callable[[Any, Batch, Array], Batch]
     optimizer: optax.GradientTransformationExtraArgs
     settings: OptimizerSettings
+    schedules: Schedules = NO_SCHEDULES
     accumulation: int = 1
-    ema: float | None = None
-    guard: bool = False  # leave the state as it was when the loss or a gradient is not finite
+    ema: float | None = None  # constant decay of the moving average, where no schedule gives it
+    guard: bool = False  # skip the update when the loss or a gradient is not finite
     outliers: float | None = None
     cores: Mesh | None = None  # a CPU's cores, each of which takes the gradients of its own rows
-    names: list[str] = dataclasses.field(default_factory=list)
 
-    def __call__(self, state: State, raw: Batch, resident: Any) -> tuple[State, Float[Array, "metrics"]]:
+    def __call__(self, state: State, raw: Batch, resident: Any) -> tuple[State, Metrics]:
         seed, data_step = state.hyper["seed"], state.step + state.hyper["data_offset"]
         batch = self.on_device(resident, raw, randomness.stream(seed, "augment", data_step))
         bad = {"bad_examples": jnp.sum(batch.pop("bad"))} if "bad" in batch else {}  # skipped; others stand in their place
-        loss, metrics, grads = self.gradients(state.params, batch, randomness.stream(seed, "task", data_step))
-        groups = group_norms(grads)
-        norm = jnp.sqrt(sum(jnp.square(g) for g in groups.values()))
+        key, context = randomness.stream(seed, "task", data_step), self.context(state)
+        batch = dict(self.task.prepare(batch, key, train=True))
+        loss, outputs, grads = self.gradients(state.params, batch, key, context)
+        metrics, statistics = split_outputs(outputs)
+
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params, hyper=state.hyper, step=state.step)
         params, update_norm = applied(state.params, updates)
-        params = self.task.after_update(params, state.step + 1)
-        ema = state.ema
-        if self.ema is not None:
-            ema = jax.tree.map(lambda e, p: self.ema * e + (1 - self.ema) * p, state.ema, params)
-        new = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
+        params, variables = self.task.after_update(params, state.variables, statistics, context)
+        ema = state.ema if state.ema is None else self.averaged(state, params)
+        new = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema, variables=variables)
+
+        groups = group_norms(grads)
+        norm = jnp.sqrt(sum(jnp.square(g) for g in groups.values()))
         new, guarded = self.guarded(state, new, loss, norm)
-        metrics = {"loss": loss, **{k: v for k, v in metrics.items() if k != "loss"}}
-        metrics |= {
+        metrics = {
+            "loss": loss,
+            **{name: value for name, value in metrics.items() if name != "loss"},
+            **self.task.diagnostics(statistics),
             "lr": learning_rate(self.settings, state.hyper, state.step),
             "grad_norm": norm,
             "update_norm": update_norm,
             "param_norm": optax.global_norm(params),
             **guarded,
             **bad,
-            **{f"norm/{name}": value for name, value in groups.items()},
+            **{f"{GROUP}{name}": value for name, value in groups.items()},
         }
-        self.names[:] = metrics
-        return new, jnp.stack([jnp.asarray(v, jnp.float32) for v in metrics.values()])
+        return new, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
-    def gradients(self, params: Any, batch: Batch, key: Array) -> tuple[Array, dict[str, Array], Any]:
-        """Loss, metrics and gradients of the whole batch.
+    def context(self, state: State) -> Context:
+        """Return what the task is told besides parameters and batch."""
+        numbers = dict(state.hyper["numbers"])
+        numbers |= {name: self.schedules.value(f"task/{name}", state.hyper, state.step) for name in self.schedules.task}
+        return Context(state.step, state.hyper["total_steps"], state.ema, state.variables, numbers)
 
-        Each microbatch, and with `cores` each core's rows, weighs by its metric "weight".
+    def averaged(self, state: State, params: Any) -> Any:
+        """Return the moving average after this step: decay * ema + (1 - decay) * params."""
+        decay = self.ema if self.schedules.ema is None else self.schedules.value("ema", state.hyper, state.step)
+        return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
+
+    def gradients(self, params: Any, batch: Batch, key: Array, context: Context) -> tuple[Array, Metrics, Any]:
+        """Return loss, metrics and gradients of the global batch.
+
+        Each microbatch, and with `cores` each core's rows, weighs by its metric "weight". A loss that relates all
+        examples is computed whole, its embeddings piece by piece.
         """
         frozen = multipliers(self.settings, params).frozen
-        n = 1 if self.task.whole_batch else self.accumulation
 
-        def loss(params, batch, key):
-            kept = jax.tree.map(lambda p, f: jax.lax.stop_gradient(p) if f else p, params, frozen)
-            return self.task.loss(kept, batch, key, train=True)
+        def loss(params, batch, key, context):
+            trained = jax.tree.map(lambda p, f: jax.lax.stop_gradient(p) if f else p, params, frozen)
+            return self.loss(trained, batch, key, context)
 
         gradient = jax.value_and_grad(loss, has_aux=True)
+        n = 1 if self.task.relates_examples else self.accumulation
         if n == 1 and self.cores is None:
-            (value, metrics), grads = gradient(params, batch, key)
+            (value, metrics), grads = gradient(params, batch, key, context)
             return value, metrics, grads
 
-        weighs = False  # whether the task tells a weight, known once its loss is traced
+        weighs = False  # whether the task names a weight, known once its loss is traced
 
-        def weighted(params, batch, key):
+        def weighted(params, batch, key, context):
             nonlocal weighs
-            (value, metrics), grads = gradient(params, batch, key)
+            (value, metrics), grads = gradient(params, batch, key, context)
             weighs = "weight" in metrics
             weight = metrics.get("weight", jnp.ones(()))
             sums = {"loss": value, **{k: v for k, v in metrics.items() if k != "weight"}}
             return jax.tree.map(lambda x: x * weight, (sums, grads)), weight
 
-        def accumulated(params, batch, key):
+        def accumulated(params, batch, key, context):
             # Rows m, m + n, m + 2n ... form microbatch m: each device then keeps its own rows.
             split = lambda x: jnp.moveaxis(x.reshape(x.shape[0] // n, n, *x.shape[1:]), 1, 0)
-            micro = jax.tree.map(split, dict(batch))
-            shapes = jax.eval_shape(weighted, params, jax.tree.map(lambda x: x[0], micro), key)
+            micro = jax.tree.map(split, batch)
+            shapes = jax.eval_shape(weighted, params, jax.tree.map(lambda x: x[0], micro), key, context)
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            add = lambda total, rows: (jax.tree.map(jnp.add, total, weighted(params, rows, key)), None)
+            add = lambda total, rows: (jax.tree.map(jnp.add, total, weighted(params, rows, key, context)), None)
             return jax.lax.scan(add, zeros, micro)[0]
 
         sums_of = weighted if n == 1 else accumulated
         if self.cores is not None:
             sums_of = over_cores(sums_of, self.cores)
-        (sums, grads), weight = sums_of(params, dict(batch), key)
+        (sums, grads), weight = sums_of(params, batch, key, context)
         metrics, grads = jax.tree.map(lambda x: x / jnp.maximum(weight, 1e-9), (sums, grads))
         value = metrics.pop("loss")
         return value, metrics | ({"weight": weight} if weighs else {}), grads
 
-    def guarded(self, old: State, new: State, loss: Array, norm: Array) -> tuple[State, dict[str, Array]]:
-        """Keep the old parameters where this step must not count; the step number and the hyper-parameters go on."""
+    def loss(self, params: Any, batch: Batch, key: Array, context: Context) -> tuple[Array, Metrics]:
+        """Return the task's loss; with accumulation, the rows of a joint loss are embedded in pieces."""
+        task = self.task
+        if not (task.relates_examples and self.accumulation > 1):
+            return task.loss(params, batch, key, train=True, context=context)
+        embed = lambda piece: task.embed(params, piece, key, train=True, context=context)
+        rows = in_chunks(embed, (batch,), self.accumulation)
+        return task.joint_loss(params, rows, batch, train=True, context=context)
+
+    def guarded(self, old: State, new: State, loss: Array, norm: Array) -> tuple[State, Metrics]:
+        """Skip the update on non-finite or outlier gradients; `step` and `hyper` still advance."""
         if not self.guard and self.outliers is None:
             return new, {}
         guard, skip = dict(old.guard), jnp.zeros((), bool)
@@ -134,39 +161,44 @@ class TrainStep:
             }
             guard |= {name: jnp.where(skip | ~finite, guard[name], value) for name, value in moved.items()}
         guard["skipped"] = guard["skipped"] + skip
-        keep = lambda a, b: jax.tree.map(lambda x, y: jnp.where(skip, x, y), a, b)
-        new = new.replace(
-            params=keep(old.params, new.params), opt_state=keep(old.opt_state, new.opt_state),
-            ema=keep(old.ema, new.ema), guard=guard,
-        )  # fmt: skip
+        either = lambda a, b: jax.tree.map(lambda x, y: jnp.where(skip, x, y), a, b)
+        names = ("params", "opt_state", "ema", "variables")
+        new = new.replace(guard=guard, **{name: either(getattr(old, name), getattr(new, name)) for name in names})
         return new, {"skipped": guard["skipped"]}
+
+
+def split_outputs(outputs: Metrics) -> tuple[Metrics, Metrics]:
+    """Return (scalars, arrays) of what a loss gave besides its value."""
+    arrays = {name: value for name, value in outputs.items() if jnp.ndim(value)}
+    return {name: value for name, value in outputs.items() if name not in arrays}, arrays
 
 
 @apart
 def applied(params: Any, updates: Any) -> tuple[Any, Float[Array, ""]]:
-    """The parameters after the updates, and the updates' norm.
+    """Return the parameters after the updates, and the updates' norm.
 
-    Apart, since the updates have two readers here, for each of which XLA's CPU compiler would otherwise compute them again from
-    the old parameters, and so keep a copy of all of those.
+    Not inlined, since the updates have two consumers here, in each of which XLA's CPU compiler would otherwise recompute
+    them from the old parameters, and so copy all of those.
     """
     return optax.apply_updates(params, updates), optax.global_norm(updates)
 
 
 def over_cores(sums: Callable, cores: Mesh) -> Callable:
-    """`sums(params, batch, key)` of each core's rows, added up over the cores.
+    """Return `sums(params, batch, key, context)` of each core's rows, added up over the cores.
 
-    They are added as one vector: XLA's CPU runtime makes all cores wait for each other once an array.
+    They are added as one vector: XLA's CPU runtime synchronises all cores once an array.
     """
 
-    def local(params, batch, key):
-        flat, unravel = ravel_pytree(sums(params, batch, key))
+    def local(params, batch, key, context):
+        flat, unravel = ravel_pytree(sums(params, batch, key, context))
         return unravel(jax.lax.psum(flat, cores.axis_names))
 
-    return jax.shard_map(local, mesh=cores, in_specs=(P(), P(cores.axis_names), P()), out_specs=P(), check_vma=False)
+    rows = P(cores.axis_names)
+    return jax.shard_map(local, mesh=cores, in_specs=(P(), rows, P(), P()), out_specs=P(), check_vma=False)
 
 
 def group_norms(grads: Any) -> dict[str, Float[Array, ""]]:
-    """The gradient's norm of every parameter group: a block, or a top-level module outside the blocks."""
+    """Return the gradient's norm of every parameter group: a block, or a top-level module outside the blocks."""
     squares: dict[str, list] = {}
     for path, grad in rules.flatten(grads).items():
         squares.setdefault(group_of(path), []).append(jnp.sum(jnp.square(grad.astype(jnp.float32))))
@@ -183,7 +215,7 @@ def group_of(path: str) -> str:
 
 
 def several(step: Callable, count: int) -> Callable:
-    """`count` steps in one program, over batches with a leading axis of steps; metrics f32[count, n]."""
+    """Return `count` steps in one program, over batches with a leading axis of steps; metrics f32[count] each."""
 
     def steps(state: State, raw: Batch, resident: Any):
         return jax.lax.scan(lambda s, b: step(s, b, resident), state, raw, length=count)
@@ -191,11 +223,11 @@ def several(step: Callable, count: int) -> Callable:
     return steps
 
 
-def nonfinite(names: list[str], values: np.ndarray) -> tuple[str, str] | None:
-    """(first metric, first parameter group) that is not finite, or None; the group is "" where all gradients are finite."""
-    if np.isfinite(values).all():
+def nonfinite(metrics: Mapping[str, float]) -> tuple[str, str] | None:
+    """Return (first metric, first parameter group) that is not finite, or None; the group is "" if all gradients are finite."""
+    bad = [name for name, value in metrics.items() if not np.isfinite(value)]
+    if not bad:
         return None
-    bad = [name for name, value in zip(names, values, strict=True) if not np.isfinite(value)]
-    metrics = [n for n in bad if not n.startswith("norm/")]
-    groups = [n.removeprefix("norm/") for n in bad if n.startswith("norm/")]
-    return (metrics or ["loss"])[0], (groups or [""])[0]
+    values = sorted((name for name in bad if not name.startswith(GROUP)), key=lambda name: name != "loss")
+    groups = [name.removeprefix(GROUP) for name in bad if name.startswith(GROUP)]
+    return (values or ["loss"])[0], (groups or [""])[0]

@@ -6,7 +6,7 @@ import numpy as np
 
 from ssl_jax.data.pipeline import Dataset
 from ssl_jax.downstream.evaluators.features import EvaluationData
-from ssl_jax.task import DataInfo
+from ssl_jax.task import DataInfo, Task
 
 
 class ArraySource:
@@ -61,8 +61,8 @@ def blobs(seed=0, train=300, test=101, classes=3, size=8, noise=60.0):
     return EvaluationData(split(train, "train"), split(test, "test"))
 
 
-class ToyTask:
-    name, data, whole_batch = "toy", "images", False
+class ToyTask(Task):
+    name, data = "toy", "images"
 
     def init(self, key, batch):
         size = int(np.prod(batch["image"].shape[1:]))

@@ -144,6 +144,11 @@ def test_the_loss_is_cross_entropy_of_integer_and_of_soft_labels():
     assert float(loss) == pytest.approx(-(soft * logp).sum(1).mean(), abs=1e-5)
 
 
+def training_loss(task, params, batch, key):
+    """The loss of a training batch, mixed as the trainer has it mixed."""
+    return task.loss(params, task.prepare(batch, key, train=True), key, train=True)[0]
+
+
 def test_label_smoothing_is_the_published_formula_and_acts_in_training_only():
     smooth, plain, b = task(head_std=0.5, mix=dict(mixup=0, cutmix=0, smoothing=0.1)), task(head_std=0.5), batch()
     params = fresh(plain)
@@ -151,14 +156,14 @@ def test_label_smoothing_is_the_published_formula_and_acts_in_training_only():
     logits = plain.forward(params, b)["logits"]
     uniform = -float(jnp.mean(jax.nn.log_softmax(logits)))
     expected = 0.9 * float(plain.loss(params, b, key, train=True)[0]) + 0.1 * uniform
-    assert float(smooth.loss(params, b, key, train=True)[0]) == pytest.approx(expected, abs=1e-5)
+    assert float(training_loss(smooth, params, b, key)) == pytest.approx(expected, abs=1e-5)
     assert float(smooth.loss(params, b, key, train=False)[0]) == float(plain.loss(params, b, key, train=False)[0])
 
 
 def test_mixing_changes_the_training_loss_only():
     mixed, plain, b = task(head_std=0.5, mix=dict()), task(head_std=0.5), batch()
     params, key = fresh(plain), jax.random.key(1)
-    assert float(mixed.loss(params, b, key, train=True)[0]) != float(plain.loss(params, b, key, train=True)[0])
+    assert float(training_loss(mixed, params, b, key)) != float(training_loss(plain, params, b, key))
     assert float(mixed.loss(params, b, key, train=False)[0]) == float(plain.loss(params, b, key, train=False)[0])
 
 

@@ -64,7 +64,7 @@ def test_runs_share_one_program_and_are_reproducible(given, tuner):
     first = tuner.fit(part, seed=3, steps=4, source=encoder)
     tuner.fit(np.arange(100), seed=4, steps=3)
     again = tuner.fit(part, seed=3, steps=4, source=encoder)
-    assert len(tuner.trainer._compiled) == 1
+    assert len(tuner.trainer.program._programs.futures) == 1
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(a, b)
 

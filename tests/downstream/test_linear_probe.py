@@ -15,6 +15,7 @@ from ssl_jax.downstream.evaluators.linear_probe import LinearProbe, probe
 from ssl_jax.downstream.metrics import classification as metrics
 from ssl_jax.errors import UserError
 from ssl_jax.models.vit import ViT, ViTConfig
+from ssl_jax.task import Task
 
 
 def problem(count=600, dim=9, classes=4, seed=0):
@@ -210,8 +211,8 @@ def test_39_heads_on_ready_features_cost_half_of_39_single_runs_at_most():
     assert many < 39 / 2 * one, (many, one)
 
 
-class ViTTask:
-    name, data, whole_batch = "vit", "images", False
+class ViTTask(Task):
+    name, data = "vit", "images"
     vit = ViT(ViTConfig(patch_size=4), (16, 16), 1)
 
     def init(self, key, batch):

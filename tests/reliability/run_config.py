@@ -18,7 +18,7 @@ def announced(name, function, seconds=0.0):
 
 
 def compiled(self, count, resident, original=Program.compiled):
-    if not self._compiled:
+    if not self._programs.futures:
         print("PHASE compile", flush=True)
     return announced("step", original(self, count, resident), 0.02)  # steps are too short to be hit otherwise
 

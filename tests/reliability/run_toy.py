@@ -41,7 +41,7 @@ def main(workdir: str, **options: str) -> int:
     compiled, create, wait = Program.compiled, Program.create, checkpoints.manifest
 
     def announce_compiled(self, count, resident):
-        if not self._compiled:
+        if not self._programs.futures:
             phase("compile")
         program = compiled(self, count, resident)
 

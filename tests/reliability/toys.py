@@ -5,16 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.data.pipeline import Dataset, Stream
+from ssl_jax.data.sources import Source
 from ssl_jax.randomness import example_keys, substream
-from ssl_jax.task import DataInfo
+from ssl_jax.task import DataInfo, Task
 
 
-class ToyTask:
+class ToyTask(Task):
     """A two-layer perceptron that regresses, with dropout; the loss is a mean over the examples' weights."""
 
     name = "toy"
     data = "toy"
-    whole_batch = False
 
     def __init__(self, width: int = 16, dropout: float = 0.1, features: int = 6, poison: int | None = None, unroll: int = 0):
         self.width, self.dropout, self.features_in, self.poison = width, dropout, features, poison
@@ -37,7 +37,7 @@ class ToyTask:
             "head": {"kernel": jnp.zeros((self.width, 1)), "bias": jnp.zeros(1)},
         }  # fmt: skip
 
-    def loss(self, params, batch, key, *, train):
+    def loss(self, params, batch, key, *, train, context=None):
         x = batch["x"] @ params["encoder"]["patch_embedding"]["kernel"]
         mlp = params["encoder"]["block00"]["mlp"]
         h = jax.nn.gelu(x @ mlp["up"]["kernel"] + mlp["up"]["bias"])
@@ -62,18 +62,12 @@ class ToyTask:
     def features(self, params, batch):
         return {"mean": self.forward(params, batch)["embedding"]}
 
-    def panels(self, params, batch, key):
-        return {}
-
-    def after_update(self, params, step):
-        return params
-
     def flops(self):
         return 6.0 * (self.features_in * self.width + 4 * self.width**2)
 
 
-class ToySource:
-    name, classes, arrays = "toy:", (), None
+class ToySource(Source):
+    name = "toy:"
 
     def __init__(self, size):
         self.size = size
@@ -83,9 +77,6 @@ class ToySource:
 
     def __getitem__(self, index):
         return {}
-
-    def labels(self):
-        return None
 
     def describe(self, index):
         return f"toy:{index}"

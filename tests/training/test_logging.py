@@ -11,6 +11,8 @@ import pytest
 from ssl_jax.errors import UserError
 from ssl_jax.training.lock import locked
 from ssl_jax.training.logging import Console, Logger, MetricsFile, Speed, _tensorboard, duration
+from ssl_jax.training.settings import TrainingSettings
+from tests.reliability.toys import ToyTask, toy_stream
 
 
 def lines(path):
@@ -49,7 +51,9 @@ def test_noise_behind_the_last_line_is_cut(tmp_path):
 
 
 def logger(tmp_path, step=0, state=None, every=4, total=99):
-    return Logger(tmp_path, step=step, total=total, every=every, speed=Speed(8), state=state, quiet=True)
+    training = TrainingSettings(log_every=every, tensorboard=False)
+    speed = Speed(ToyTask(), toy_stream(8), "float32")
+    return Logger(tmp_path, training, step=step, total=total, speed=speed, state=state, quiet=True)
 
 
 def test_a_line_is_the_mean_over_its_interval_wherever_the_run_was_cut(tmp_path):

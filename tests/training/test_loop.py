@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import threading
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,8 @@ from ssl_jax.training import program
 from ssl_jax.training import state as states
 from ssl_jax.training.checkpoint import complete_steps
 from ssl_jax.training.exceptions import Diverged
-from ssl_jax.training.loop import Run, Trainer, train
+from ssl_jax.training.loop import Trainer, train
 from ssl_jax.training.optimizer import OptimizerSettings
-from ssl_jax.training.program import Program
 from ssl_jax.training.rules import flatten
 from ssl_jax.training.settings import CheckpointSettings, TrainingSettings
 from tests.reliability.toys import ToyTask, toy_stream
@@ -100,68 +98,37 @@ def test_several_steps_a_call_change_no_bit(tmp_path):
     same_bits(run(), run(training=settings(steps_per_call=6)))
 
 
+def trainer_of(**changes):
+    return Trainer(ToyTask(), toy_stream(), training=settings(**changes), optimizer=OPTIMIZER)
+
+
+def numbers(program, seed=0, total_steps=9, **given):
+    return program.hyper(batch_size=12, seed=seed, total_steps=total_steps, warmup_steps=0, cooldown_steps=0, **given)
+
+
 def test_runs_of_one_trainer_compile_once(monkeypatch):
-    """Neither the step nor the making of a state is traced and compiled again: a sweep over seeds would wait for it."""
-    trainer = Trainer(ToyTask(), toy_stream(), training=TRAINING, optimizer=OPTIMIZER)
+    """The step is not traced and compiled again: a sweep over seeds would wait for it."""
+    trainer = trainer_of()
     first = trainer.run(seed=0, total_steps=2, quiet=True)
-    monkeypatch.setattr(Program, "_ready", None)
-    assert not np.array_equal(
-        trainer.run(seed=1, total_steps=2, quiet=True).params["head"]["kernel"], first.params["head"]["kernel"]
-    )
+    monkeypatch.setattr(trainer.program._programs, "_make", None)
+    second = trainer.run(seed=1, total_steps=2, quiet=True)
+    assert not np.array_equal(second.params["head"]["kernel"], first.params["head"]["kernel"])
 
 
 def test_a_long_run_on_a_cpu_compiles_long_calls_only_and_a_short_one_single_steps(monkeypatch):
     monkeypatch.setattr(program, "SHORT_RUN", 8)
     for steps, counts in ((4, {1}), (8, {4}), (9, {1, 4})):
-        trainer = Trainer(ToyTask(), toy_stream(), training=TRAINING, optimizer=OPTIMIZER)
+        trainer = trainer_of()
         trainer.run(seed=0, total_steps=steps, quiet=True)
-        assert {key[0] for key in trainer._compiled} == counts
-
-
-def test_a_run_begins_before_its_single_steps_are_compiled(monkeypatch):
-    """Eight steps of nine come in calls of four; the program of the ninth is held back until the loop has begun."""
-    compile, begun = Program._compile, threading.Event()
-
-    def held(self, count, resident):
-        assert count == 4 or begun.wait(60), "the loop waits for the program of single steps"
-        return compile(self, count, resident)
-
-    monkeypatch.setattr(program, "SHORT_RUN", 8)
-    monkeypatch.setattr(Program, "_compile", held)
-    monkeypatch.setattr(Run, "_loop", lambda self, loop=Run._loop: (begun.set(), loop(self)))
-    trainer = Trainer(ToyTask(), toy_stream(), training=TRAINING, optimizer=OPTIMIZER)
-    assert int(trainer.run(seed=0, total_steps=9, quiet=True).step) == 9
-
-
-def test_the_first_batch_is_read_while_programs_compile(monkeypatch):
-    """Both the making of the state and the step are held back until the stream was asked for a batch."""
-    read, held = threading.Event(), []
-    ready, stream = Program._ready, toy_stream()
-
-    def waiting(self, *args):
-        held.append(read.wait(60))
-        return ready(self, *args)
-
-    monkeypatch.setattr(Program, "_ready", waiting)
-    monkeypatch.setattr(stream, "host_batch", lambda *args, batch=stream.host_batch: (read.set(), batch(*args))[1])
-    run(stream=stream, total_steps=2)
-    assert held == [True, True]
-
-
-def test_a_function_that_changes_no_parameter_makes_no_second_program(monkeypatch):
-    """A task may have a method for initial parameters and, in this run, nothing to do: CLIP without given towers."""
-    trainer = Trainer(ToyTask(), toy_stream(), training=TRAINING, optimizer=OPTIMIZER)
-    plain = trainer.run(seed=0, total_steps=2, quiet=True)
-    monkeypatch.setattr(trainer, "_new", None)
-    same_bits(plain, trainer.run(seed=0, total_steps=2, init_params=lambda params: params, quiet=True))
+        assert {key[0] for key in trainer.program._programs.futures} == counts
 
 
 def test_what_fails_in_compilation_fails_in_the_run(monkeypatch):
-    def failing(self, count, resident):
+    def failing(count, resident):
         raise UserError("out of memory")
 
-    monkeypatch.setattr(Program, "_compile", failing)
-    trainer = Trainer(ToyTask(), toy_stream(), training=TRAINING, optimizer=OPTIMIZER)
+    trainer = trainer_of()
+    monkeypatch.setattr(trainer.program._programs, "_make", failing)
     for _ in range(2):
         with pytest.raises(UserError, match="out of memory"):
             trainer.run(seed=0, total_steps=3, quiet=True)
@@ -181,11 +148,9 @@ def test_accumulation_gives_the_whole_batchs_gradient(accumulation):
 
 def test_accumulated_metrics_are_the_whole_batchs():
     def metrics(accumulation):
-        trainer = Trainer(ToyTask(), toy_stream(), training=settings(accumulation=accumulation), optimizer=OPTIMIZER)
-        numbers = states.hyper(OPTIMIZER, batch_size=12, seed=0, total_steps=9, warmup_steps=0, cooldown_steps=0)
-        batch = trainer.put(trainer.stream.host_batch(0), 1)
-        _, values = trainer.compiled(1, {})(trainer.create(numbers), batch, {})
-        return dict(zip(trainer.step.names, np.asarray(values), strict=True))
+        program = trainer_of(accumulation=accumulation).program
+        batch = program.put(program.stream.host_batch(0), 1)
+        return jax.device_get(program.compiled(1, {})(program.create(numbers(program)), batch, {})[1])
 
     whole, split = metrics(1), metrics(4)
     assert whole["weight"] == split["weight"] > 12
@@ -195,35 +160,32 @@ def test_accumulated_metrics_are_the_whole_batchs():
 
 def test_replicas_in_one_program_equal_single_runs():
     """vmap over a leading replica axis of the state, one batch for all: the same learning as K runs of their own."""
-    trainer = Trainer(ToyTask(), toy_stream(), training=settings(ema=None), optimizer=OPTIMIZER)
-    hypers = [
-        states.hyper(OPTIMIZER, batch_size=12, seed=seed, total_steps=4, warmup_steps=0, cooldown_steps=0, lr=lr)
-        for seed, lr in ((0, 1e-2), (1, 1e-3), (2, 3e-2))
-    ]
-    replicas = states.replicate(lambda h: trainer._create(h, None), hypers)
-    step = jax.jit(jax.vmap(trainer.step, in_axes=(0, None, None)))
+    program = trainer_of(ema=None).program
+    hypers = [numbers(program, seed, 4, lr=lr) for seed, lr in ((0, 1e-2), (1, 1e-3), (2, 3e-2))]
+    replicas = states.replicate(program.new_state, hypers)
+    step = jax.jit(jax.vmap(program.step, in_axes=(0, None, None)))
     for number in range(4):
-        replicas, metrics = step(replicas, trainer.stream.host_batch(number), {})
-    assert metrics.shape == (3, len(trainer.step.names))
+        replicas, metrics = step(replicas, program.stream.host_batch(number), {})
+    assert metrics["loss"].shape == (3,)
     for i, hyper in enumerate(hypers):
-        alone = trainer.create(hyper)
+        alone = program.create(hyper)
         for number in range(4):
-            alone, _ = trainer.compiled(1, {})(alone, trainer.put(trainer.stream.host_batch(number), 1), {})
+            alone, _ = program.compiled(1, {})(alone, program.put(program.stream.host_batch(number), 1), {})
         for a, b in zip(jax.tree.leaves(replicas.params), jax.tree.leaves(alone.params), strict=True):
             np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-5)
 
 
 def test_runs_share_the_compiled_step_and_leave_initial_parameters_alone():
-    trainer = Trainer(ToyTask(), toy_stream(), training=settings(ema=None, evaluate_every=None), optimizer=OPTIMIZER)
+    trainer = trainer_of(ema=None, evaluate_every=None)
     first = trainer.run(seed=0, total_steps=3, quiet=True)
-    program = dict(trainer._compiled)
+    compiled = dict(trainer.program._programs.futures)
     other = trainer.run(
         seed=1, total_steps=5, quiet=True, stream=toy_stream(seed=5, size=48), init_params=first.params, lr=1e-3
     )
-    assert trainer._compiled == program and int(other.step) == 5 and float(other.hyper["lr"]) == np.float32(1e-3)
+    assert trainer.program._programs.futures == compiled
+    assert int(other.step) == 5 and float(other.hyper["lr"]) == np.float32(1e-3)
     assert np.isfinite(sum(float(jnp.sum(x)) for x in jax.tree.leaves(first.params))), "the caller's arrays were donated"
-    again = trainer.run(seed=0, total_steps=3, quiet=True)
-    same_bits(first, again)
+    same_bits(first, trainer.run(seed=0, total_steps=3, quiet=True))
 
 
 def test_initial_parameters_may_be_a_function_of_the_tasks_own():
@@ -245,10 +207,8 @@ def test_initial_parameters_may_be_a_function_of_the_tasks_own():
 
 
 def test_the_moving_average_follows_the_parameters():
-    state = run(total_steps=1)
-    start = Trainer(ToyTask(), toy_stream(), training=TRAINING, optimizer=OPTIMIZER)
-    numbers = states.hyper(OPTIMIZER, batch_size=12, seed=0, total_steps=1, warmup_steps=0, cooldown_steps=0)
-    before = start.create(numbers).params
+    state, program = run(total_steps=1), trainer_of().program
+    before = program.create(numbers(program, total_steps=1)).params
     want = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, before, state.params)
     for a, b in zip(jax.tree.leaves(state.ema), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)

@@ -132,7 +132,7 @@ class FineTuner:
         state = self.trainer.run(
             seed=seed, total_steps=steps, stream=self._stream(indices, seed), init_params=init, lr=lr, quiet=True
         )
-        return state.params if state.ema is None else state.ema
+        return state.evaluated
 
     def fit_tuned(self, indices: Int[np.ndarray, "examples"], **options: Any) -> tuple[Params, float | None]:
         """`fit` with the best of the recipe's learning rates, chosen by runs on four fifths of `indices`; (params, rate)."""
@@ -151,7 +151,7 @@ class FineTuner:
 
     def logits(self, params: Params, dataset: Dataset | None = None) -> Float[np.ndarray, "examples classes"]:
         """Of a data set; default, of the test split."""
-        encoder = Encoder(self.task, params, self.trainer.mesh)
+        encoder = Encoder(self.task, params, self.trainer.program.mesh)
         return encoder.extract(self.test if dataset is None else dataset, ("logits",))["logits"]
 
     def running_moments(
@@ -162,7 +162,7 @@ class FineTuner:
         The momentum is 0.1 and the variance unbiased. Of a frozen encoder these are known afterwards: the last `batches`
         training batches are read again, as they were augmented; earlier ones weigh less than 0.9 ** batches.
         """
-        data, mesh = self._stream(indices, seed), self.trainer.mesh
+        data, mesh = self._stream(indices, seed), self.trainer.program.mesh
         resident = sharding.put_replicated(data.resident, mesh)
 
         @jax.jit
@@ -174,14 +174,14 @@ class FineTuner:
 
         width = self.task.encoder.config.width
         running, first = (jnp.zeros(width), jnp.ones(width)), max(steps - batches, 0)
-        for step, raw in zip(range(first, steps), data.iterate(first, self.trainer.rows), strict=False):
-            running = after(running, params, self.trainer.put(raw, 1), resident, jnp.int32(step))
+        for step, raw in zip(range(first, steps), data.iterate(first, self.trainer.program.rows), strict=False):
+            running = after(running, params, self.trainer.program.put(raw, 1), resident, jnp.int32(step))
         return np.asarray(running[0]), np.asarray(running[1])
 
     def _stream(self, indices: Int[np.ndarray, "examples"], seed: int) -> Stream:
         if len(indices) == self.train.size:
             return Stream(self.train, batch_size=self.recipe.batch_size, seed=seed)
-        if not self.trainer.stream.resident:
+        if not self.trainer.program.stream.resident:
             return Stream(subset(self.train, indices), batch_size=self.recipe.batch_size, seed=seed)
         return PartStream(self.train, indices, batch_size=self.recipe.batch_size, seed=seed)
 

@@ -23,7 +23,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.models import block_name
 from ssl_jax.models.layers import truncated_normal
 from ssl_jax.randomness import example_keys, substream
-from ssl_jax.task import Batch, DataInfo, Metrics, Params, Text
+from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params, Task, Text
 from ssl_jax.training.rules import flatten
 
 
@@ -32,7 +32,7 @@ class ClassificationSettings:
     """`task` of name "classification"."""
 
     pooling: str = "mean"  # "mean" of the patches, then a norm, the final norm dropped (MAE's code); or "cls" (its paper)
-    head_std: float = 2e-5  # the head's initial weights; a small one leaves the encoder in peace at first
+    head_std: float = 2e-5  # the head's initial weights; small, so that early gradients barely disturb the encoder
     head_norm: str = "none"  # "batch": batch norm without affine, eps 1e-6, before the head (MAE's linear probe)
     mix: Mix | None = None  # mixup, cutmix, label smoothing
     init: str | None = None  # a work directory or hf:DIR whose encoder to start from
@@ -47,7 +47,7 @@ class ClassificationSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification:
+class Classification(Task):
     """Parameters: "encoder" and "head". Batches: {"image", "label"}, labels i32[batch] or soft f32[batch, classes]."""
 
     settings: ClassificationSettings
@@ -56,7 +56,6 @@ class Classification:
 
     name: ClassVar[str] = "classification"
     data: ClassVar[str] = "images"
-    whole_batch: ClassVar[bool] = False
 
     @classmethod
     def from_config(cls, config: ConfigDict, info: DataInfo) -> "Classification":
@@ -81,41 +80,64 @@ class Classification:
         head = self._head.init(substream(key, "head"), jnp.zeros((1, self.encoder.config.width)))["params"]
         return {"encoder": encoder, "head": head}
 
-    def _logits(self, params: Params, images: Array, keys=None) -> tuple[Array, Array, dict[str, Array]]:
-        """(logits, tokens, intermediates). Batch norm uses the batch's own moments, in training as in evaluation: where
-        that matters, evaluate "pooled" with the moments of the training split (`linear_probe`)."""
-        tokens, inner = self.encoder.apply({"params": params["encoder"]}, images, keys=keys)
-        x = inner["pooled"].astype(jnp.float32)
+    def _encode(self, params: Params, images: Array, keys=None) -> tuple[Array, dict[str, Array]]:
+        return self.encoder.apply({"params": params["encoder"]}, images, keys=keys)
+
+    def _logits(self, params: Params, pooled: Float[Array, "batch width"]) -> Float[Array, "batch classes"]:
+        """Return the head's output. Batch norm uses the moments of these examples, in training as in evaluation: where that
+        matters, evaluate "pooled" with the moments of the training split (`linear_probe`)."""
+        x = pooled.astype(jnp.float32)
         if self.settings.head_norm == "batch":
             x = (x - jnp.mean(x, axis=0)) * jax.lax.rsqrt(jnp.var(x, axis=0) + 1e-6)
-        return self._head.apply({"params": params["head"]}, x), tokens, inner
+        return self._head.apply({"params": params["head"]}, x)
 
-    def loss(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool) -> tuple[Float[Array, ""], Metrics]:
-        """Cross entropy; `mix` and drop path act in training only."""
+    # The loss -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def relates_examples(self) -> bool:
+        """Batch norm before the head takes its moments over the global batch."""
+        return self.settings.head_norm == "batch"
+
+    def prepare(self, batch: Batch, key: Key[Array, ""], *, train: bool) -> Batch:
+        """Mix the examples of the global batch (`mix`); "hard_label" keeps the labels for the accuracy."""
+        if not train or self.settings.mix is None or not jnp.issubdtype(batch["label"].dtype, jnp.integer):
+            return batch
+        mixed = mix(dict(batch), substream(key, "mix"), self.settings.mix, len(self.info.classes))
+        return {**mixed, "hard_label": batch["label"]}
+
+    def embed(
+        self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool, context: Context | None = None
+    ) -> Float[Array, "batch width"]:
+        """Return what the head reads; drop path acts in training only."""
         keys = substream(example_keys(key, batch["position"]), "dropout") if train else None
-        labels = batch["label"]
-        if train and self.settings.mix is not None and jnp.issubdtype(labels.dtype, jnp.integer):
-            batch = mix(dict(batch), substream(key, "mix"), self.settings.mix, len(self.info.classes))
-        logits, _, _ = self._logits(params, batch["image"], keys)
-        target = batch["label"]
+        return self._encode(params, batch["image"], keys)[1]["pooled"]
+
+    def joint_loss(
+        self, params: Params, rows: Array, batch: Batch, *, train: bool, context: Context | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """Return the mean cross-entropy with labels, hard or soft, and the accuracy."""
+        logits, target = self._logits(params, rows), batch["label"]
         if jnp.issubdtype(target.dtype, jnp.integer):
             loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, target))
         else:
             loss = jnp.mean(optax.softmax_cross_entropy(logits, target))
-        best = labels if jnp.issubdtype(labels.dtype, jnp.integer) else jnp.argmax(labels, axis=-1)
+        best = batch.get("hard_label", target if target.ndim == 1 else jnp.argmax(target, axis=-1))
         return loss, {"accuracy": jnp.mean((jnp.argmax(logits, axis=-1) == best).astype(jnp.float32))}
+
+    # What is read off -----------------------------------------------------------------------------------------------------
 
     def features(self, params: Params, batch: Batch) -> dict[str, Array]:
         """The encoder's representations, "pooled" (what the head reads) and "logits"."""
-        logits, tokens, inner = self._logits(params, batch["image"])
-        return self.encoder.representations(tokens, inner) | {"logits": logits}
+        tokens, inner = self._encode(params, batch["image"])
+        return self.encoder.representations(tokens, inner) | {"logits": self._logits(params, inner["pooled"])}
 
     def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
         """ "logits", "tokens" f32[batch, prefix + patches, width] and "pooled", what the head reads."""
-        logits, tokens, inner = self._logits(params, batch["image"])
-        return {"logits": logits, "tokens": tokens.astype(jnp.float32), "pooled": inner["pooled"].astype(jnp.float32)}
+        tokens, inner = self._encode(params, batch["image"])
+        logits, pooled = self._logits(params, inner["pooled"]), inner["pooled"].astype(jnp.float32)
+        return {"logits": logits, "tokens": tokens.astype(jnp.float32), "pooled": pooled}
 
-    def panels(self, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, Text]:
+    def panels(self, params: Params, batch: Batch, key: Key[Array, ""], *, context: Context | None = None) -> dict[str, Text]:
         """What the model says of each example, and how sure it is."""
         probabilities = np.asarray(jax.nn.softmax(self.forward(params, batch)["logits"]))
         names, lines = self.info.classes, []
@@ -123,9 +145,6 @@ class Classification:
             truth = f", it is {names[int(batch['label'][i])]}" if "label" in batch else ""
             lines.append(f"{names[int(row.argmax())]} ({row.max():.0%}{truth})")
         return {"predictions": Text(tuple(lines))}
-
-    def after_update(self, params: Params, step: Any) -> Params:
-        return params
 
     def flops(self) -> float:
         return 3 * (self.encoder.flops_forward() + 2 * self.encoder.config.width * len(self.info.classes))

@@ -29,7 +29,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.models.language import Transformer
 from ssl_jax.models.layers import dropout
 from ssl_jax.randomness import example_keys, substream
-from ssl_jax.task import Batch, DataInfo, Metrics, Params, Text
+from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params, Task, Text
 
 IMPOSSIBLE = -1e9  # the score of a place where no answer can begin or end
 
@@ -49,7 +49,7 @@ class QuestionAnsweringSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class QuestionAnswering(FromPretext):
+class QuestionAnswering(FromPretext, Task):
     """Parameters: "transformer" and "span", a start and an end score for every token; the first token stands for no answer."""
 
     settings: QuestionAnsweringSettings
@@ -58,7 +58,6 @@ class QuestionAnswering(FromPretext):
 
     name: ClassVar[str] = "question_answering"
     data: ClassVar[str] = "squad"
-    whole_batch: ClassVar[bool] = False
 
     @classmethod
     def from_config(cls, config: ConfigDict, info: DataInfo) -> "QuestionAnswering":
@@ -82,7 +81,9 @@ class QuestionAnswering(FromPretext):
         logits = jnp.where(batch["answerable"][..., None] > 0, logits, IMPOSSIBLE)
         return logits[..., 0], logits[..., 1]
 
-    def loss(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool) -> tuple[Float[Array, ""], Metrics]:
+    def loss(
+        self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool, context: Context | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
         """The mean of the start's and the end's cross entropy."""
         keys = example_keys(key, batch["position"]) if train else None
         hidden, _ = hidden_states(self.model, params, batch, keys)
@@ -101,7 +102,7 @@ class QuestionAnswering(FromPretext):
         found = self.features(params, batch)
         return {name: found[name] for name in ("tokens", "start_logits", "end_logits")}
 
-    def panels(self, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, Text]:
+    def panels(self, params: Params, batch: Batch, key: Key[Array, ""], *, context: Context | None = None) -> dict[str, Text]:
         """Windows with the likeliest start and end marked as [[answer]]."""
         found = self.features(params, batch)
         start, end = (np.argmax(np.asarray(found[name]), axis=-1) for name in ("start_logits", "end_logits"))
@@ -111,9 +112,6 @@ class QuestionAnswering(FromPretext):
             span = f"[[{decode(text[a : b + 1])}]]" if 0 < a <= b else "[[no answer]]"
             lines.append(f"{decode(text[:a])} {span} {decode(text[max(b + 1, a) :])}")
         return {"answers": Text(tuple(lines))}
-
-    def after_update(self, params: Params, step: Array) -> Params:
-        return params
 
     def flops(self) -> float:
         return 3 * self.model.config.flops_forward(self.info.shapes["tokens"].shape[0], causal=self.settings.causal)

@@ -26,7 +26,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.models.language import Pooler, Transformer, pooled
 from ssl_jax.models.layers import dropout
 from ssl_jax.randomness import example_keys, substream
-from ssl_jax.task import Batch, DataInfo, Metrics, Params, Text
+from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params, Task, Text
 
 POOLINGS = ("cls", "mean", "last")
 
@@ -56,7 +56,7 @@ class TextClassificationSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextClassification(FromPretext):
+class TextClassification(FromPretext, Task):
     """Parameters: "transformer", "pooler" (with pooling "cls") and "head". Batches: those of the kind "labelled_text"."""
 
     settings: TextClassificationSettings
@@ -65,7 +65,6 @@ class TextClassification(FromPretext):
 
     name: ClassVar[str] = "text_classification"
     data: ClassVar[str] = "labelled_text"
-    whole_batch: ClassVar[bool] = False
 
     @classmethod
     def from_config(cls, config: ConfigDict, info: DataInfo) -> "TextClassification":
@@ -101,7 +100,9 @@ class TextClassification(FromPretext):
         x = dropout(sentence, self.settings.dropout, keys, "head")
         return self._head.apply({"params": params["head"]}, x), sentence
 
-    def loss(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool) -> tuple[Float[Array, ""], Metrics]:
+    def loss(
+        self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool, context: Context | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
         keys = example_keys(key, batch["position"]) if train else None
         hidden, _ = hidden_states(self.model, params, batch, keys)
         logits, _ = self._logits(params, batch, hidden, keys)
@@ -118,7 +119,7 @@ class TextClassification(FromPretext):
         found = self.features(params, batch)
         return {name: found[name] for name in ("tokens", "pooled", "logits")}
 
-    def panels(self, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, Text]:
+    def panels(self, params: Params, batch: Batch, key: Key[Array, ""], *, context: Context | None = None) -> dict[str, Text]:
         """Sentences with their predicted and their true class."""
         predicted = np.argmax(np.asarray(self.features(params, batch)["logits"]), axis=-1)
         lines = []
@@ -128,9 +129,6 @@ class TextClassification(FromPretext):
             mark = "right" if guess == label else f"wrong, it is {self.info.classes[label]}"
             lines.append(f"{self.info.classes[guess]} ({mark}): {text}")
         return {"predictions": Text(tuple(lines))}
-
-    def after_update(self, params: Params, step: Array) -> Params:
-        return params
 
     def flops(self) -> float:
         time = self.info.shapes["tokens"].shape[0]

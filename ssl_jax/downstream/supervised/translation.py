@@ -18,7 +18,7 @@ from ssl_jax.downstream.supervised.text_encoder import label_scores, representat
 from ssl_jax.errors import UserError
 from ssl_jax.models.encoder_decoder import CROSS, EncoderDecoder, PrefixDecoder
 from ssl_jax.randomness import example_keys
-from ssl_jax.task import Batch, DataInfo, Metrics, Params, Text
+from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params, Task, Text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TranslationSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Translation:
+class Translation(Task):
     """Parameters and passes of `models.encoder_decoder`: model.name "encoder_decoder", or "transformer" as a prefix LM."""
 
     settings: TranslationSettings
@@ -46,7 +46,6 @@ class Translation:
 
     name: ClassVar[str] = "translation"
     data: ClassVar[str] = "parallel_text"
-    whole_batch: ClassVar[bool] = False
 
     @classmethod
     def from_config(cls, config: ConfigDict, info: DataInfo) -> "Translation":
@@ -88,7 +87,9 @@ class Translation:
             say(f"{' and '.join(taken)} taken over; new: {', '.join(n for n in params if n not in taken) or 'nothing'}")
         return {**params, **taken}
 
-    def loss(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool) -> tuple[Float[Array, ""], Metrics]:
+    def loss(
+        self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool, context: Context | None = None
+    ) -> tuple[Float[Array, ""], Metrics]:
         """Mean over the target's tokens; "cross_entropy" is without the label smoothing."""
         keys = example_keys(key, batch["position"]) if train else None
         scores = self.model.logits(params, self.model.hidden(params, batch, keys))
@@ -118,7 +119,7 @@ class Translation:
         """ "logits" f32[batch, time, vocabulary] of the target's tokens from the second on."""
         return {"logits": self.model.logits(params, self.model.hidden(params, batch))}
 
-    def panels(self, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, Text]:
+    def panels(self, params: Params, batch: Batch, key: Key[Array, ""], *, context: Context | None = None) -> dict[str, Text]:
         tokens = np.asarray(jax.jit(lambda p, b: self.translate(p, b, Search()))(params, dict(batch)))
         lines, read = [], lambda ids, segments: detokenized(self.info.tokenizer, ids[np.asarray(segments) > 0])
         for i, ids in enumerate(tokens):
@@ -126,9 +127,6 @@ class Translation:
             lines.append(f"translation: {detokenized(self.info.tokenizer, ids)}")
             lines.append(f"reference: {read(np.asarray(batch['target'][i]), batch['target_segments'][i])}")
         return {"translations": Text(tuple(lines))}
-
-    def after_update(self, params: Params, step: Array) -> Params:
-        return params
 
     def flops(self) -> float:
         return 3 * self.model.flops_forward(self.info.shapes["source"].shape[0], self.info.shapes["target"].shape[0] - 1)

@@ -1,0 +1,66 @@
+"""What happens when a loss or a gradient is not finite: stop with a report, or go back past the bad batches."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from ssl_jax import config as configs
+from ssl_jax.training import sharding
+from ssl_jax.training.checkpoint import Checkpoints, warn
+from ssl_jax.training.exceptions import Diverged
+from ssl_jax.training.state import State
+
+MAX_REWINDS = 10
+
+
+class Rewind(Exception):
+    """The run goes back to the last checkpoint before `step`."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+
+def stop_or_rewind(
+    step: int,
+    metric: str,
+    group: str,
+    *,
+    state: State,
+    stream: Any,
+    checkpoints: Checkpoints | None,
+    workdir: pathlib.Path | None,
+    rewinds: int | None,
+) -> None:
+    """Raise Diverged, or Rewind where `rewinds` (None: not allowed) are fewer than MAX_REWINDS.
+
+    metric, group: the first metric and parameter group that are not finite after `step`. Writes diverged.json.
+    """
+    batch = step - 1 + int(state.hyper["data_offset"])
+    if checkpoints:
+        checkpoints.wait()
+    good = max((s for s in checkpoints.steps() if s < step), default=None) if checkpoints else None
+    index = [int(i) for i in stream.indices(batch)]
+    shown = ", ".join(map(str, index[:8])) + (f" ... ({len(index)} in all)" if len(index) > 8 else "")
+    saved = "none" if good is None else f"step {good}"
+    where = f"nor is the gradient of {group}" if group else "all gradients are finite"
+    line = f"step {step}: {metric} is not finite, {where}; last good checkpoint: {saved}; the batch holds the examples {shown}"
+    if workdir is not None and jax.process_index() == 0:
+        report = {"step": step, "metric": metric, "group": group, "checkpoint": good, "batch": batch, "indices": index}
+        (workdir / "diverged.json").write_text(configs.to_json(report) + "\n")
+    if rewinds is not None and checkpoints and rewinds < MAX_REWINDS:
+        warn(f"{line}; going back, past these batches")
+        raise Rewind(step)
+    raise Diverged(f'{line}; lower optimizer.lr, set optimizer.clip, or training.on_nonfinite="skip"')
+
+
+def rewound(bad: Rewind, checkpoints: Checkpoints, abstract: State, mesh: Any, rewinds: int) -> tuple[int, State, dict]:
+    """Return (step, State, extra) of the last checkpoint before the bad step; the batches since then are passed over."""
+    checkpoints.wait()
+    good = max(s for s in checkpoints.steps() if s < bad.step)
+    state, extra = checkpoints.restore(good, abstract)
+    extra["rewinds"] = max(rewinds + 1, extra.get("rewinds", 0) + 1)
+    checkpoints.saved = good
+    offset = np.int32(int(state.hyper["data_offset"]) + bad.step - good)
+    return good, state.replace(hyper={**state.hyper, "data_offset": sharding.put_replicated(offset, mesh)}), extra

@@ -1,0 +1,103 @@
+"""How long a run is: durations in steps, and where its calls of several steps end."""
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ssl_jax import config as configs
+from ssl_jax.errors import UserError
+from ssl_jax.task import tokens_of
+from ssl_jax.training import sharding
+from ssl_jax.training.prefetch import Prefetch
+from ssl_jax.training.program import Program
+
+
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """A run's steps, how many one call holds, and after how many it evaluates and saves (None: never)."""
+
+    total: int
+    many: int = 1
+    evaluate_every: int | None = None
+    save_every: int | None = None
+
+    @property
+    def boundaries(self) -> list[int]:
+        """The intervals at whose multiples a call must end."""
+        return [interval for interval in (self.evaluate_every, self.save_every) if interval]
+
+    def calls(self, step: int) -> Iterator[int]:
+        """Yield how many steps each call from `step` on holds. Calls end where the run evaluates or saves, wherever it was
+        started, so that a resumed run makes the same calls."""
+        many = self.many
+        while step < self.total:
+            ends = [self.total, *((step // m + 1) * m for m in (many, *self.boundaries))]
+            begins = [0, *(step // m * m for m in (many, *self.boundaries))]
+            count = many if min(ends) - max(begins) == many and step == max(begins) else 1
+            yield count
+            step += count
+
+    def has_single_steps(self, step: int) -> bool:
+        """Whether some calls from `step` on hold one step although others hold several."""
+        return any(m % self.many for m in (step, self.total, *self.boundaries))
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the run evaluates after `step`."""
+        return bool(self.evaluate_every) and step > 0 and step % self.evaluate_every == 0
+
+
+def in_steps(text: str, path: str, stream: Any, total: int | None = None) -> int | None:
+    """Return a duration in steps; None for a budget in minutes, which has to be measured."""
+    duration = configs.Duration.parse(text, path)
+    if duration.unit == "minute" and total is None:
+        return None
+    info = stream.dataset.info
+    return duration.steps(
+        path=path, batch_size=stream.batch_size, examples=stream.dataset.size, total=total, tokens_per_example=tokens_of(info)
+    )
+
+
+def at_least_one(text: str, path: str, stream: Any, total: int | None = None) -> int | None:
+    """Return `in_steps`; UserError where that is less than one step."""
+    steps = in_steps(text, path, stream, total)
+    if steps is not None and steps < 1:
+        raise UserError(f"{path}={text!r}: is less than one step of {stream.batch_size} examples")
+    return steps
+
+
+def hyper(program: Program, stream: Any, seed: int, total: int, **given: Any) -> dict[str, Any]:
+    """Return the hyper-parameters of a run of `total` steps; `given`: lr and weight_decay where they are not the config's."""
+    settings = program.settings
+    steps_of = lambda name, schedule: in_steps(schedule.over, f"schedules.{name}.over", stream, total)
+    return program.hyper(
+        batch_size=stream.batch_size, seed=seed, total_steps=total,
+        warmup_steps=in_steps(settings.warmup, "optimizer.warmup", stream, total),
+        cooldown_steps=in_steps(settings.cooldown, "optimizer.cooldown", stream, total),
+        schedules={name: s.numbers(steps_of(name, s)) for name, s in program.schedules.by_name().items()}, **given,
+    )  # fmt: skip
+
+
+def measured(program: Program, state: Any, stream: Any, resident: Any, minutes: float, seconds: float = 5.0) -> int:
+    """Return how many steps fit into `minutes`, at the speed of a few seconds on a copy of the state."""
+    count = program.steps_per_call
+    run, state = program.compiled(count, resident), jax.tree.map(jnp.copy, state)
+    batches = Prefetch(stream.iterate(0, program.rows), itertools.repeat(count), program.put)
+    seconds = min(seconds, 3 * minutes)
+    for _ in range(3):
+        state, metrics = run(state, next(batches), resident)
+    jax.block_until_ready(metrics)
+    started, done = time.monotonic(), 0
+    while time.monotonic() - started < seconds:
+        state, metrics = run(state, next(batches), resident)
+        jax.block_until_ready(metrics)
+        done += count
+    batches.close()
+    steps = done / (time.monotonic() - started) * 60 * minutes
+    steps = sharding.from_primary(float(steps))
+    return max(1, math.floor(steps))
