@@ -130,12 +130,13 @@ class Published:
     """The published table: `rows` holds for each arm the numbers of `columns` (None where none was published).
 
     A key of `columns` that is also a metric of the experiment's columns stands for the same quantity; its order of arms is
-    then compared with ours.
+    then compared with ours. `curves` holds ((x, value), ...) for such a key: what the figure shows in place of the rows.
     """
 
     source: str  # "He et al. 2022, table 1c"
     columns: Mapping[str, str]  # key -> heading
     rows: Mapping[str, tuple]
+    curves: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +187,11 @@ class ExperimentSettings:
             self._check_published(names)
 
     def _check_published(self, names: list[str]) -> None:
+        for key, points in self.published.curves.items():
+            if key not in self.published.columns:
+                raise UserError(f"published.curves: {key!r} is none of published.columns")
+            if not all(isinstance(point, list | tuple) and len(point) == 2 for point in points):
+                raise UserError(f"published.curves[{key!r}]: write ((x, value), ...)")
         for name, row in self.published.rows.items():
             if name not in names:
                 raise UserError(f"published.rows: {name!r} is no arm{configs.nearest(str(name), names)}")

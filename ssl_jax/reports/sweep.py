@@ -90,6 +90,14 @@ class Sweep:
         found = [published["rows"].get(row.arm) for row in self.rows]
         return [None if values is None else _sequence(values)[place] for values in found]
 
+    def published_points(self, metric: str, x: Sequence[float]) -> list[tuple[float, float]]:
+        """The points of the published figure: its own curve, else the table's numbers at the arms' `x`."""
+        curves = (self.document.get("published") or {}).get("curves") or {}
+        if metric in curves:
+            return [(a, b) for a, b in curves[metric]]
+        found = self.published(metric) or []
+        return [(a, b) for a, b in zip(x, found, strict=False) if b is not None]
+
 
 def is_sweep(path: str | pathlib.Path) -> bool:
     return (pathlib.Path(path) / FILE).is_file()

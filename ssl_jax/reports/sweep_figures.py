@@ -47,8 +47,8 @@ def results_figure(sweep: Any, theme: str) -> Any | None:
     arms = sweep.document["arms"]
     found = numbers([arm.get("x") for arm in arms]) if settings.get("x") else None
     x, unit = found or (list(range(len(arms))), "")
-    published = {m: sweep.published(m) for m in metrics}
-    height = 2 if any(v and any(n is not None for n in v) for v in published.values()) else 1
+    published = {m: sweep.published_points(m, x) for m in metrics}
+    height = 2 if any(published.values()) else 1
     figure, grid = axes_grid(theme, (4.2 * len(metrics), 3.2 * height), height, len(metrics))
     label = f"{settings.get('x')}{f' ({unit})' if unit else ''}" if found else ""
     names = list(dict.fromkeys(str(arm.get("series")) for arm in arms))
@@ -58,11 +58,6 @@ def results_figure(sweep: Any, theme: str) -> Any | None:
             rows = [i for i, arm in enumerate(arms) if str(arm.get("series")) == name]
             rows = sorted(rows, key=lambda i: x[i])
             _draw(grid[0, c], [(x[i], sweep.rows[i], metric) for i in rows], colour, name, bool(found))
-            if height == 2 and published[metric]:
-                points = [(x[i], published[metric][i]) for i in rows if published[metric][i] is not None]
-                if points:
-                    style = dict(marker="o", markersize=4.5, color=colour, linestyle="--" if found else "none")
-                    grid[1, c].plot(*zip(*points, strict=True), **style)
         heading = sweep.columns[metric]
         _ticks(grid[0, c], arms, x, settings, bool(found))
         legend = bool(settings.get("series"))
@@ -72,6 +67,9 @@ def results_figure(sweep: Any, theme: str) -> Any | None:
             title.set_title(settings["series"].rpartition(".")[2], prop={"size": 8.5})
             title.get_title().set_color(THEMES[theme]["text"])
         if height == 2:
+            style = dict(marker="o", markersize=4.5, color=colours[0], linestyle="--" if found else "none")
+            if published[metric]:
+                grid[1, c].plot(*zip(*sorted(published[metric]), strict=True), **style)
             _ticks(grid[1, c], arms, x, settings, bool(found))
             grid[1, c].set_visible(bool(published[metric]))
             label_axes(grid[1, c], theme, label, f"{heading}, published", False)

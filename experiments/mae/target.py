@@ -1,0 +1,31 @@
+r"""What to reconstruct (He et al. 2022, table 1d), on Fashion-MNIST.
+
+    ssl-jax sweep --experiment=experiments/mae/target.py --workdir=runs/target
+
+The paper: pixels normalised patch by patch are best, 96 principal components of the patches worst; a patch has 768 values
+there and 49 here, of which 6 components are the same share. Tokens of a dVAE are left out: that is another model.
+"""
+
+from ssl_jax.experiments import Arm
+
+
+def get_experiment() -> dict:
+    return dict(
+        config="base.py",
+        arms=(
+            Arm("pixels"),
+            Arm("pixels, normalised", {"task.target": "normalized_pixels"}),
+            Arm("PCA", {"task.target": "pca", "task.components": 6}),
+        ),
+        default="pixels",
+        columns={"label_efficiency/1%/finetune/mean": "fine-tuned, 600 labels", "linear_probe/accuracy": "linear probe"},
+        published=dict(
+            source="He et al. 2022, table 1d, ViT-L on ImageNet-1K",
+            columns={"label_efficiency/1%/finetune/mean": "fine-tuned", "linear_probe/accuracy": "linear"},
+            rows={
+                "pixels": (84.9, 73.5),
+                "pixels, normalised": (85.4, 73.9),
+                "PCA": (84.6, 72.3),
+            },
+        ),
+    )

@@ -1,0 +1,40 @@
+"""The experiments of the repository: every file is read, and every arm of it is a config that fits its data."""
+
+import pathlib
+
+import pytest
+
+from ssl_jax import cli, experiments, runs
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted(path for path in (ROOT / "experiments").glob("*/*.py") if "def get_experiment" in path.read_text())
+TINY = {
+    "mae": ["--config.training.duration=2 steps", "--config.downstream.label_efficiency=None",
+            "--config.downstream.linear_probe.l2=(1e-2,)"],
+    "bert": ["--config.training.duration=2 steps", "--config.model.depth=1", "--config.data.tokenizer.size=300"],
+    "gpt": ["--config.training.duration=2 steps", "--config.model.depth=1", "--config.optimizer.warmup=1 steps"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_arm_fits_its_data(file):
+    experiment = experiments.load(str(file))
+    assert experiment.card.strip().splitlines()[0].endswith(".") and str(file.relative_to(ROOT)) in experiment.card
+    for arm in experiment.arms:
+        parts = runs.prepare(experiment.config(arm, 0))
+        for metric in experiment.settings.columns:
+            assert metric.partition("/")[0] in parts.evaluators
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_experiment_runs(file, tmp_path):
+    """Two steps of every arm, and the cheap evaluators."""
+    overrides = [word for word in TINY[file.parent.name] if "label_efficiency" not in word]
+    overrides += ["--config.downstream.label_efficiency.durations=('1 epochs',)"] if file.parent.name == "mae" else []
+    if file.stem == "training_length":
+        overrides = [word for word in overrides if "training.duration" not in word]
+        overrides += ["--config.data.batch_size=6000"]
+    command = ["sweep", f"--experiment={file}", f"--workdir={tmp_path}", "--experiment.seeds=1", *overrides]
+    assert cli.main(command) == 0
+    assert '"missing": []' in (tmp_path / "report.json").read_text()
