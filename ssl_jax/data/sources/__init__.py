@@ -141,11 +141,17 @@ def load_source(uri: str, *, dir: str | None = None, columns: Mapping[str, str |
     options: dict[str, Any] = {"dir": dir} if dir else {}
     if columns and uri.partition(":")[0] in TABLES:
         options["columns"] = tuple(sorted(columns.items()))
-    return _load(uri, tuple(options.items()))
+    try:
+        status = os.stat(os.path.expanduser(uri.partition(":")[2]))
+        changed = status.st_mtime_ns, status.st_size
+    except (OSError, ValueError):
+        changed = None
+    return _load(uri, tuple(options.items()), changed)
 
 
 @functools.lru_cache(maxsize=8)
-def _load(uri: str, options: tuple[tuple[str, Any], ...]) -> Source:
+def _load(uri: str, options: tuple[tuple[str, Any], ...], changed: tuple[int, int] | None) -> Source:
+    """Open a source, once for each date and size of its file."""
     scheme, _, rest = uri.partition(":")
     if scheme not in SCHEMES:
         raise UserError(f"{uri}: unknown scheme {scheme!r}{nearest_of(scheme, SCHEMES)}")
