@@ -237,6 +237,8 @@ def _read(folder: pathlib.Path, keep: Callable[[str], bool] = lambda name: True)
         metadata = checkpointer.metadata(folder)
         metadata = getattr(metadata, "item_metadata", metadata)
         metadata = {k: v for k, v in dict(getattr(metadata, "tree", metadata)).items() if keep(k)}
+        if not metadata:  # which Orbax cannot restore
+            return {}
         target = {k: jax.ShapeDtypeStruct(tuple(v.shape), v.dtype) for k, v in metadata.items()}
         as_numpy = {k: ocp.RestoreArgs(restore_type=np.ndarray) for k in metadata}
         arguments = ocp.args.PyTreeRestore(target, restore_args=as_numpy, partial_restore=True)
