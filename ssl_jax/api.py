@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from ssl_jax.data.images.values import as_unit_range
+from ssl_jax.data.text.supervised import encode_sentences, encode_texts
 from ssl_jax.errors import UserError
-from ssl_jax.task import DataInfo, Params, Task
+from ssl_jax.task import DataInfo, Params, Task, by_default
 from ssl_jax.training.rules import flatten
 
 # What a batch must hold, by the task's kind of data.
@@ -131,16 +132,20 @@ class Pretrained:
         if tokenizer is None:
             raise UserError("text: this model has no tokenizer; pass tokens")
         texts = [texts] if isinstance(texts, str) else list(texts)
-        if hasattr(self.task, "tokenize"):  # a text tower, which reads a fixed length
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise UserError(f"text: number {i} is {text!r:.60}, expected a text")
+        if not by_default(self.task, "tokenize"):  # a text tower, which reads a fixed length
             return self.task.tokenize(texts)
-        rows = tokenizer.encode_batch(texts, special=self.task.data != "tokens")  # [CLS] ... [SEP] where there are such
-        length = self.info.shapes["tokens"].shape[0] if "tokens" in self.info.shapes else max(map(len, rows))
-        length = min(length, max(1, *map(len, rows)) if rows else 1)
-        tokens = np.full((len(rows), length), tokenizer.pad_id or 0, np.int32)
-        mask = np.zeros((len(rows), length), np.int32)
-        for i, row in enumerate(rows):
-            tokens[i, : len(row)], mask[i, : len(row)] = row[:length], 1
-        return {"tokens": tokens, "attention_mask": mask}
+        causal = self.task.data == "tokens"
+        longest = self.info.shapes["tokens"].shape[0] - causal  # the last token of a causal window is only predicted
+        if causal:
+            tokens, length = encode_texts(tokenizer, texts, longest)
+        else:
+            tokens, _, length, _ = encode_sentences(tokenizer, texts, None, longest)
+        width = max(1, *length) if len(texts) else 1
+        mask = (np.arange(width) < length[:, None]).astype(np.int32)
+        return {"tokens": tokens[:, :width], "attention_mask": mask}
 
 
 def _count(batch: Mapping[str, np.ndarray]) -> int:

@@ -1,5 +1,6 @@
 """What a trained model is used for from the shell: reconstruct, generate, fill-mask, embed, retrieve."""
 
+import itertools
 import math
 import pathlib
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax import data, runs
+from ssl_jax.data.sources.files import without_surrogates
 from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo, Params, Task
 from ssl_jax.workdir import Workdir
@@ -53,32 +55,23 @@ def reconstruct(workdir: str, *, images: str | None, count: int, seed: int, to: 
 
 def generate(workdir: str, *, prompt: str, max_tokens: int, temperature: float, top_k: int | None, top_p: float | None,
              num_samples: int, seed: int) -> None:  # fmt: skip
-    """Print continuations of `prompt`; of an empty one, what follows the end of a text."""
+    """Print continuations of `prompt`; of an empty one, texts from their beginning."""
     from ssl_jax.pretext import generation
 
     task, params, info = restore_task(workdir, ("next_token",), "generate")
     tokenizer = info.tokenizer
-    given = prompt_tokens(tokenizer, prompt)
+    prompt = without_surrogates(prompt)
+    given = generation.prompt_tokens(tokenizer, prompt)
     samples = generation.generate(
         task, params, given, max_tokens=max_tokens, temperature=temperature, top_k=top_k,
         top_p=top_p, num_samples=num_samples, key=seed,
     )  # fmt: skip
     texts = []
     for row in samples.tolist():
-        row = [token for token in row if token != tokenizer.eos_id]
+        row = list(itertools.takewhile(lambda token: token not in tokenizer.stop_ids, row))
         start, whole = tokenizer.decode(given), tokenizer.decode([*given, *row])  # some decoders look at the token before
         texts.append(prompt + (whole[len(start) :] if whole.startswith(start) else tokenizer.decode(row)))
     print("\n\n---\n\n".join(texts))
-
-
-def prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
-    """The prompt's ids, behind those that the published tokenizer puts before a text (LLaMA's <s>)."""
-    ids, whole = tokenizer.encode(prompt), tokenizer.encode(prompt, special=True)
-    if ids:
-        return whole if whole[len(whole) - len(ids) :] == ids else ids
-    if tokenizer.separator_id is None:
-        raise UserError("--prompt: is empty, and this tokenizer has no token that ends a text; give at least one character")
-    return [tokenizer.separator_id]
 
 
 def fill_mask(workdir: str, *, text: str, top: int) -> None:

@@ -58,6 +58,7 @@ def prepare(config: ConfigDict, workdir: str | None = None) -> Parts:
     """Build and check everything a config names. Raises UserError for all that a user can get wrong."""
     from ssl_jax.data.pipeline import Stream
     from ssl_jax.training import sharding
+    from ssl_jax.training.index_ranges import check_dataset
     from ssl_jax.training.optimizer import OptimizerSettings
     from ssl_jax.training.schedules import Schedules
     from ssl_jax.training.settings import CheckpointSettings, MeshSettings, TrainingSettings
@@ -85,6 +86,7 @@ def prepare(config: ConfigDict, workdir: str | None = None) -> Parts:
     train = dataset("train", True)
     task = cls.from_config(config, train.info)
     schedules = Schedules.read(config.get("schedules"), task.scheduled())
+    check_dataset(task, train)
     stream = Stream(train, batch_size=config.data.batch_size, seed=seed)
     rows = sharding.shared_rows(stream.batch_size, training.accumulation, task.relates_examples)
     mesh = sharding.make_mesh(mesh_settings, rows=rows)
@@ -352,7 +354,10 @@ def evaluate(workdir: str, *, config: ConfigDict | None = None, checkpoint: int 
 
 def checked_test_data(parts: Parts) -> Any:
     """The test data, after every evaluator has looked at labels and sizes: what cannot work is told before training."""
+    from ssl_jax.training.index_ranges import check_dataset
+
     test = parts.dataset("test", False)
+    check_dataset(parts.task, test)
     evaluation = evaluation_data(parts, test, None)
     for name, evaluator in parts.evaluators.items():
         if left_out(evaluator, evaluation):

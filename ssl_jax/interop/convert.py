@@ -140,7 +140,6 @@ def _import(path: pathlib.Path, target: pathlib.Path) -> str:
     with files.appearing_whole(target) as folder:
         workdir = Workdir(folder)
         workdir.start(config, info)
-        files.carry_tokenizer(path, folder / "tokenizer")
         checkpoints = Checkpoints(folder / "checkpoints", CheckpointSettings(keep=1))
         checkpoints.save(0, {"params": params}, {"exported": True, "from": str(path)})
         checkpoints.close()
@@ -163,7 +162,7 @@ def _export(source: str, target: pathlib.Path) -> str:
     _, params = load_params(workdir.path / "checkpoints")
     architecture, theirs, tensors = exported(task, params)
     with files.appearing_whole(target) as folder:
-        files.write_directory(folder, theirs, tensors, info, workdir.path / "tokenizer")
+        files.write_directory(folder, theirs, tensors, info)
     return f"hf:{target}: {architecture}, {_count(params)} parameters"
 
 

@@ -9,18 +9,20 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from ssl_jax.data.text import tokenizer_files
+from ssl_jax.data.text.tokenizers import FastTokenizer, is_stand_in
 from ssl_jax.errors import UserError
 from ssl_jax.interop.family import Beside
 
 LARGEST = 2**22  # tokens of a vocabulary
-# What stands beside a tokenizer.json and says which of its tokens pads, masks ...; handed on, read by nothing here
-TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json")
-WEIGHTS, INDEX, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+WEIGHTS, PICKLE = "model.safetensors", "pytorch_model.bin"
+OTHER_WEIGHTS = ("flax_model.msgpack", "tf_model.h5", "adapter_model.safetensors")
+STORED = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")  # of safetensors
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
@@ -39,48 +41,75 @@ def read_config(directory: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"hf:{directory}: there is no such directory; hf: takes one on this machine, with config.json in it")
     if not (directory / "config.json").is_file():
         raise UserError(f"hf:{directory}: is not a model directory (config.json is missing)")
-    return read_json(directory / "config.json")
+    config = read_json(directory / "config.json")
+    quantised = config.get("quantization_config")
+    if quantised:
+        kind = quantised.get("quant_method", "quantised") if isinstance(quantised, dict) else "quantised"
+        raise UserError(f"hf:{directory}: its weights are quantised ({kind}), which are not read; use the float ones")
+    return config
 
 
 def read_tensors(directory: pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors of a model directory: one safetensors file, several with an index, or a pickle of tensors."""
-    if (directory / INDEX).is_file():
-        places = read_json(directory / INDEX).get("weight_map")
-        if not isinstance(places, dict):
-            raise UserError(f"{directory / INDEX}: lacks weight_map")
-        found = {}
-        for shard in sorted(set(places.values())):
-            if not isinstance(shard, str) or pathlib.PurePath(shard).name != shard:
-                raise UserError(f"{directory / INDEX}: {shard!r} is not the name of a file beside it")
-            found |= read_safetensors(directory / shard)
-        missing = sorted(set(places) - set(found))
-        if missing:
-            raise UserError(f"{directory / places[missing[0]]}: lacks {missing[0]}, which {INDEX} says it holds")
-        return found
-    if (directory / WEIGHTS).is_file():
-        return read_safetensors(directory / WEIGHTS)
-    if (directory / PICKLE).is_file():
-        return read_pickle(directory / PICKLE)[0]
-    raise UserError(f"hf:{directory}: holds no weights ({WEIGHTS} is missing)")
+    """All tensors of a model directory: safetensors or a pickle of tensors, each one file or several with an index.
+
+    One file counts before an index, as in transformers: a save in one file leaves the index of an earlier one behind.
+    """
+    for name, read in ((WEIGHTS, read_safetensors), (PICKLE, lambda file: read_pickle(file)[0])):
+        if (directory / name).is_file():
+            return read(directory / name)
+        if (directory / f"{name}.index.json").is_file():
+            return read_shards(directory / f"{name}.index.json", read)
+    other = next((name for name in OTHER_WEIGHTS if (directory / name).is_file()), None)
+    found = f"{WEIGHTS} is missing" if other is None else f"{other} is not read; save them as {WEIGHTS} with transformers"
+    raise UserError(f"hf:{directory}: holds no weights ({found})")
+
+
+def read_shards(index: pathlib.Path, read: Callable[[pathlib.Path], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The tensors of all files that an index names."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict):
+        raise UserError(f"{index}: lacks weight_map")
+    found = {}
+    for shard in sorted(set(map(str, places.values()))):
+        if pathlib.PurePath(shard).name != shard:
+            raise UserError(f"{index}: {shard!r} is not the name of a file beside it")
+        found |= read(index.parent / shard)
+    missing = sorted(set(places) - set(found))
+    if missing:
+        raise UserError(f"{index.parent / places[missing[0]]}: lacks {missing[0]}, which {index.name} says it holds")
+    return found
 
 
 def read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file by name, bf16 as f32."""
     import safetensors
 
     if not file.is_file():
         raise UserError(f"{file}: there is no such file")
+    found = {}
     try:
         with safetensors.safe_open(file, framework="numpy") as reader:
-            found = {}
             for name in reader.keys():
-                if reader.get_slice(name).get_dtype() == "BF16":
+                stored = reader.get_slice(name).get_dtype()
+                if stored not in STORED:
+                    raise not_plain(file, name, stored)
+                if stored == "BF16":
                     with safetensors.safe_open(file, framework="flax") as other:
                         found[name] = np.asarray(other.get_tensor(name), np.float32)
                 else:
                     found[name] = reader.get_tensor(name)
-            return found
+    except UserError:
+        raise
     except (safetensors.SafetensorError, TypeError, ValueError, OSError) as error:
         raise UserError(f"{file}: is damaged or no safetensors file ({_line(error)}); fetch it again") from None
+    return found
+
+
+def not_plain(file: pathlib.Path, name: str, stored: str) -> UserError:
+    """The error for a tensor in a format that needs scales or tables beside it to be a number."""
+    return UserError(
+        f"{file}: {name} is stored as {stored}; quantised weights are not read, use the float32, float16 or bfloat16 ones"
+    )
 
 
 def read_pickle(file: pathlib.Path) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
@@ -113,6 +142,10 @@ def read_pickle(file: pathlib.Path) -> tuple[dict[str, np.ndarray], Mapping[str,
     tensors = content if isinstance(content, dict) else {}
     if not tensors or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in tensors.items()):
         raise UserError(f"{file}: refused, it is no file of tensors by name")
+    plain = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    for name, value in tensors.items():
+        if value.is_quantized or value.is_complex() or (value.is_floating_point() and value.dtype not in plain):
+            raise not_plain(file, name, str(value.dtype).removeprefix("torch."))
     floats = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     return {k: v.detach().numpy() for k, v in floats.items()}, rest
 
@@ -137,10 +170,8 @@ def read_tokenizer(directory: pathlib.Path, theirs: Mapping[str, Any]) -> Any:
     text = theirs.get("text_config") or theirs
     text = text if isinstance(text, Mapping) else {}
     size = text.get("vocab_size")
-    if (directory / "tokenizer.json").is_file():
-        from ssl_jax.data.text.tokenizers import Tokenizer
-
-        return Tokenizer.load(directory)
+    if tokenizer_files.holds_tokenizer(directory):
+        return tokenizer_files.load(directory)
     if "vocab_size" not in text and theirs.get("model_type") not in ("clip", "siglip"):
         return None
     text = {"pad_token_id": 1, **text} if theirs.get("model_type") == "roberta" else text
@@ -149,34 +180,28 @@ def read_tokenizer(directory: pathlib.Path, theirs: Mapping[str, Any]) -> Any:
 
 
 def numbers(size: int, theirs: Mapping[str, Any]) -> Any:
-    """A tokenizer of ids: the text of token 7 is "7"; special tokens have their usual names."""
+    """A tokenizer of ids: the text of token 7 is "7"; special tokens have their usual names. Other texts are refused."""
     import tokenizers as t
-
-    from ssl_jax.data.text.tokenizers import FastTokenizer
 
     roles = {"pad_token_id": "[PAD]", "mask_token_id": "[MASK]", "cls_token_id": "[CLS]", "sep_token_id": "[SEP]"}
     names = {i: str(i) for i in range(size)}
     special = {}
     for key, name in {**roles, "eos_token_id": "<|endoftext|>"}.items():
         index = theirs.get(key)
+        index = index[0] if isinstance(index, list) and index else index
         if isinstance(index, int) and 0 <= index < size and index not in special.values():
             special[name] = index
+    files = tokenizer_files.generation_config(theirs)
     if theirs.get("eos_token_id") == 2 and theirs.get("model_type") == "clip_text_model":
-        special["<|endoftext|>"] = size - 1  # CLIP's first config.json had a wrong one; the largest id is meant
+        special["<|endoftext|>"], files = size - 1, {}  # CLIP's first config.json had a wrong one; the largest id is meant
     if "[MASK]" not in special:
         special["[MASK]"] = next(i for i in reversed(range(size)) if i not in special.values())
     names |= {index: name for name, index in special.items()}
-    model = t.models.WordLevel({name: i for i, name in names.items()}, unk_token=names[0])
+    model = t.models.WordLevel({name: i for i, name in names.items()}, unk_token="[UNK]")  # which it has not
     inner = t.Tokenizer(model)
     inner.pre_tokenizer = t.pre_tokenizers.WhitespaceSplit()
     inner.add_special_tokens(sorted(special, key=special.get))
-    return FastTokenizer(inner)
-
-
-def stands_in(tokenizer: Any) -> bool:
-    """Whether it is what `numbers` makes, and no tokenizer."""
-    named = sum(tokenizer.token(i) == str(i) for i in range(tokenizer.size))
-    return named >= tokenizer.size - 6
+    return FastTokenizer(inner, files)
 
 
 # Writing ---------------------------------------------------------------------------------------------------------------
@@ -210,13 +235,6 @@ def appearing_whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
         raise
 
 
-def carry_tokenizer(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies a tokenizer's files as they are, where `target` has its tokenizer.json already."""
-    for name in ("tokenizer.json", *TOKENIZER):
-        if (source / name).is_file() and (target / "tokenizer.json").is_file():
-            shutil.copyfile(source / name, target / name)
-
-
 def tokenizer_config(tokenizer: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     """tokenizer_config.json of a tokenizer that was made here."""
     roles = ("bos", "eos", "unk", "pad") if tokenizer.mask_id is None else ("unk", "pad", "cls", "sep", "mask")
@@ -235,23 +253,17 @@ def tokenizer_config(tokenizer: Any, config: Mapping[str, Any]) -> dict[str, Any
     }  # fmt: skip
 
 
-def write_directory(
-    folder: pathlib.Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], info: Any, tokenizer: pathlib.Path
-) -> None:
-    """config.json, model.safetensors and, where there are such, the tokenizer's files and preprocessor_config.json.
-
-    `tokenizer`: the directory that holds what was carried along with it.
-    """
+def write_directory(folder: pathlib.Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], info: Any) -> None:
+    """Write config.json, model.safetensors and, where there are such, the tokenizer's files and preprocessor_config.json."""
     from safetensors.numpy import save_file
 
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     save_file(dict(tensors), folder / WEIGHTS, metadata={"format": "pt"})
-    if info.tokenizer is not None and hasattr(info.tokenizer, "inner") and not stands_in(info.tokenizer):
+    if isinstance(info.tokenizer, FastTokenizer) and not is_stand_in(info.tokenizer):
         info.tokenizer.save(folder)
-        carry_tokenizer(tokenizer, folder)
-        if not any((folder / name).is_file() for name in TOKENIZER):
+        if not {"tokenizer_config.json", "special_tokens_map.json"} & set(info.tokenizer.files):
             made = tokenizer_config(info.tokenizer, config)
-            (folder / TOKENIZER[0]).write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            (folder / "tokenizer_config.json").write_text(json.dumps(made, indent=2, ensure_ascii=False) + "\n", "utf-8")
     if info.mean and info.std and "image" in info.shapes:
         height, width, channels = info.shapes["image"].shape
         kind = "CLIPImageProcessor" if "text_config" in config else "ViTImageProcessor"

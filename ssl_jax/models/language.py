@@ -143,7 +143,8 @@ class Transformer(nn.Module):
             x = x + scale * sinusoids(positions, c.width)
         if c.token_types:
             kinds = self.param("type_embedding", init, (c.token_types, c.width))
-            x = x + (kinds[0] if token_types is None else jnp.take(kinds, token_types, axis=0))
+            one = token_types is None or c.token_types == 1  # a table of one row (RoBERTa's) does not tell sentences apart
+            x = x + (kinds[0] if one else jnp.take(kinds, token_types, axis=0))
         x = x.astype(self.dtype)
         if c.embedding_norm:
             x = norm_of(c, self.dtype, "embedding_norm")(x)

@@ -1,4 +1,4 @@
-"""Continuing a text, token by token with a key-value cache inside one jitted loop, and filling a mask."""
+"""Text generation with a key-value cache, one jitted loop over tokens, and filling masks."""
 
 import functools
 from typing import Any
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from ssl_jax.data.sources.files import without_surrogates
 from ssl_jax.errors import UserError
 from ssl_jax.models.cross_entropy import logits
 from ssl_jax.randomness import stream
@@ -50,8 +51,8 @@ def generate(
 ) -> Int[np.ndarray, "samples {max_tokens}"]:
     """`num_samples` continuations of the prompt by a NextToken task, without the prompt itself.
 
-    Each token costs one pass over one token. Where the text outgrows the model's context, its last half is read anew and
-    generation goes on from there. After the end-of-text token a row holds nothing but that token.
+    Each token costs one pass over one token. Where the text outgrows the model's context, generation continues from its last
+    half. A row ends with one of the tokenizer's `stop_ids` and is filled up with the first of them.
     Raises UserError for an empty or too long prompt and for settings out of range.
     """
     _check(max_tokens, temperature, top_k, top_p, num_samples)
@@ -62,7 +63,8 @@ def generate(
     if len(prompt) > context:
         raise UserError(f"--prompt: has {len(prompt):,} tokens, but the model's context holds {context:,}; shorten it")
     tokenizer = task.info.tokenizer
-    end = -1 if tokenizer is None or tokenizer.eos_id is None else tokenizer.eos_id
+    stop = () if tokenizer is None else tokenizer.stop_ids
+    vocabulary = head.vocabulary if tokenizer is None else min(head.vocabulary, tokenizer.size)
     key = stream(key, "generate") if isinstance(key, int) else key
     text = np.tile(prompt, (num_samples, 1))
     done = np.zeros(num_samples, bool)
@@ -78,11 +80,11 @@ def generate(
         window = np.zeros((num_samples, padded), np.int32)
         window[:, :used] = text[:, text.shape[1] - used :]
         new = _segment(
-            model, head, params, window, used, done, jax.random.fold_in(key, max_tokens - left), count=count, end=end,
-            temperature=float(temperature), top_k=top_k, top_p=top_p,
+            model, head, params, window, used, done, jax.random.fold_in(key, max_tokens - left), count=count, stop=stop,
+            vocabulary=vocabulary, temperature=float(temperature), top_k=top_k, top_p=top_p,
         )  # fmt: skip
         text = np.concatenate([text, np.asarray(new)], axis=1)
-        done = (text[:, len(prompt) :] == end).any(axis=1)
+        done = np.isin(text[:, len(prompt) :], stop).any(axis=1)
         left -= count
     return text[:, len(prompt) :]
 
@@ -99,32 +101,36 @@ def _check(max_tokens, temperature, top_k, top_p, num_samples) -> None:
         raise UserError(f"--top_p={top_p}: must lie in (0, 1]")
 
 
-@functools.partial(jax.jit, static_argnames=("model", "head", "count", "end", "temperature", "top_k", "top_p"))
-def _segment(model, head, params, window, used, done, key, *, count, end, temperature, top_k, top_p):
-    """`count` tokens behind the first `used` of `window` i32[samples, padded]: one pass over the window, then one a token."""
+@functools.partial(jax.jit, static_argnames=("model", "head", "count", "stop", "vocabulary", "temperature", "top_k", "top_p"))
+def _segment(model, head, params, window, used, done, key, *, count, stop, vocabulary, temperature, top_k, top_p):
+    """`count` tokens behind the first `used` of `window` i32[samples, padded]: one pass over the window, then one a token.
+
+    Only the first `vocabulary` tokens are drawn: a model may have room for more than its tokenizer has.
+    """
     samples, padded = window.shape
-    rows = jnp.arange(samples)
+    rows, used = jnp.arange(samples), jnp.asarray(used, jnp.int32)
+    fill = stop[0] if stop else 0
 
     def scores_of(hidden):
         top = params.get("head", {})
         features, weight, bias = head.apply({"params": top}, hidden, params["transformer"]["token_embedding"])
-        return logits(features, weight, bias)[..., : head.vocabulary]
+        return logits(features, weight, bias)[..., :vocabulary]
 
     def draw(i, hidden, done):
         keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, i), row))(rows)
         pick = lambda key, row: sample_token(key, row[None], temperature, top_k, top_p)[0]
         token = jax.vmap(pick)(keys, scores_of(hidden))
-        token = jnp.where(done, end, token)
-        return token, done | (token == end)
+        token = jnp.where(done, jnp.int32(fill), token)
+        return token, done | jnp.isin(token, jnp.array(stop, jnp.int32))
 
     apply = functools.partial(model.apply, {"params": params["transformer"]})
     caches = model.empty_caches(samples, max(padded, min(model.context, padded + count)))
     hidden, inner = apply(window, caches=caches)
-    caches = [{**cache, "length": jnp.int32(used)} for cache in inner["caches"]]  # what is padding will be written over
+    caches = [{**cache, "length": used} for cache in inner["caches"]]  # what is padding will be written over
     token, done = draw(0, jax.lax.dynamic_index_in_dim(hidden, used - 1, 1, keepdims=False), done)
-    out = jnp.full((samples, count), max(end, 0), jnp.int32).at[:, 0].set(token)
+    out = jnp.full((samples, count), fill, jnp.int32).at[:, 0].set(token)
 
-    def go_on(carry):
+    def unfinished(carry):
         return (carry[0] < count) & ~jnp.all(carry[4])
 
     def step(carry):
@@ -134,7 +140,17 @@ def _segment(model, head, params, window, used, done, key, *, count, end, temper
         token, done = draw(i, hidden[:, 0], done)
         return i + 1, token, inner["caches"], out.at[:, i].set(token), done
 
-    return jax.lax.while_loop(go_on, step, (jnp.int32(1), token, caches, out, done))[3]
+    return jax.lax.while_loop(unfinished, step, (jnp.int32(1), token, caches, out, done))[3]
+
+
+def prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
+    """A prompt's token ids, behind those that the tokenizer itself puts before a text (LLaMA's <s>); of an empty prompt the
+    token that begins a text. UserError where there is none."""
+    ids = tokenizer.encode(prompt)
+    found = [*tokenizer.prefix_ids, *ids] if ids else list(tokenizer.begin_ids)
+    if not found:
+        raise UserError("--prompt: is empty, and this tokenizer has no token that begins a text; give at least one character")
+    return found
 
 
 def fill_mask(task: Any, params: Params, tokenizer: Any, text: str, top: int = 5) -> list[list[tuple[str, float]]]:
@@ -144,7 +160,7 @@ def fill_mask(task: Any, params: Params, tokenizer: Any, text: str, top: int = 5
     """
     mask = tokenizer.require("mask")
     name = tokenizer.token(mask)
-    text = text.replace("[MASK]", name)
+    text = without_surrogates(text).replace("[MASK]", name)
     if name not in text:
         raise UserError(f"--text={text!r}: holds no {name}; write it where a word is missing")
     if top < 1:
@@ -152,19 +168,19 @@ def fill_mask(task: Any, params: Params, tokenizer: Any, text: str, top: int = 5
     ids = tokenizer.encode(text)
     if mask not in ids:  # tokenizers of characters and bytes do not look for special tokens in a text
         ids = [i for part in text.split(name) for i in (*tokenizer.encode(part), mask)][:-1]
-    ids = [tokenizer.require("cls"), *ids, tokenizer.require("sep")]
+    ids, _ = tokenizer.template(pair=False).fill(ids)
     context = task.model.context
     if len(ids) > context:
         raise UserError(f"--text: has {len(ids):,} tokens, but the model's context holds {context:,}; shorten it")
     length = min(-(-len(ids) // MULTIPLE) * MULTIPLE, context)
-    tokens = np.full((1, length), tokenizer.require("pad"), np.int32)
+    tokens = np.full((1, length), tokenizer.pad_id or 0, np.int32)
     tokens[0, : len(ids)] = ids
     batch = {"tokens": tokens, "segments": (np.arange(length) < len(ids)).astype(np.int32)[None]}
     scores = jax.jit(task.forward)(params, batch)["logits"][0, : len(ids)]
     p = np.asarray(jax.nn.softmax(scores, axis=-1))
     found = []
     for place in np.flatnonzero(np.asarray(ids) == mask):
-        best = np.argsort(-p[place])[:top]
+        best = np.argsort(-p[place, : tokenizer.size])[:top]
         found.append([(_word(tokenizer, int(i)), float(p[place, i])) for i in best])
     return found
 

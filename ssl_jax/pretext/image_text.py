@@ -181,6 +181,10 @@ class ImageText(Task):
         clamped = jnp.clip(params["logit_scale"], 0.0, math.log(self.config.max_scale))
         return {**params, "logit_scale": clamped}, variables
 
+    def index_limits(self) -> dict[str, int]:
+        """Rows of the tables that the batch's integers are looked up in."""
+        return {"tokens": self.model.config.text.padded(self.model.vocabulary)}
+
     def flops(self) -> float:
         mask, size, patch = self.config.mask, self.model.image_size, self.model.config.image.patch
         kept = None if mask is None else mask.kept((size[0] // patch[0], size[1] // patch[1]))

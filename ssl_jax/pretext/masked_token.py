@@ -14,7 +14,7 @@ from ssl_jax import models
 from ssl_jax.models import language
 from ssl_jax.models.cross_entropy import cross_entropy, logits
 from ssl_jax.models.language import Head, NextSentence, Pooler, Transformer
-from ssl_jax.pretext.next_token import by_our_names, language_features
+from ssl_jax.pretext.text_features import hidden_states, text_features, vocabulary_limits
 from ssl_jax.pretext.token_masking import Masked, MaskSettings, mask_tokens
 from ssl_jax.randomness import example_keys, stream, substream
 from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params, Task, Text
@@ -95,9 +95,7 @@ class MaskedToken(Task):
         )  # fmt: skip
 
     def encode(self, params: Params, batch: Batch, tokens: Int[Array, "batch time"], keys=None):
-        names = ("segments", "key_segments", "token_types", "positions")
-        options = {name: batch[name] for name in names if name in batch}
-        return self.model.apply({"params": params["transformer"]}, tokens, keys=keys, **options)[0]
+        return hidden_states(self.model, params, {**batch, "tokens": tokens}, keys)[0]
 
     def output(self, params: Params, hidden: Float[Array, "*batch dim"]):
         """Features, weight and bias of the output layer (`models.language.Head`)."""
@@ -136,7 +134,7 @@ class MaskedToken(Task):
 
     def features(self, params: Params, batch: Batch) -> dict[str, Array]:
         """ "cls", "mean" (over all that is not padding), "last", "tokens", "block00/mean" ..., and "pooled" with a pooler."""
-        out = language_features(self.model, params, batch)
+        out = text_features(self.model, params, batch)
         if self.settings.next_sentence:
             pooler = self._next_sentence.apply({"params": params["next_sentence"]}, out["tokens"], method="pool")
             out["pooled"] = pooler.astype(jnp.float32)
@@ -147,7 +145,6 @@ class MaskedToken(Task):
     def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
         """ "logits" f32[batch, time, vocabulary] of the tokens as given (nothing is masked here); of sentence pairs also
         "next_sentence" f32[batch, 2]. The batch may hold "attention_mask" and "token_type_ids"."""
-        batch = by_our_names(batch)
         hidden = self.encode(params, batch, batch["tokens"])
         out = {"logits": logits(*self.output(params, hidden))[..., : self.head.vocabulary]}
         if self.settings.next_sentence:
@@ -168,6 +165,10 @@ class MaskedToken(Task):
             for caption, ids in (("given", shown), ("filled", filled), ("text", truth)):
                 lines.append(f"{caption}: {tokenizer.decode(ids)}")
         return {"filled_masks": Text(tuple(lines))}
+
+    def index_limits(self) -> dict[str, int]:
+        """Rows of the tables that the batch's integers are looked up in."""
+        return vocabulary_limits(self.model) | ({"is_random": 2} if self.settings.next_sentence else {})
 
     def flops(self) -> float:
         """3 x forward of one sequence of full length, the output layer on its hidden tokens only."""

@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 from ssl_jax import config as configs
 from ssl_jax import models
 from ssl_jax.errors import UserError
-from ssl_jax.models import block_number, language
+from ssl_jax.models import language
 from ssl_jax.models.cross_entropy import cross_entropy, logits
-from ssl_jax.models.language import Head, Transformer, pooled
+from ssl_jax.models.language import Head, Transformer
+from ssl_jax.pretext.text_features import hidden_states, text_features, vocabulary_limits
 from ssl_jax.randomness import example_keys
 from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params, Task, Text
 
@@ -93,62 +94,36 @@ class NextToken(Task):
 
     def features(self, params: Params, batch: Batch) -> dict[str, Array]:
         """Of the first `context` tokens: "last", "mean", "cls", "tokens", and "block00/last", "block00/mean" ..."""
-        return language_features(self.model, params, batch)
+        return text_features(self.model, params, batch)
 
     def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
         """ "logits" f32[batch, time, vocabulary] of all the batch's tokens; padding may be told by "attention_mask"."""
-        batch = by_our_names(batch)
-        options = {name: batch[name] for name in ("segments", "key_segments", "positions") if name in batch}
-        hidden, _ = self.model.apply({"params": params["transformer"]}, batch["tokens"], **options)
+        hidden, _ = hidden_states(self.model, params, batch)
         return {"logits": logits(*self.output(params, hidden))[..., : self.head.vocabulary]}
 
     def panels(self, params: Params, batch: Batch, key: Key[Array, ""], *, context: Context | None = None) -> dict[str, Text]:
         """A continuation sampled from the prompt (`task.sample`)."""
-        from ssl_jax.pretext.generation import generate
+        from ssl_jax.pretext.generation import generate, prompt_tokens
 
         sample, tokenizer = self.settings.sample, self.info.tokenizer
         if sample.prompt is None:
             prompt = np.asarray(batch["tokens"][0, : max(1, self.model.context // 4)])
         else:
-            prompt = np.asarray(tokenizer.encode(sample.prompt), np.int32)
+            prompt = np.asarray(prompt_tokens(tokenizer, sample.prompt), np.int32)
         out = generate(
             self, params, prompt, max_tokens=sample.tokens, temperature=sample.temperature, top_k=sample.top_k, key=key
         )
         text = [tokenizer.decode(part) for part in (prompt, np.asarray(out[0]))]
         return {"sample": Text((f"prompt: {text[0]}", f"continuation: {text[1]}"))}
 
+    def index_limits(self) -> dict[str, int]:
+        """Rows of the tables that the batch's integers are looked up in."""
+        limits = vocabulary_limits(self.model)
+        if self.model.config.positions == "learned":
+            limits["positions"] = self.model.context + 1  # of the last token, which is only predicted, none is looked up
+        return limits
+
     def flops(self) -> float:
         """3 x forward of one window; causal attention counts half, the embedding look-up nothing."""
         c, time = self.model.config, self.info.shapes["tokens"].shape[0] - 1
         return 3 * (c.flops_forward(time, causal=True) + c.flops_head(time, self.head.vocabulary))
-
-
-# Shared with the other tasks over tokens ------------------------------------------------------------------------------
-
-
-def by_our_names(batch: Batch) -> dict[str, Array]:
-    """The batch with "attention_mask" and "token_type_ids", as tokenizers call them, under our names.
-
-    A mask hides keys only, as it does in the reference implementations: what stands at a padded place still reads the text.
-    """
-    named = {"token_types" if name == "token_type_ids" else name: value for name, value in batch.items()}
-    if "attention_mask" in named:
-        mask = (jnp.asarray(named.pop("attention_mask")) > 0).astype(jnp.int32)
-        named |= {"segments": jnp.ones_like(mask), "key_segments": mask}
-    return named
-
-
-def language_features(model: Transformer, params: Params, batch: Batch) -> dict[str, Array]:
-    """Pooled hidden states by name, of the batch's first `context` tokens."""
-    batch = by_our_names(batch)
-    cut = lambda name: batch[name][:, : model.context] if name in batch else None
-    options = {name: cut(name) for name in ("segments", "key_segments", "positions", "token_types") if name in batch}
-    if not model.config.token_types:
-        options.pop("token_types", None)
-    hidden, inner = model.apply({"params": params["transformer"]}, cut("tokens"), **options)
-    real = options.get("key_segments", options.get("segments"))
-    out = {"tokens": hidden.astype(jnp.float32), **pooled(hidden, real)}
-    for name, value in inner.items():
-        if block_number(name) is not None:
-            out |= {f"{name}/{kind}": x for kind, x in pooled(value, real).items()}
-    return out

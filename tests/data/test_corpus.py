@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ssl_jax.data.pipeline import Stream, eval_batches
-from ssl_jax.data.text import corpus, token_array, tokenizers, vocabularies
+from ssl_jax.data.text import corpus, token_array, tokenizer_training, tokenizers, vocabularies
 from ssl_jax.data.text import corpus_files as documents
 from ssl_jax.data.text.corpus_files import open_documents
 from ssl_jax.data.text.sequence_packing import gather_spans
@@ -73,7 +73,7 @@ def test_tokens_of_pieces_are_the_tokens_of_the_whole(small_blocks, tmp_path):
     content = random_text(400)
     source = open_documents(f"text:{write(tmp_path / 'a.txt', content)}")
     for name, size in (("bpe", 400), ("wordpiece", 150), ("characters", 2)):
-        tokenizer = tokenizers.train(tokenizers.TokenizerSettings(name=name, size=size), [content])
+        tokenizer = tokenizer_training.train(tokenizers.TokenizerSettings(name=name, size=size), [content])
         array = token_array.token_array(source, tokenizer, cache=tmp_path / "cache")
         assert array.tokens.tolist() == tokenizer.encode(content)
         assert (array.characters, array.bytes) == (len(content), len(content.encode()))
@@ -386,8 +386,8 @@ def test_gzipped_sources_are_read(tmp_path):
 def test_a_vocabulary_is_trained_once_for_all_work_directories(tmp_path, monkeypatch):
     """Another process, and another run, find it by the corpus and the settings; a damaged one is trained again."""
     settings = section(write(tmp_path / "a.txt", random_text(300)), tokenizer=dict(name="bpe", size=300))
-    trained, train = [], tokenizers.train
-    monkeypatch.setattr(tokenizers, "train", lambda *arguments: trained.append(1) or train(*arguments))
+    trained, train = [], tokenizer_training.train
+    monkeypatch.setattr(tokenizer_training, "train", lambda *arguments: trained.append(1) or train(*arguments))
 
     def tokenizer(workdir, **changes):
         vocabularies._LAST.clear()  # as in a new process

@@ -4,15 +4,9 @@ import json
 
 import pytest
 
-from ssl_jax.data.text.tokenizers import (
-    BERT_SPECIAL,
-    ByteTokenizer,
-    CharacterTokenizer,
-    TokenizerSettings,
-    from_settings,
-    load,
-    train,
-)
+from ssl_jax.data.text.tokenizer_files import from_settings, load
+from ssl_jax.data.text.tokenizer_training import train
+from ssl_jax.data.text.tokenizers import BERT_SPECIAL, ByteTokenizer, CharacterTokenizer, TokenizerSettings
 from ssl_jax.errors import UserError
 
 TRICKY = [

@@ -9,7 +9,7 @@ from interop_toys import params_of, task_of, write
 
 import ssl_jax
 from ssl_jax import cli
-from ssl_jax.data.text.tokenizers import byte_level_bpe, wordpiece
+from ssl_jax.data.text.tokenizer_files import byte_level_bpe, wordpiece
 from ssl_jax.interop.convert import exported
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]", "the", "film", "##s", "was", "good", "bad", "a", "very", ".", "it"]

@@ -7,8 +7,8 @@ import transformers as t
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
 from ssl_jax.models.cross_entropy import cross_entropy
-from ssl_jax.pretext.next_token import by_our_names
 from ssl_jax.pretext.patch_masking import from_noise
+from ssl_jax.pretext.text_features import rename_tokenizer_outputs
 from tests.parity.reference import Case
 
 
@@ -160,7 +160,7 @@ def masked(cls, config, *, types=False, next_sentence=False):
         return found | {"loss": out.loss}
 
     def ours(task, params, batch):
-        out, named = task.forward(params, batch), by_our_names(batch)
+        out, named = task.forward(params, batch), rename_tokenizer_outputs(batch)
         tokens = named.pop("tokens")
         hidden, inner = task.model.apply({"params": params["transformer"]}, tokens, **named)
         features, weight, bias = task.output(params, hidden)

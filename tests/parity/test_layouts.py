@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 import ssl_jax  # noqa: E402
 from ssl_jax import cli  # noqa: E402
-from ssl_jax.data.text.tokenizers import byte_level_bpe, wordpiece  # noqa: E402
+from ssl_jax.data.text.tokenizer_files import byte_level_bpe, wordpiece  # noqa: E402
 from ssl_jax.interop.files import numbers  # noqa: E402
 from tests.parity.cases import bert, ids, llama, modernbert, random, towers  # noqa: E402
 from tests.parity.reference import difference, randomise  # noqa: E402

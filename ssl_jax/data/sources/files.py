@@ -75,6 +75,6 @@ def without_surrogates(text: str) -> str:
 
     Two that make a pair become the character that they stand for.
     """
-    if not _SURROGATE.search(text):
+    if text.isascii() or not _SURROGATE.search(text):
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -16,7 +16,7 @@ from jaxtyping import Array
 from ssl_jax.config import read
 from ssl_jax.data.pipeline import Dataset
 from ssl_jax.data.sources import Source, digest
-from ssl_jax.data.text import tokenizers
+from ssl_jax.data.text import tokenizer_files
 from ssl_jax.data.text.corpus_files import SEPARATORS, Documents, open_documents
 from ssl_jax.data.text.sequence_packing import document_spans, gather_spans, sentence_pairs
 from ssl_jax.data.text.token_array import TokenArray, token_array
@@ -101,15 +101,16 @@ def build_sequences(section: Any, *, split: str = "train", train: bool = True, w
     """
     settings = read(TokensSettings, section, "data")
     tokenizer = load_tokenizer(settings, workdir)
-    return _sequences(settings, tokenizer, *load_tokens(settings, tokenizer, split), train)
+    return _sequences(settings, tokenizer, *load_tokens(settings, tokenizer, split, causal=False), train)
 
 
 def _open(settings: TokensSettings, uri: str) -> Documents:
     return open_documents(uri, column=settings.column, documents=settings.documents, skip_bad=settings.on_bad_example == "skip")
 
 
-def load_tokens(settings: TokensSettings, tokenizer: Tokenizer, split: str) -> tuple[TokenArray, str]:
-    """The token array of a split ("train" or "test") and its name in messages."""
+def load_tokens(settings: TokensSettings, tokenizer: Tokenizer, split: str, *, causal: bool = True) -> tuple[TokenArray, str]:
+    """The token array of a split ("train" or "test") and its name in messages; of a causal model's corpus each document
+    begins with the begin-of-text token, where the tokenizer has one of its own."""
     uri = settings.test if split == "test" and settings.test else settings.train
     source = _open(settings, uri)
     start, stop = 0, source.size
@@ -118,7 +119,10 @@ def load_tokens(settings: TokensSettings, tokenizer: Tokenizer, split: str) -> t
         start, stop = (0, middle) if split == "train" else (middle, source.size)
     elif split == "test" and settings.test is None:
         raise UserError("data.test is missing, and data.holdout=0 keeps nothing back for it")
-    array = token_array(source, tokenizer, start=start, stop=stop, sentences=settings.packing == "pairs", cache=settings.cache)
+    array = token_array(
+        source, tokenizer, start=start, stop=stop, sentences=settings.packing == "pairs", cache=settings.cache,
+        prefix=tokenizer.document_prefix if causal else (),
+    )  # fmt: skip
     return array, uri if settings.test is not None else f"{uri} ({split} split)"
 
 
@@ -129,7 +133,7 @@ def load_tokenizer(settings: TokensSettings, workdir: str | pathlib.Path | None 
     """
     wanted = settings.tokenizer
     if not wanted.trained:
-        return tokenizers.from_settings(wanted)
+        return tokenizer_files.from_settings(wanted)
     sources = [_open(settings, settings.train)]
     if wanted.name == "characters" and settings.test is not None:
         sources.append(_open(settings, settings.test))  # a character that only the test text holds has an id too
@@ -138,7 +142,7 @@ def load_tokenizer(settings: TokensSettings, workdir: str | pathlib.Path | None 
     made_of = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     if folder is not None and (folder / "trained_on.json").exists() and (folder / "tokenizer.json").exists():
         if json.loads((folder / "trained_on.json").read_text())["key"] == made_of:
-            return tokenizers.load(folder)
+            return tokenizer_files.load(folder)
         if (folder.parent / "config.json").exists():
             raise UserError(
                 f"{folder}: this tokenizer was trained on another corpus or with other settings than data.tokenizer now has; "
@@ -176,7 +180,7 @@ class Tokens(Source):
 def _dataset(settings, tokenizer, array, name, *, size, example, shapes, resident, gather, on_device=None) -> Dataset:
     extra = {
         "tokens": len(array.tokens), "documents": len(array.documents), "characters": array.characters, "words": array.words,
-        "bytes": array.bytes, "tokens_per_example": settings.block, "skipped": array.skipped,
+        "bytes": array.bytes, "tokens_per_example": settings.block, "skipped": array.skipped, "largest_token": array.largest,
     }  # fmt: skip
     fits = sum(a.nbytes for a in resident.values()) <= DEVICE_BYTES
     device = settings.placement == "device" or (settings.placement == "auto" and fits)

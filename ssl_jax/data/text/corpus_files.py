@@ -3,20 +3,25 @@
 import dataclasses
 import functools
 import glob
+import gzip
 import hashlib
-import json
+import io
 import os
 import pathlib
 import re
+import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from ssl_jax.data.sources.files import is_gzip
+from ssl_jax.data.sources.tables import json_object, text_of
 from ssl_jax.data.sources.texts import Texts
 from ssl_jax.errors import UserError
 
 BLOCK = 1 << 20  # bytes read at once
 PIECE = 1 << 17  # characters a tokenizer sees at once, about
-HASHED = 1 << 26  # corpora up to this size are known by their bytes, larger ones by name, size and date
+HASHED = 1 << 26  # corpora up to this size are identified by their bytes, larger ones by name, size and date
+BOM = b"\xef\xbb\xbf"
 _CUT = re.compile(r"\S(?=\s)")
 SEPARATORS = {"file": None, "line": re.compile(r"\r?\n"), "blank_line": re.compile(r"\n[ \t\r]*(?:\n[ \t\r]*)+")}
 
@@ -24,12 +29,13 @@ SEPARATORS = {"file": None, "line": re.compile(r"\r?\n"), "blank_line": re.compi
 class Piece(NamedTuple):
     text: str
     first: bool  # it begins a document
-    end: int  # the place behind it, from which `pieces` can go on; -1 where it cannot
+    end: int  # the place behind it, from which `pieces` can continue; -1 where it cannot
 
 
 @runtime_checkable
 class Documents(Protocol):
-    """Text documents in an order. Places are bytes of text files, or numbers of documents."""
+    """Text documents in an order. Places are bytes of text files (of their content, where they are gzipped), or numbers of
+    documents."""
 
     name: str
     size: int
@@ -110,8 +116,41 @@ def cut(text: str) -> int:
     return len(text)
 
 
+# Gzip -----------------------------------------------------------------------------------------------------------------
+
+
+def open_bytes(path: str) -> io.BufferedIOBase:
+    """A file's bytes, decompressed where it is gzipped; to seek backwards there is to read again from the beginning."""
+    return gzip.open(path, "rb") if _is_gzip(path) else open(path, "rb")
+
+
+def content_size(uri: str, path: str) -> int:
+    """How many bytes `open_bytes` reads; of a gzipped file by one pass over it. UserError where it is damaged."""
+    if not _is_gzip(path):
+        return os.path.getsize(path)
+    stat = os.stat(path)
+    try:
+        return _gzip_size(path, stat.st_size, stat.st_mtime_ns)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{uri}: {path} is a damaged gzip file ({error}); fetch it again") from None
+
+
+def _is_gzip(path: str) -> bool:
+    with open(path, "rb") as handle:
+        return is_gzip(handle.read(2))
+
+
+@functools.lru_cache(maxsize=256)
+def _gzip_size(path: str, size: int, changed: int) -> int:
+    with gzip.open(path, "rb") as handle:
+        return sum(len(block) for block in iter(functools.partial(handle.read, BLOCK), b""))
+
+
+# Sources --------------------------------------------------------------------------------------------------------------
+
+
 class TextFiles:
-    """`text:GLOB`: plain UTF-8 text. A document is a file, a line or what stands between blank lines (`documents`)."""
+    """`text:GLOB`: plain UTF-8 text, gzipped or not. A document is a file, a line or a paragraph (`documents`)."""
 
     arrays = None
     classes: tuple[str, ...] = ()
@@ -125,7 +164,7 @@ class TextFiles:
             folder = os.path.isdir(expanded)
             what = "is a folder; write text:" + os.path.join(pattern, "*.txt") if folder else "no file matches; check the path"
             raise UserError(f"{uri}: {what}")
-        self.sizes = [os.path.getsize(file) for file in self.files]
+        self.sizes = [content_size(uri, file) for file in self.files]
         for file, size in zip(self.files, self.sizes, strict=True):
             if size == 0:
                 raise UserError(f"{uri}: {file} is empty; remove it or give a file with text")
@@ -146,7 +185,7 @@ class TextFiles:
         for file, size in zip(self.files, self.sizes, strict=True):
             low, high = max(start - base, 0), min(stop - base, size)
             if low < high:
-                yield from self._split(self._file(file, base, low, high), at_start=low == 0)
+                yield from self._split(self._file(file, base, low, high, size), at_start=low == 0)
             base += size
 
     def _split(self, pieces: Iterator[tuple[str, int]], at_start: bool) -> Iterator[Piece]:
@@ -166,10 +205,15 @@ class TextFiles:
                     first = False
             yield Piece("", False, end)
 
-    def _file(self, file: str, base: int, low: int, high: int) -> Iterator[tuple[str, int]]:
-        """(text, place behind it) of the bytes low:high; characters that the limits would cut belong to the one before."""
-        with open(file, "rb") as handle:
-            low, high = _character_start(handle, low), _character_start(handle, high)
+    def _file(self, file: str, base: int, low: int, high: int, size: int) -> Iterator[tuple[str, int]]:
+        """(text, place behind it) of the bytes low:high; a character that a limit cuts in two belongs to the part behind it."""
+        with open_bytes(file) as handle:
+            if low == 0:
+                low = len(BOM) if handle.read(len(BOM)) == BOM else 0
+            else:
+                low = _character_start(handle, low)
+            if high < size:
+                high = max(low, _character_start(handle, high))
             handle.seek(low)
             rest, place = b"", low
             while True:
@@ -242,11 +286,11 @@ def _character_start(handle: Any, place: int) -> int:
 
 
 class JsonLines:
-    """A jsonl file too large to hold: one object a line, its text under `column`."""
+    """A jsonl file too large to hold, gzipped or not: one object a line, its text under `column`."""
 
     def __init__(self, uri: str, path: str, column: str | int):
         self.name, self.path, self.column, self.skipped = uri, os.path.expanduser(path), column, 0
-        self.size = os.path.getsize(self.path)
+        self.size = content_size(uri, self.path)
 
     def fingerprint(self) -> str:
         stat = os.stat(self.path)
@@ -256,7 +300,7 @@ class JsonLines:
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         """The documents whose lines begin in start:stop."""
-        with open(self.path, "rb") as handle:
+        with open_bytes(self.path) as handle:
             if start > 0:
                 handle.seek(start - 1)
                 handle.readline()
@@ -266,22 +310,29 @@ class JsonLines:
                     yield from _in_pieces(self._text(line, end - len(line)), end)
 
     def _text(self, line: bytes, place: int) -> str:
+        where = f"the line at byte {place:,}"
         try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.name}: the line at byte {place:,} is not JSON ({error})") from None
-        if not isinstance(row, dict) or not isinstance(row.get(self.column), str):
-            raise UserError(f"{self.name}: the line at byte {place:,} has no text under {self.column!r}")
-        return row[self.column]
+            text = text_of(json_object(self.name, where, line).get(self.column))
+        except ValueError as error:
+            raise UserError(f"{self.name}: {where}: {self.column} is {error}") from None
+        if text is None:
+            raise UserError(f"{self.name}: {where}: {self.column} is missing or null, expected text; remove the line")
+        return text
+
+
+def whole_documents(documents: Documents) -> Iterator[str]:
+    """Every document's text, put together from its pieces."""
+    parts: list[str] = []
+    for piece in documents.pieces(0, documents.size):
+        if piece.first and parts:
+            yield "".join(parts)
+            parts = []
+        parts.append(piece.text)
+    if parts:
+        yield "".join(parts)
 
 
 def open_text(rest: str, **options: Any) -> Texts:
     """`text:GLOB` as a source of examples {"text": a file's text}."""
     files = TextFiles(f"text:{rest}", rest)
-    texts: list[str] = []
-    for piece in files.pieces(0, files.size):
-        if piece.first:
-            texts.append(piece.text)
-        else:
-            texts[-1] += piece.text
-    return Texts(files.name, texts)
+    return Texts(files.name, list(whole_documents(files)))

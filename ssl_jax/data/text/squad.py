@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from ssl_jax.config import read
 from ssl_jax.data.pipeline import Dataset
 from ssl_jax.data.sources import Source, digest
-from ssl_jax.data.sources.files import read_text
+from ssl_jax.data.sources.files import read_text, without_surrogates
 from ssl_jax.data.text.supervised import TextSettings, in_memory, tokenizer_of
 from ssl_jax.data.text.tokenizers import Tokenizer
 from ssl_jax.errors import UserError
@@ -55,7 +55,7 @@ class Squad(TextSettings):
 
 @dataclasses.dataclass
 class Windows:
-    """Windows over all questions, in their order: [first] question [sep] part of the context [sep].
+    """Windows over all questions, in their order: [CLS] question [SEP] part of the context [SEP].
 
     `offsets[i, t]` is the half-open range of characters of token t in the context, (-1, -1) outside of it; `widest` is
     True where no other window shows the token with more context around it.
@@ -64,12 +64,14 @@ class Windows:
     tokens: Int[np.ndarray, "windows length"]
     length: Int[np.ndarray, "windows"]
     context: Int[np.ndarray, "windows"]  # where the context begins
+    context_end: Int[np.ndarray, "windows"]
     question: Int[np.ndarray, "windows"]  # which question it is
     offsets: Int[np.ndarray, "windows length 2"]
     widest: Bool[np.ndarray, "windows length"]
     start: Int[np.ndarray, "windows"]  # the answer's first and last token; 0 where the window does not hold all of it
     end: Int[np.ndarray, "windows"]
     truncated: int  # questions that were cut
+    context_type: int  # token type of the context and what follows it: 1, or 0 where the tokenizer has one type (RoBERTa)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,14 +108,15 @@ def squad(section: Any, *, split: str, train: bool, task_section=None, workdir=N
     windows = cut(questions, tokenizer, settings.max_length, settings.doc_stride, settings.max_query_length)
     others = read_squad(settings.uri("test" if split == "train" else "train"), check=False)[0]
     version = "1.1" if all(q.answers for q in (*questions, *others)) else "2.0"
-    arrays = {name: getattr(windows, name) for name in ("tokens", "length", "context", "start", "end")}
+    arrays = {name: getattr(windows, name) for name in ("tokens", "length", "context", "context_end", "start", "end")}
     shapes = {
         n: jax.ShapeDtypeStruct((settings.max_length,), jnp.int32) for n in ("tokens", "segments", "token_types", "answerable")
     }
     shapes |= {name: jax.ShapeDtypeStruct((), jnp.int32) for name in ("start", "end")}
     extra = {"version": version, "truncated": windows.truncated, "skipped": skipped}
     info = DataInfo(shapes=shapes, tokenizer=tokenizer, extra=extra)
-    return in_memory(info, arrays, SquadSource(uri, questions, windows), _on_device, settings)
+    on_device = functools.partial(_on_device, context_type=windows.context_type)
+    return in_memory(info, arrays, SquadSource(uri, questions, windows), on_device, settings)
 
 
 def _texts(uri: str):
@@ -122,15 +125,16 @@ def _texts(uri: str):
         yield question.context
 
 
-def _on_device(raw: Mapping[str, Any], keys) -> dict[str, Any]:
+def _on_device(raw: Mapping[str, Any], keys, *, context_type: int) -> dict[str, Any]:
     tokens = raw["tokens"].astype(jnp.int32)
     place = jnp.arange(tokens.shape[1])[None]
-    context = (place >= raw["context"][:, None]) & (place < raw["length"][:, None] - 1)  # the last token is a separator
-    rest = {name: value for name, value in raw.items() if name not in ("tokens", "length", "context")}
+    begin, end, length = (raw[name][:, None] for name in ("context", "context_end", "length"))
+    context = (place >= begin) & (place < end)
+    rest = {name: value for name, value in raw.items() if name in ("start", "end")}
     return {
         "tokens": tokens,
-        "segments": (place < raw["length"][:, None]).astype(jnp.int32),
-        "token_types": ((place >= raw["context"][:, None]) & (place < raw["length"][:, None])).astype(jnp.int32),
+        "segments": (place < length).astype(jnp.int32),
+        "token_types": context_type * ((place >= begin) & (place < length)).astype(jnp.int32),
         "answerable": (context | (place == 0)).astype(jnp.int32),
         **rest,
     }
@@ -191,8 +195,9 @@ def _questions(article: dict):
     for paragraph in article["paragraphs"]:
         for qa in paragraph["qas"]:
             answers = () if qa.get("is_impossible") else qa.get("answers", ())
-            answers = tuple((int(a["answer_start"]), str(a["text"])) for a in answers if a["text"])
-            yield Question(str(qa["id"]), str(qa["question"]), str(paragraph["context"]), answers)
+            answers = tuple((int(a["answer_start"]), without_surrogates(str(a["text"]))) for a in answers if a["text"])
+            question, context = (without_surrogates(str(text)) for text in (qa["question"], paragraph["context"]))
+            yield Question(str(qa["id"]), question, context, answers)
 
 
 # Windows ------------------------------------------------------------------------------------------------------------
@@ -202,10 +207,13 @@ def cut(
     questions: tuple[Question, ...], tokenizer: Tokenizer, max_length: int, doc_stride: int, max_query_length: int
 ) -> Windows:
     """All windows of all questions. The first answer is the one to learn; an answer at no token counts as none."""
-    first = tokenizer.cls_id if tokenizer.cls_id is not None else tokenizer.bos_id
-    sep = tokenizer.sep_id if tokenizer.sep_id is not None else tokenizer.eos_id
-    if first is None or sep is None:
-        raise UserError("data.tokenizer: question answering needs [CLS] and [SEP]; add them to data.tokenizer.special_tokens")
+    before, middle, after, context_type = _marks(tokenizer)
+    special = len(before) + len(middle) + len(after)
+    if doc_stride > max_length - max_query_length - special:
+        raise UserError(
+            f"data.doc_stride={doc_stride}: must be at most max_length - max_query_length - {special} special tokens = "
+            f"{max_length - max_query_length - special}, or words between two windows would be lost"
+        )
     asked = tokenizer.encode_batch([q.question for q in questions])
     truncated = sum(len(ids) > max_query_length for ids in asked)
     contexts = {q.context: None for q in questions}
@@ -213,9 +221,9 @@ def cut(
         contexts[context] = tokenizer.encode_with_offsets(context)
     rows: list[tuple] = []
     for number, (question, query) in enumerate(zip(questions, asked, strict=True)):
-        head = [first, *query[:max_query_length], sep]
+        head = [*before, *query[:max_query_length], *middle]
         ids, offsets = contexts[question.context]
-        room = max_length - len(head) - 1
+        room = max_length - len(head) - len(after)
         starts = _window_starts(len(ids), room, doc_stride)
         widest = widest_context(len(ids), room, starts)
         span = answer_tokens(offsets, question)
@@ -224,7 +232,7 @@ def cut(
             inside = span is not None and begin <= span[0] and span[1] < stop
             answer = tuple(t - begin + len(head) for t in span) if inside else (0, 0)
             rows.append(
-                (number, [*head, *ids[begin:stop], sep], len(head), offsets[begin:stop], widest[window, begin:stop], answer)
+                (number, [*head, *ids[begin:stop], *after], len(head), offsets[begin:stop], widest[window, begin:stop], answer)
             )
     tokens = np.full((len(rows), max_length), tokenizer.pad_id or 0, np.int32)
     offsets = np.full((len(rows), max_length, 2), -1, np.int32)
@@ -237,9 +245,25 @@ def cut(
     column = lambda values: np.array(list(values), np.int32)
     return Windows(
         tokens=tokens, length=column(len(r[1]) for r in rows), context=column(r[2] for r in rows),
+        context_end=column(len(r[1]) - len(after) for r in rows), context_type=context_type,
         question=column(r[0] for r in rows), offsets=offsets, widest=widest, start=column(r[5][0] for r in rows),
         end=column(r[5][1] for r in rows), truncated=truncated,
     )  # fmt: skip
+
+
+def _marks(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:
+    """What stands before the question, between it and the context, and behind that; and the context's token type.
+
+    BERT: [CLS] question [SEP] context [SEP]; RoBERTa: <s> question </s></s> context </s>, all of type 0.
+    """
+    template = tokenizer.template(pair=True)
+    first = tokenizer.cls_id if tokenizer.cls_id is not None else tokenizer.bos_id
+    sep = tokenizer.sep_id if tokenizer.sep_id is not None else tokenizer.eos_id
+    before = template.between(None, "a") or (() if first is None else (first,))
+    middle, after = (template.between(*ends) or (() if sep is None else (sep,)) for ends in (("a", "b"), ("b", None)))
+    if not before or not middle or not after:
+        raise UserError("data.tokenizer: question answering needs [CLS] and [SEP]; add them to data.tokenizer.special_tokens")
+    return before, middle, after, dict(template.parts)["b"]
 
 
 def _window_starts(tokens: int, room: int, stride: int) -> list[int]:

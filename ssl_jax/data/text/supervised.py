@@ -15,7 +15,7 @@ from ssl_jax.data.pipeline import Dataset, balanced_subset, existing, subset
 from ssl_jax.data.sources import MISSING
 from ssl_jax.data.sources.text_columns import Column, Table, read_table
 from ssl_jax.data.splits import held_out
-from ssl_jax.data.text import tokenizers, vocabularies
+from ssl_jax.data.text import tokenizer_files, vocabularies
 from ssl_jax.data.text.tokenizers import Tokenizer, TokenizerSettings
 from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo
@@ -166,41 +166,46 @@ def encode_sentences(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Sentences or pairs as the tokenizer's own model expects them: (tokens, token_types, length, how many were cut).
 
-    tokens i32[N, max_length] and token_types u8[N, max_length], filled up with the padding token and 0; length i32[N]. Of a
-    text that is too long the last tokens go, of a pair those of the longer sentence first (the rule of BERT's code); special
-    tokens stay.
+    tokens i32[N, max_length] and token_types u8[N, max_length], padded with the padding token and 0; length i32[N]. A text that
+    is too long loses its last tokens, a pair those of the longer sentence first (`cut_pair`); special tokens stay.
     """
-    if pairs is None:
-        encoded = [(ids, [0] * len(ids)) for ids in tokenizer.encode_batch(texts, special=True)]
-    else:
-        encoded = [tokenizer.encode_pair(a, b) for a, b in zip(texts, pairs, strict=True)]
-    tokens = np.full((len(encoded), max_length), tokenizer.pad_id or 0, np.int32)
-    token_types, length = np.zeros((len(encoded), max_length), np.uint8), np.empty(len(encoded), np.int32)
-    special, truncated = set(tokenizer.special_ids), 0
-    for i, (ids, kinds) in enumerate(encoded):
-        if len(ids) > max_length:
-            truncated += 1
-            keep = _kept(ids, special, max_length)
-            ids, kinds = [ids[k] for k in keep], [kinds[k] for k in keep]
-        tokens[i, : len(ids)], token_types[i, : len(ids)], length[i] = ids, kinds, len(ids)
+    template = tokenizer.template(pair=pairs is not None)
+    room = max(max_length - template.special, 0)
+    first = tokenizer.encode_batch(texts)
+    second = [()] * len(first) if pairs is None else tokenizer.encode_batch(pairs)
+    tokens = np.full((len(first), max_length), tokenizer.pad_id or 0, np.int32)
+    token_types, length = np.zeros((len(first), max_length), np.uint8), np.empty(len(first), np.int32)
+    truncated = 0
+    for i, (a, b) in enumerate(zip(first, second, strict=True)):
+        n, m = cut_pair(len(a), len(b), room)
+        truncated += n + m < len(a) + len(b)
+        ids, kinds = template.fill(a[:n], b[:m])
+        length[i] = min(len(ids), max_length)
+        tokens[i, : length[i]], token_types[i, : length[i]] = ids[:max_length], kinds[:max_length]
     return tokens, token_types, length, truncated
 
 
-def _kept(ids: list[int], special: set[int], max_length: int) -> list[int]:
-    """Places of `ids` that stay: the longest run between special tokens loses its last token until all fits."""
-    runs: list[list[int]] = [[]]
-    fixed = []
-    for place, token in enumerate(ids):
-        if token in special:
-            fixed.append(place)
-            runs.append([])
-        else:
-            runs[-1].append(place)
-    excess = len(ids) - max_length
-    while excess and any(runs):
-        max(runs, key=len).pop()
-        excess -= 1
-    return sorted(fixed + [place for run in runs for place in run])[:max_length]
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Texts as a causal model reads them, behind what the tokenizer itself puts before a text: (tokens i32[N, max_length],
+    padded, and length i32[N]). A text that is too long loses its last tokens; an empty one is the token that begins a text.
+
+    Raises UserError for an empty text where there is no such token.
+    """
+    tokens = np.full((len(texts), max_length), tokenizer.pad_id or 0, np.int32)
+    length = np.empty(len(texts), np.int32)
+    for i, ids in enumerate(tokenizer.encode_batch(texts)):
+        row = ([*tokenizer.prefix_ids, *ids] if ids else list(tokenizer.begin_ids))[:max_length]
+        if not row:
+            raise UserError(f"text: number {i} is empty, and this tokenizer has no token that begins a text")
+        tokens[i, : len(row)], length[i] = row, len(row)
+    return tokens, length
+
+
+def cut_pair(a: int, b: int, room: int) -> tuple[int, int]:
+    """How many tokens of two texts of `a` and `b` tokens stay: the longer one loses its last token until both fit into `room`,
+    of equal ones the second (`_truncate_seq_pair` of BERT's code)."""
+    kept = min(a, max(room - b, (room + 1) // 2))
+    return kept, min(b, room - kept)
 
 
 def _sentences(raw: Mapping[str, Any], keys) -> dict[str, Any]:
@@ -321,7 +326,7 @@ def tokenizer_of(
     """The tokenizer of a run: read from its file; or that of the run it starts from (`task.init`); or trained once on the
     training split and kept in the work directory."""
     if not settings.trained:
-        return tokenizers.from_settings(settings)
+        return tokenizer_files.from_settings(settings)
     section = task_section or {}
     init = section.get("init") or section.get("decoder_init")
     folders = [] if workdir is None else [pathlib.Path(workdir)]
@@ -329,7 +334,7 @@ def tokenizer_of(
     for folder in folders:
         for file in (folder / "tokenizer" / "tokenizer.json", folder / "tokenizer.json"):
             if file.is_file():
-                return tokenizers.load(file)
+                return tokenizer_files.load(file)
     tokenizer = vocabularies.trained(settings, vocabularies.made_of(settings, texts()), texts)
     if workdir is not None:
         tokenizer.save(pathlib.Path(workdir) / "tokenizer")

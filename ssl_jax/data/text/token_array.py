@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -18,15 +18,15 @@ from ssl_jax.data.text.corpus_files import PIECE, Documents, Piece
 from ssl_jax.data.text.tokenizers import Tokenizer
 from ssl_jax.errors import UserError
 
-VERSION = 1  # of this file's output: raise it when the same text would give another array
-COMMIT = 1 << 26  # characters between two points from which an interrupted pass goes on
+VERSION = 2  # of this file's output: raise it when the same text would give another array
+COMMIT = 1 << 26  # characters between two points from which an interrupted pass continues
 BATCH = 64  # pieces the tokenizer's threads share
 PROGRESS = 1 << 24  # a bar is shown for corpora larger than this
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenArray:
-    """`tokens` u16 or u32[n]; `documents` and `sentences` i64: where each begins. Documents are divided by the separator."""
+    """`tokens` u16 or u32[n]; `documents` and `sentences` i64: where each begins. The separator stands between documents."""
 
     tokens: np.ndarray
     documents: np.ndarray
@@ -36,6 +36,7 @@ class TokenArray:
     bytes: int  # of UTF-8
     skipped: int  # lines that were not UTF-8
     separated: bool = False  # a separator stands between documents
+    largest: int = 0  # token id
 
 
 def default_cache() -> pathlib.Path:
@@ -49,16 +50,18 @@ def token_array(
     start: int = 0,
     stop: int | None = None,
     sentences: bool = False,
+    prefix: tuple[int, ...] = (),
     cache: str | pathlib.Path | None = None,
     progress: bool = True,
 ) -> TokenArray:
     """The tokens of `source`'s places start:stop, from the cache or made now.
 
     The cache's key holds the text, the tokenizer and this code's version, so that none of them can change unnoticed. A pass
-    that was interrupted goes on at its last commit. `sentences`: every line is tokenised by itself and its place recorded.
+    that was interrupted continues at its last commit. `sentences`: every line is tokenised by itself and its place recorded.
+    `prefix` begins every document.
     """
     stop = source.size if stop is None else stop
-    parts = (source.fingerprint(), tokenizer.key, start, stop, sentences, VERSION)
+    parts = (source.fingerprint(), tokenizer.key, tokenizer.separator_id, prefix, start, stop, sentences, VERSION)
     key = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
     folder = pathlib.Path(cache or default_cache()).expanduser() / key
     try:
@@ -70,10 +73,10 @@ def token_array(
         with _lock(folder):
             manifest = _manifest(folder)  # another process may have made it meanwhile
             if not manifest.get("complete"):
-                manifest = _tokenise(source, tokenizer, folder, manifest, start, stop, sentences, progress)
+                manifest = _tokenise(source, tokenizer, folder, manifest, start, stop, sentences, prefix, progress)
     dtype = np.dtype(manifest["dtype"])
     read = lambda name, dtype: np.memmap(folder / name, dtype, "r") if os.path.getsize(folder / name) else np.zeros(0, dtype)
-    counts = {name: manifest[name] for name in ("characters", "words", "bytes", "skipped")}
+    counts = {name: manifest[name] for name in ("characters", "words", "bytes", "skipped", "largest")}
     return TokenArray(
         read("tokens.bin", dtype), read("documents.bin", np.int64), read("sentences.bin", np.int64), **counts,
         separated=tokenizer.separator_id is not None,
@@ -98,16 +101,17 @@ def _lock(folder: pathlib.Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_UN)
 
 
-def _tokenise(source, tokenizer, folder, manifest, start, stop, sentences, progress) -> dict:
+def _tokenise(source, tokenizer, folder, manifest, start, stop, sentences, prefix, progress) -> dict:
     dtype = np.dtype(np.uint16 if tokenizer.size <= 2**16 else np.uint32)
-    fresh = dict(place=start, tokens=0, documents=0, sentences=0, characters=0, words=0, bytes=0, skipped=0, complete=False)
-    manifest = fresh | {"source": source.name, "dtype": dtype.name} | manifest
+    counts = ("tokens", "documents", "sentences", "characters", "words", "bytes", "skipped", "largest")
+    fresh = dict(place=start, complete=False, source=source.name, dtype=dtype.name) | dict.fromkeys(counts, 0)
+    manifest = fresh | manifest
     sizes = {"tokens": dtype.itemsize, "documents": 8, "sentences": 8}
     files = {}
     for name, width in sizes.items():
         files[name] = open(folder / f"{name}.bin", "ab")
         files[name].truncate(manifest[name] * width)  # what stands behind the last commit is made again
-    separator = tokenizer.separator_id
+    separator = () if tokenizer.separator_id is None else (tokenizer.separator_id,)
 
     def commit(place: int, complete: bool) -> None:
         for file in files.values():
@@ -118,27 +122,35 @@ def _tokenise(source, tokenizer, folder, manifest, start, stop, sentences, progr
         temporary.write_text(json.dumps(manifest))
         os.replace(temporary, folder / "manifest.json")
 
+    def write(ids: Sequence[int]) -> None:
+        if ids:
+            values = np.asarray(ids, dtype)
+            files["tokens"].write(values.tobytes())
+            manifest["tokens"] += len(values)
+            manifest["largest"] = max(manifest["largest"], int(values.max()))
+
     def add(pieces: list[Piece]) -> None:
-        lines, owners = [], []  # what is encoded by itself, and the piece it belongs to
+        lines, owners, continues = [], [], []  # what is encoded by itself, its piece, and whether it continues the one before
         for i, piece in enumerate(pieces):
             parts = [line for line in piece.text.split("\n") if line.strip()] if sentences else [piece.text]
             lines += parts
             owners += [i] * len(parts)
-        encoded = iter(tokenizer.encode_batch(lines))
+            continues += [not sentences and not piece.first] * len(parts)
+        encoded = iter(tokenizer.encode_pieces(lines, continues))
         for i, group in itertools.groupby(zip(owners, encoded, strict=False), key=lambda pair: pair[0]):
             piece = pieces[i]
             if piece.first or not manifest["documents"]:  # a range that begins inside a document begins one of its own
-                if manifest["documents"] and separator is not None:
-                    files["tokens"].write(np.array([separator], dtype).tobytes())
-                    manifest["tokens"] += 1
+                if manifest["documents"]:
+                    write(separator)
                 files["documents"].write(np.int64(manifest["tokens"]).tobytes())
                 manifest["documents"] += 1
+            if piece.first:
+                write(prefix)
             for _, ids in group:
                 if sentences and ids:
                     files["sentences"].write(np.int64(manifest["tokens"]).tobytes())
                     manifest["sentences"] += 1
-                files["tokens"].write(np.asarray(ids, dtype).tobytes())
-                manifest["tokens"] += len(ids)
+                write(ids)
         for piece in pieces:
             manifest["characters"] += len(piece.text)
             manifest["words"] += len(piece.text.split())

@@ -1,40 +1,42 @@
-"""Tokenizers: characters, bytes, BPE and WordPiece trained on a corpus, and published vocabularies read from files."""
+"""Tokenizers: text <-> token ids, and what a model's own tokenizer puts around a text."""
 
-import collections
 import dataclasses
 import functools
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ssl_jax.data.sources.files import without_surrogates
 from ssl_jax.errors import UserError
 
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-ROLES = {  # role -> the names it goes by in published vocabularies
+ROLES = {  # role -> its names in published vocabularies, for tokenizers whose files do not tell
     "pad": ("[PAD]", "<pad>"),
     "mask": ("[MASK]", "<mask>"),
     "cls": ("[CLS]", "<s>"),
     "sep": ("[SEP]", "</s>"),
     "unk": ("[UNK]", "<unk>"),
-    "bos": ("[BOS]", "<|startoftext|>", "<|endoftext|>", "<s>"),
-    "eos": ("[EOS]", "<|endoftext|>", "</s>"),
+    "bos": ("[BOS]", "<|begin_of_text|>", "<|startoftext|>", "<bos>", "<|endoftext|>", "<s>"),
+    "eos": ("[EOS]", "<|end_of_text|>", "<|endoftext|>", "<eos>", "</s>"),
 }
 NAMES = ("characters", "bytes", "bpe", "wordpiece", "gpt2", "bert", "clip", "file")
 _TRAINED = ("characters", "bpe", "wordpiece")
+SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerSettings:
     """`config.data.tokenizer`.
 
-    "characters", "bpe" and "wordpiece" are trained on the training corpus and kept in the work directory; "gpt2" (a folder with
-    encoder.json + vocab.bpe, or vocab.json + merges.txt), "bert" (vocab.txt), "clip" (bpe_simple_vocab_16e6.txt.gz) and
-    "file" (any tokenizer.json, or a folder that holds one) are read from `path`.
+    "characters", "bpe" and "wordpiece" are trained on the training corpus and saved in the work directory; "gpt2" (a folder
+    with encoder.json + vocab.bpe, or vocab.json + merges.txt), "bert" (vocab.txt), "clip" (bpe_simple_vocab_16e6.txt.gz) and
+    "file" (any tokenizer.json, or a model directory) are read from `path`.
     """
 
     name: str = "characters"
@@ -65,17 +67,75 @@ class TokenizerSettings:
         return {"wordpiece": BERT_SPECIAL, "bpe": ("<|endoftext|>",)}.get(self.name, ())
 
 
-class Tokenizer:
-    """Text <-> token ids. Subclasses supply `_encode`, `decode`, `size`, `token` and the vocabulary."""
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """Special tokens around one text or two: (token id, type) of each, in order, and ("a", type), ("b", type) for the texts."""
 
-    size: int
+    parts: tuple[tuple[int | str, int], ...]
+
+    @property
+    def special(self) -> int:
+        """How many special tokens it adds."""
+        return sum(not isinstance(token, str) for token, _ in self.parts)
+
+    def fill(self, a: Sequence[int], b: Sequence[int] = ()) -> tuple[list[int], list[int]]:
+        """Token ids, and the type (0: first text, 1: second) of each."""
+        ids: list[int] = []
+        types: list[int] = []
+        for token, kind in self.parts:
+            piece = {"a": a, "b": b}[token] if isinstance(token, str) else (token,)
+            ids.extend(piece)
+            types.extend([kind] * len(piece))
+        return ids, types
+
+    def between(self, first: str | None, last: str | None) -> tuple[int, ...]:
+        """The special tokens between two texts; None: the beginning or the end."""
+        names = [token for token, _ in self.parts]
+        start = 0 if first is None else names.index(first) + 1
+        stop = len(names) if last is None else names.index(last)
+        return tuple(token for token in names[start:stop] if not isinstance(token, str))
+
+
+class Tokenizer:
+    """Text <-> token ids. Subclasses supply `_encode`, `decode`, `size`, `token` and `_spec`.
+
+    `files` holds the files of a published tokenizer that say which tokens are special (SETTINGS_FILES), by name. They decide
+    what begins, ends and pads a text; the usual names (ROLES) do where there are none.
+    """
+
+    size: int  # 1 + the largest id
     path: str | None = None  # of a published vocabulary
+    files: Mapping[str, str] = {}
 
     @functools.cached_property
     def vocabulary(self) -> dict[str, int]:
         return {self.token(i): i for i in range(self.size)}
 
+    # Special tokens ------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _told(self) -> dict[str, Any]:
+        """The files' contents, merged: tokenizer_config.json decides before special_tokens_map.json."""
+        contents = {name: json.loads(text) for name, text in self.files.items()}
+        found = contents.get("special_tokens_map.json", {}) | contents.get("tokenizer_config.json", {})
+        return found | {"generation": contents.get("generation_config.json", {})}
+
+    def _generation_ids(self, key: str) -> tuple[int, ...]:
+        """Ids under a key of generation_config.json: a number or a list of them."""
+        value = self._told["generation"].get(key)
+        values = value if isinstance(value, list) else [value]
+        return tuple(i for i in values if isinstance(i, int) and not isinstance(i, bool) and i >= 0)
+
     def _role(self, role: str) -> int | None:
+        key = f"{role}_token"
+        if key in self._told:
+            value = self._told[key]
+            name = value.get("content") if isinstance(value, dict) else value
+            if name is None or name in self.vocabulary:
+                return self.vocabulary.get(name)
+        ids = self._generation_ids(f"{key}_id") if role in ("bos", "eos") else ()
+        if ids:
+            return ids[0]
         return next((self.vocabulary[name] for name in ROLES[role] if name in self.vocabulary), None)
 
     pad_id = functools.cached_property(lambda self: self._role("pad"))
@@ -88,8 +148,36 @@ class Tokenizer:
 
     @property
     def separator_id(self) -> int | None:
-        """What stands between two documents of a token array: the end-of-text token, else [SEP], else None."""
+        """The token between two documents of a token array: end of text, else [SEP], else None."""
         return self.eos_id if self.eos_id is not None else self.sep_id
+
+    @functools.cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a generated text: generation_config.json's, which may name several, else the end-of-text token."""
+        own = () if self.eos_id is None else (self.eos_id,)
+        return self._generation_ids("eos_token_id") or own
+
+    @functools.cached_property
+    def prefix_ids(self) -> tuple[int, ...]:
+        """What the tokenizer itself puts before a text that a causal model continues: LLaMA's <s>; for GPT-2 nothing."""
+        wanted, bos = self._told.get("add_bos_token"), self.bos_id
+        if isinstance(wanted, bool):
+            return (bos,) if wanted and bos is not None else ()
+        template = self.template(pair=False)
+        before, after = template.between(None, "a"), template.between("a", None)
+        return before if not after or bos in before else ()
+
+    @functools.cached_property
+    def begin_ids(self) -> tuple[int, ...]:
+        """What stands before the first token of a text: `prefix_ids`, else the begin-of-text token, else the separator."""
+        first = self.bos_id if self.bos_id is not None else self.separator_id
+        return self.prefix_ids or (() if first is None else (first,))
+
+    @functools.cached_property
+    def document_prefix(self) -> tuple[int, ...]:
+        """What begins each document of a causal model's corpus, behind the separator: the begin-of-text token, where the
+        vocabulary has one of its own."""
+        return () if self.bos_id in (None, self.separator_id) else (self.bos_id,)
 
     @functools.cached_property
     def special_ids(self) -> tuple[int, ...]:
@@ -108,70 +196,79 @@ class Tokenizer:
             )
         return value
 
+    # Encoding ------------------------------------------------------------------------------------------------------
+
+    def _encode(self, texts: Sequence[str]) -> Iterable[list[int]]:
+        """Token ids of each text, without special tokens."""
+        raise NotImplementedError
+
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids; `special` adds what the model's published tokenizer adds ([CLS] ... [SEP])."""
         return self.encode_batch([text], special)[0]
 
     def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
-        ids = [list(row) for row in self._encode(texts)]
-        return [self._wrap(row) for row in ids] if special else ids
+        """Token ids of each text; lone surrogates are read as U+FFFD."""
+        ids = list(self._encode([without_surrogates(text) for text in texts]))
+        return [self.template(pair=False).fill(row)[0] for row in ids] if special else ids
+
+    def encode_pieces(self, texts: Sequence[str], continues: Sequence[bool]) -> list[list[int]]:
+        """Token ids of pieces of longer texts; `continues[i]`: text i continues an earlier piece, cut at the end of a word."""
+        return self.encode_batch(texts)
 
     def encode_pair(self, a: str, b: str) -> tuple[list[int], list[int]]:
-        """[CLS] a [SEP] b [SEP] as the vocabulary's own model expects it: token ids and segment ids."""
-        first, second = self.encode_batch([a, b])
-        if self.cls_id is None or self.sep_id is None:
-            middle = [] if self.eos_id is None else [self.eos_id]
-            return first + middle + second, [0] * (len(first) + len(middle)) + [1] * len(second)
-        return (
-            [self.cls_id, *first, self.sep_id, *second, self.sep_id],
-            [0] * (len(first) + 2) + [1] * (len(second) + 1),
-        )
-
-    def _wrap(self, ids: list[int]) -> list[int]:
-        if self.cls_id is None or self.sep_id is None:
-            return ids
-        return [self.cls_id, *ids, self.sep_id]
+        """Two texts as the model's own tokenizer joins them ([CLS] a [SEP] b [SEP]): token ids, and types 0 and 1."""
+        return self.template(pair=True).fill(*self.encode_batch([a, b]))
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids and the half-open range of characters of `text` that each stands for."""
         raise NotImplementedError
 
+    def template(self, pair: bool) -> Template:
+        """What stands around one text, or around and between two."""
+        if self.cls_id is not None and self.sep_id is not None:
+            single = ((self.cls_id, 0), ("a", 0), (self.sep_id, 0))
+            return Template((*single, ("b", 1), (self.sep_id, 1)) if pair else single)
+        middle = () if self.eos_id is None else ((self.eos_id, 0),)
+        return Template((("a", 0), *middle, ("b", 1)) if pair else (("a", 0),))
+
     def decode(self, ids: Iterable[Any]) -> str:
         raise NotImplementedError
 
     def token(self, index: int) -> str:
-        """A token as the vocabulary spells it ("##ing", "Ġthe")."""
+        """A token as the vocabulary spells it ("##ing", "Ġthe"); "" for an id that no token has."""
         raise NotImplementedError
 
     @functools.cached_property
     def continues(self) -> np.ndarray:
         """bool[size]: True for a token that continues the word before it (whole-word masking)."""
-        tokens = [self.token(i) for i in range(self.size)]
-        if any(t.startswith("##") for t in tokens):
-            return np.array([t.startswith("##") for t in tokens])
-        if any(t.endswith("</w>") for t in tokens):
-            raise UserError("data.tokenizer: whole-word masking needs tokens that say where a word begins")
-        special, blank = set(self.special_ids), "ĠĊĉč"  # byte-level BPE's stand-ins for white space
-        inside = lambda t: bool(t) and t[0] not in blank and (t[0].isalnum() or ord(t[0]) > 127)
-        return np.array([i not in special and inside(t) for i, t in enumerate(tokens)])
+        raise NotImplementedError
+
+    # Storage -------------------------------------------------------------------------------------------------------
 
     @functools.cached_property
     def key(self) -> str:
         """A hash of everything that decides the ids; equal tokenizers have equal keys."""
         return hashlib.sha256(self._spec().encode()).hexdigest()[:16]
 
+    def _spec(self) -> str:
+        """The content of tokenizer.json."""
+        raise NotImplementedError
+
     @staticmethod
     def load(path: str | pathlib.Path) -> "Tokenizer":
-        """What `save` wrote, or any published tokenizer.json; `path` is the file or the folder that holds it."""
+        """What `save` wrote, or any published tokenizer; `path` is the file or the folder that holds it."""
+        from ssl_jax.data.text.tokenizer_files import load
+
         return load(path)
 
     def save(self, folder: str | pathlib.Path) -> None:
-        """Writes `folder`/tokenizer.json, which `load` reads."""
+        """Write `folder`/tokenizer.json and the files that say which tokens are special; `load` reads them."""
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"tokenizer.json.{os.getpid()}.tmp"
-        temporary.write_text(self._spec(), encoding="utf-8")
-        temporary.rename(folder / "tokenizer.json")
+        for name, text in {**self.files, "tokenizer.json": self._spec()}.items():
+            temporary = folder / f"{name}.{os.getpid()}.tmp"
+            temporary.write_text(text, encoding="utf-8")
+            temporary.rename(folder / name)
 
 
 class CharacterTokenizer(Tokenizer):
@@ -185,9 +282,9 @@ class CharacterTokenizer(Tokenizer):
         if characters:
             self._id[points] = np.arange(len(characters))
 
-    def _encode(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
+    def _encode(self, texts: Sequence[str]) -> Iterator[list[int]]:
         for text in texts:
-            points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+            points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
             known = points < len(self._id)
             ids = np.where(known, self._id[np.where(known, points, 0)], -1)
             if (ids < 0).any():
@@ -198,11 +295,7 @@ class CharacterTokenizer(Tokenizer):
                         f"{len(self.characters)}; add [UNK] to data.tokenizer.special_tokens"
                     )
                 ids = np.where(ids < 0, self.unk_id, ids)
-            yield ids
-
-    def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
-        ids = [row.tolist() for row in self._encode(texts)]
-        return [self._wrap(row) for row in ids] if special else ids
+            yield ids.tolist()
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         return self.encode(text), [(i, i + 1) for i in range(len(text))]
@@ -216,7 +309,7 @@ class CharacterTokenizer(Tokenizer):
 
     @functools.cached_property
     def continues(self) -> np.ndarray:
-        return np.array([c.isalnum() or c in "'’" for c in self.characters] + [False] * len(self.special))
+        return np.array([inside_word(c) or c in "'’" for c in self.characters] + [False] * len(self.special))
 
     def _spec(self) -> str:
         return json.dumps({"characters": self.characters, "special": self.special})
@@ -228,16 +321,11 @@ class ByteTokenizer(Tokenizer):
     def __init__(self, special: Sequence[str] = ()):
         self.special, self.size = tuple(special), 256 + len(special)
 
-    def _encode(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
-        for text in texts:
-            yield np.frombuffer(text.encode(), np.uint8)
-
-    def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
-        ids = [row.tolist() for row in self._encode(texts)]
-        return [self._wrap(row) for row in ids] if special else ids
+    def _encode(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        return (list(text.encode()) for text in texts)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        return self.encode(text), [(i, i + 1) for i, c in enumerate(text) for _ in c.encode()]
+        return self.encode(text), [(i, i + 1) for i, c in enumerate(without_surrogates(text)) for _ in c.encode()]
 
     def decode(self, ids: Iterable[Any]) -> str:
         data = b"".join(bytes([i]) if i < 256 else self.special[i - 256].encode() for i in map(int, ids))
@@ -248,8 +336,8 @@ class ByteTokenizer(Tokenizer):
 
     @functools.cached_property
     def continues(self) -> np.ndarray:
-        word = lambda i: i >= 128 or chr(i).isalnum() or chr(i) == "'"
-        return np.array([i < 256 and word(i) for i in range(self.size)])
+        inside = [byte_inside_word(bytes([i])) or i == ord("'") for i in range(256)]
+        return np.array(inside + [False] * len(self.special))
 
     def _spec(self) -> str:
         return json.dumps({"bytes": 256, "special": self.special})
@@ -258,10 +346,11 @@ class ByteTokenizer(Tokenizer):
 class FastTokenizer(Tokenizer):
     """A tokenizer of the `tokenizers` library: BPE, WordPiece, whatever a tokenizer.json describes."""
 
-    def __init__(self, inner):
+    def __init__(self, inner, files: Mapping[str, str] | None = None, text: str | None = None):
         inner.no_truncation()
         inner.no_padding()
-        self.inner, self.size = inner, inner.get_vocab_size()
+        self.inner, self.files, self._text = inner, dict(files or {}), text  # the text it was read from
+        self.size = 1 + max(self.vocabulary.values(), default=0)  # a vocabulary may skip ids
 
     @functools.cached_property
     def vocabulary(self) -> dict[str, int]:
@@ -271,252 +360,133 @@ class FastTokenizer(Tokenizer):
     def special_ids(self) -> tuple[int, ...]:
         return tuple(sorted(i for i, t in self.inner.get_added_tokens_decoder().items() if t.special))
 
-    def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
-        return [e.ids for e in self.inner.encode_batch_fast(list(texts), add_special_tokens=special)]
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        try:
+            return [e.ids for e in self.inner.encode_batch_fast(list(texts), add_special_tokens=False)]
+        except Exception as error:  # the library raises bare Exception
+            if is_stand_in(self):
+                raise UserError(
+                    'text: this model directory has no tokenizer, and texts must be token ids such as "101 7592 102"; put its '
+                    "tokenizer.json beside config.json"
+                ) from None
+            raise UserError(f"text: the tokenizer cannot encode it ({error})") from None
 
-    def encode_pair(self, a: str, b: str) -> tuple[list[int], list[int]]:
-        if self.inner.post_processor is None or self.inner.num_special_tokens_to_add(True) == 0:
-            return super().encode_pair(a, b)
-        encoding = self.inner.encode(a, b)
-        return encoding.ids, encoding.type_ids
+    @functools.cached_property
+    def _starts_with_space(self) -> bool:
+        """Whether every text gets a space in front (LLaMA's "▁"), even one that begins with a space."""
+        a, again = self._encode(["a", " a"])
+        return self._encode(["a a"])[0] != a + again
+
+    def encode_pieces(self, texts: Sequence[str], continues: Sequence[bool]) -> list[list[int]]:
+        if not any(continues) or not self._starts_with_space:
+            return self.encode_batch(texts)
+        lead = self.encode("a")  # the space goes before it, and what follows is as in the middle of a text
+        continues = [more and text[:1].isspace() for text, more in zip(texts, continues, strict=True)]
+        rows = self.encode_batch(["a" + text if more else text for text, more in zip(texts, continues, strict=True)])
+        return [row[len(lead) :] if more else row for row, more in zip(rows, continues, strict=True)]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        encoding = self.inner.encode(text, add_special_tokens=False)
+        encoding = self.inner.encode(without_surrogates(text), add_special_tokens=False)
         return encoding.ids, encoding.offsets
+
+    def template(self, pair: bool) -> Template:
+        return self._templates[pair] or super().template(pair)
+
+    @functools.cached_property
+    def _templates(self) -> tuple[Template | None, Template | None]:
+        """What tokenizer.json's post-processor puts around one text and around two; None where it adds nothing."""
+        if self.inner.post_processor is None:
+            return None, None
+        probes = ("a", "0", *(self.decode([i]) for i in range(min(self.size, 1000))))
+        encodings = (self.inner.encode(text, add_special_tokens=False) for text in probes)
+        text = next((e for e in encodings if e.ids), None)
+        return self._template(text, None), self._template(text, text)
+
+    def _template(self, a: Any, b: Any) -> Template | None:
+        if a is None or self.inner.num_special_tokens_to_add(b is not None) == 0:
+            return None
+        whole = self.inner.post_process(a, b, add_special_tokens=True)
+        parts: list[tuple[int | str, int]] = []
+        for token, kind, text in zip(whole.ids, whole.type_ids, whole.sequence_ids, strict=True):
+            part = (token if text is None else "ab"[text], kind)
+            if text is None or part not in parts:
+                parts.append(part)
+        return Template(tuple(parts))
 
     def decode(self, ids: Iterable[Any]) -> str:
         return self.inner.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def token(self, index: int) -> str:
-        return self.inner.id_to_token(index)
+        return self.inner.id_to_token(index) or ""
+
+    @functools.cached_property
+    def continues(self) -> np.ndarray:
+        tokens, special = [self.token(i) for i in range(self.size)], set(self.special_ids)
+        inside = word_marks(tokens, type(self.inner.model).__name__)
+        return np.array([i not in special and bool(token) and inside(token) for i, token in enumerate(tokens)])
 
     def _spec(self) -> str:
-        return self.inner.to_str()
+        return self._text or self.inner.to_str()
 
 
-# Making one ---------------------------------------------------------------------------------------------------------
+def is_stand_in(tokenizer: Any) -> bool:
+    """Whether this is `interop.files.numbers`: no tokenizer, but the texts "0", "1" ... for the ids of a model without one."""
+    named = sum(tokenizer.token(i) == str(i) for i in range(tokenizer.size))
+    return named >= tokenizer.size - 6
 
 
-def byte_level_bpe(vocabulary: dict[str, int], merges: list[tuple[str, str]], special: Sequence[str] = ()) -> FastTokenizer:
-    """GPT-2's tokenizer (Radford et al. 2019, section 2.2) over a given vocabulary; `special` tokens are looked up in it."""
-    import tokenizers as t
-
-    inner = t.Tokenizer(t.models.BPE(vocab=vocabulary, merges=merges))
-    _byte_level(inner)
-    inner.add_special_tokens([s for s in special if s in vocabulary])
-    return FastTokenizer(inner)
+# Where words begin ----------------------------------------------------------------------------------------------------
 
 
-def _byte_level(inner) -> None:
-    import tokenizers as t
-
-    inner.pre_tokenizer = t.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = t.decoders.ByteLevel()
-
-
-def wordpiece(vocabulary: dict[str, int], lowercase: bool = True) -> FastTokenizer:
-    """BERT's tokenizer (Devlin et al. 2019, section 3) over a given vocabulary."""
-    import tokenizers as t
-
-    inner = t.Tokenizer(t.models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
-    _bert(inner, lowercase)
-    inner.add_special_tokens([s for s in BERT_SPECIAL if s in vocabulary])
-    if "[CLS]" in vocabulary and "[SEP]" in vocabulary:
-        pair = (("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"]))
-        inner.post_processor = t.processors.BertProcessing(pair[1], pair[0])
-    return FastTokenizer(inner)
+def inside_word(character: str) -> bool:
+    """Whether a character can continue a word: letters, digits and marks of scripts that put spaces between words."""
+    letter = character.isalnum() or unicodedata.category(character).startswith("M")
+    return letter and not any(low <= ord(character) <= high for low, high in _UNSPACED)
 
 
-def _bert(inner, lowercase: bool) -> None:
-    import tokenizers as t
-
-    inner.normalizer = t.normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=lowercase
-    )
-    inner.pre_tokenizer = t.pre_tokenizers.BertPreTokenizer()
-    inner.decoder = t.decoders.WordPiece(prefix="##")
+_UNSPACED = (  # Thai and Lao, Burmese, Khmer, kana, Chinese characters
+    (0xE00, 0xEFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF), (0x20000, 0x323AF),
+)  # fmt: skip
 
 
-def clip_bpe(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> FastTokenizer:
-    """CLIP's tokenizer: lower-cased BPE with "</w>" at the end of a word (Radford et al. 2021, section 2.4)."""
-    import tokenizers as t
-
-    inner = t.Tokenizer(
-        t.models.BPE(
-            vocab=vocabulary, merges=merges, end_of_word_suffix="</w>", unk_token="<|endoftext|>",
-            continuing_subword_prefix="", fuse_unk=False,
-        )
-    )  # fmt: skip
-    inner.normalizer = t.normalizers.Sequence(
-        [t.normalizers.NFC(), t.normalizers.Replace(t.Regex(r"\s+"), " "), t.normalizers.Lowercase()]
-    )
-    pattern = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-    inner.pre_tokenizer = t.pre_tokenizers.Sequence(
-        [
-            t.pre_tokenizers.Split(t.Regex(pattern), behavior="removed", invert=True),
-            t.pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    inner.decoder = t.decoders.ByteLevel()
-    inner.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
-    ends = (("<|endoftext|>", vocabulary["<|endoftext|>"]), ("<|startoftext|>", vocabulary["<|startoftext|>"]))
-    inner.post_processor = t.processors.RobertaProcessing(*ends, trim_offsets=False, add_prefix_space=False)
-    return FastTokenizer(inner)
+def byte_inside_word(data: bytes) -> bool:
+    """The same of the first character of some UTF-8, which may begin in the middle of one or end there."""
+    first = data[0]
+    if 0x80 <= first < 0xC0:  # the rest of a character
+        return True
+    length = 1 if first < 0x80 else 2 if first < 0xE0 else 3 if first < 0xF0 else 4
+    character = data[:length]
+    if len(character) < length:  # decide by the lowest character that begins so; of those with four bytes by an emoji
+        rest = {0xE0: b"\xa0\x80", 0xF0: b"\x9f\x98\x80"}.get(first, b"\x80\x80\x80")
+        character += rest[len(character) - 1 : length - 1]
+    text = character.decode("utf-8", "replace")
+    return len(text) == 1 and inside_word(text)
 
 
-def train(settings: TokenizerSettings, texts: Iterable[str]) -> Tokenizer:
-    """A tokenizer trained on `texts`, an iterator over pieces of the corpus."""
-    if settings.name == "characters":
-        seen: set[str] = set()
-        for text in texts:
-            seen.update(text)
-        return CharacterTokenizer("".join(sorted(seen)), settings.special())
-    if settings.name == "bytes":
-        return ByteTokenizer(settings.special())
-    import tokenizers as t
-
-    special = list(settings.special())
-    common = dict(vocab_size=settings.size, min_frequency=settings.min_frequency, special_tokens=special, show_progress=False)
-    if settings.name == "bpe":
-        if settings.size < 256 + len(special):
-            raise UserError(f"data.tokenizer.size={settings.size}: byte-level BPE needs at least {256 + len(special)}")
-        inner = t.Tokenizer(t.models.BPE())
-        _byte_level(inner)
-        trainer = t.trainers.BpeTrainer(initial_alphabet=sorted(t.pre_tokenizers.ByteLevel.alphabet()), **common)
-        inner.train_from_iterator(texts, trainer)
-        return FastTokenizer(inner)
-    if "[UNK]" not in special:
-        raise UserError("data.tokenizer.special_tokens: WordPiece needs [UNK] among them")
-    return _train_wordpiece(t, settings, texts, common)
+def word_marks(tokens: Sequence[str], model: str) -> Any:
+    """token -> whether it continues the word before it, by the way in which this vocabulary marks words."""
+    if model == "WordLevel":
+        return lambda token: False
+    if any(token.startswith("##") for token in tokens):
+        return lambda token: token.startswith("##")
+    if any(token.startswith("▁") for token in tokens):  # SentencePiece; <0xE4> is a byte of a character without a token
+        return lambda token: byte_inside_word(bytes([int(token[3:5], 16)])) if _is_byte(token) else inside_word(token[0])
+    if any("Ġ" in token for token in tokens):
+        letters = {letter: byte for byte, letter in byte_letters().items()}
+        as_bytes = lambda token: bytes(letters.get(letter, 0x20) for letter in token)
+        return lambda token: byte_inside_word(as_bytes(token))
+    if any(token[:1].isspace() for token in tokens) and not any(token.endswith("</w>") for token in tokens):
+        return lambda token: inside_word(token[0])
+    raise UserError("data.tokenizer: whole-word masking needs tokens that say where a word begins (##, ▁ or Ġ)")
 
 
-ALPHABET = 1000  # characters of a trained WordPiece vocabulary, the most frequent ones
+def _is_byte(token: str) -> bool:
+    return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
 
 
-def _train_wordpiece(t, settings: TokenizerSettings, texts: Iterable[str], common: dict) -> FastTokenizer:
-    """WordPiece as the library trains it, but the same vocabulary every time.
-
-    Its trainer numbers "##a", "##b" ... as it comes across them in a hash table, and settles ties by these numbers. Here they
-    are numbered beforehand, by frequency.
-    """
-    inner = t.Tokenizer(t.models.WordPiece(unk_token="[UNK]"))
-    _bert(inner, settings.lowercase)
-    words: collections.Counter[str] = collections.Counter()
-    for text in texts:
-        words.update(inner.normalizer.normalize_str(text).split())
-    letters: collections.Counter[str] = collections.Counter()
-    for word, count in words.items():
-        for letter in word:
-            letters[letter] += count
-    alphabet = sorted(letters, key=lambda letter: (-letters[letter], letter))[:ALPHABET]
-    common["special_tokens"] = [*common["special_tokens"], *alphabet, *("##" + letter for letter in alphabet)]
-    if len(common["special_tokens"]) > settings.size:
-        raise UserError(
-            f"data.tokenizer.size={settings.size}: this text's characters alone need {len(common['special_tokens'])}"
-        )
-    trainer = t.trainers.WordPieceTrainer(continuing_subword_prefix="##", limit_alphabet=len(alphabet), **common)
-    repeated = (" ".join([word] * count) for word, count in sorted(words.items()))
-    inner.train_from_iterator(repeated, trainer)
-    return wordpiece(inner.get_vocab(), settings.lowercase)
-
-
-def load(path: str | pathlib.Path) -> Tokenizer:
-    """What `save` wrote, or any published tokenizer.json; `path` is the file or the folder that holds it."""
-    path = pathlib.Path(path)
-    file = path / "tokenizer.json" if path.is_dir() else path
-    text = _read(file)
-    try:
-        spec = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}: is not JSON (line {error.lineno}: {error.msg})") from None
-    if isinstance(spec, dict) and "characters" in spec:
-        return CharacterTokenizer(spec["characters"], spec["special"])
-    if isinstance(spec, dict) and "bytes" in spec:
-        return ByteTokenizer(spec["special"])
-    import tokenizers as t
-
-    try:
-        return FastTokenizer(t.Tokenizer.from_str(text))
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{file}: is not a tokenizer.json ({error})") from None
-
-
-def from_settings(settings: TokenizerSettings) -> Tokenizer:
-    """A tokenizer that needs no training: bytes, or a published vocabulary from `settings.path`."""
-    if settings.name == "bytes":
-        return ByteTokenizer(settings.special())
-    tokenizer = _published(settings)
-    tokenizer.path = settings.path
-    return tokenizer
-
-
-def _published(settings: TokenizerSettings) -> Tokenizer:
-    path = pathlib.Path(settings.path).expanduser()
-    if settings.name == "file":
-        return load(path)
-    if settings.name == "gpt2":
-        if not path.is_dir():
-            raise UserError(f"data.tokenizer.path={settings.path}: expected a folder with encoder.json and vocab.bpe")
-        names = ("encoder.json", "vocab.bpe") if (path / "encoder.json").exists() else ("vocab.json", "merges.txt")
-        try:
-            vocabulary = json.loads(_read(path / names[0]))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path / names[0]}: is not JSON (line {error.lineno}: {error.msg})") from None
-        special = ("<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>", *settings.special())
-        return byte_level_bpe(vocabulary, _merges(_read(path / names[1]), path / names[1]), special)
-    if settings.name == "clip":
-        if path.is_dir():
-            path = path / "bpe_simple_vocab_16e6.txt.gz"
-        return _clip(path)
-    if path.is_dir():
-        path = path / "vocab.txt"
-    tokens = _read(path).split("\n")
-    tokens = [token.rstrip("\r") for token in (tokens[:-1] if tokens and tokens[-1] == "" else tokens)]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    if "[UNK]" not in vocabulary:
-        raise UserError(f"{path}: lacks [UNK]; expected BERT's vocab.txt, one token a line")
-    return wordpiece(vocabulary, settings.lowercase)
-
-
-def _clip(path: pathlib.Path) -> FastTokenizer:
-    import gzip
-
-    import tokenizers as t
-
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    merges = _merges(data.decode(), path)[: 49152 - 256 - 2]
-    letters = _byte_alphabet(t)
-    tokens = [*letters, *(c + "</w>" for c in letters), *("".join(m) for m in merges), "<|startoftext|>", "<|endoftext|>"]
-    return clip_bpe({token: i for i, token in enumerate(tokens)}, merges)
-
-
-def _byte_alphabet(t) -> list[str]:
-    """The 256 printable stand-ins in the order of GPT-2's and CLIP's vocabularies: printable bytes first."""
+def byte_letters() -> dict[int, str]:
+    """GPT-2's printable stand-in for each byte, in the order of its vocabulary and of CLIP's: printable bytes first."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    return [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
-
-
-def _merges(text: str, path: pathlib.Path) -> list[tuple[str, str]]:
-    lines = text.split("\n")
-    merges = []
-    for number, line in enumerate(lines, 1):
-        if (number == 1 and (line.startswith("#") or "version" in line)) or not line.strip():
-            continue
-        parts = line.rstrip("\r").split(" ")
-        if len(parts) != 2:
-            raise UserError(f"{path}: line {number}: expected two tokens, found {line[:60]!r}")
-        merges.append((parts[0], parts[1]))
-    return merges
-
-
-def _read(path: pathlib.Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 (byte {error.start})") from None
+    rest = [byte for byte in range(256) if byte not in set(printable)]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(rest)}

@@ -8,12 +8,12 @@ import json
 import pathlib
 from collections.abc import Callable, Iterable
 
-from ssl_jax.data.text import tokenizers
+from ssl_jax.data.text import tokenizer_training
 from ssl_jax.data.text.token_array import default_cache
 from ssl_jax.data.text.tokenizers import Tokenizer, TokenizerSettings
 from ssl_jax.errors import UserError
 
-TRAINER = 1  # of tokenizers.train: raise it when the same corpus would give another vocabulary
+TRAINER = 1  # of tokenizer_training.train: raise it when the same corpus would give another vocabulary
 
 _LAST: dict[str, Tokenizer] = {}  # those of this process, by what they were made of
 
@@ -28,9 +28,9 @@ def trained(
         name = f"tokenizer-{made_of[:32]}-{TRAINER}-{importlib.metadata.version('tokenizers')}"
         folder = pathlib.Path(cache or default_cache()).expanduser() / name
         try:
-            _LAST[made_of] = tokenizers.load(folder)
+            _LAST[made_of] = Tokenizer.load(folder)
         except UserError:  # absent, or damaged
-            _LAST[made_of] = tokenizers.train(settings, texts())
+            _LAST[made_of] = tokenizer_training.train(settings, texts())
             with contextlib.suppress(OSError):
                 _LAST[made_of].save(folder)
     return _LAST[made_of]

@@ -1,16 +1,19 @@
 """What a language model is worth without any training: loss, perplexity, LAMBADA, and a masked-token encoder's loss."""
 
 import dataclasses
+import functools
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
 from ssl_jax.data.pipeline import eval_batches
-from ssl_jax.data.text.corpus_files import open_documents
+from ssl_jax.data.text.corpus_files import open_documents, whole_documents
 from ssl_jax.downstream.evaluators.features import EvaluationData, prepare
 from ssl_jax.errors import UserError
 from ssl_jax.models.cross_entropy import token_losses
@@ -55,7 +58,16 @@ def _mean_over(encoder: Any, dataset: Any, batch_size: int) -> dict[str, float]:
         total += weight
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + weight * value
-    return {name: value / total for name, value in sums.items()} | {"weight": total}
+    found = {name: value / total for name, value in sums.items()}
+    _check_finite(found["loss"], dataset.source.name)
+    return found | {"weight": total}
+
+
+def _check_finite(loss: float, what: str) -> None:
+    if not math.isfinite(loss):
+        raise UserError(
+            f"{what}: the model's loss is {loss}; training diverged: lower optimizer.lr, or evaluate an earlier step"
+        )
 
 
 def token_counts(dataset: Any) -> np.ndarray:
@@ -108,52 +120,54 @@ class MaskedTokenLoss:
 
 # Scoring given texts --------------------------------------------------------------------------------------------------
 
+SHORTEST = 32  # tokens of the shortest compiled program
 
-def score(encoder: Any, rows: Iterator[tuple[list[int], int]], batch_size: int) -> Iterator[tuple[float, int, bool]]:
-    """For each (tokens, n): minus log p of the last n tokens given those before, n, and whether each was the likeliest.
 
-    Rows are at most context + 1 tokens long.
+def bucket(size: int, most: int, least: int = SHORTEST) -> int:
+    """The least power of two from `least` on that holds `size`, but at most `most`: few shapes, and little padding."""
+    return min(max(least, 1 << max(size - 1, 0).bit_length()), most)
+
+
+def score(encoder: Any, rows: Iterable[tuple[list[int], int]], batch_size: int) -> Iterator[tuple[float, int, bool]]:
+    """For each (tokens, n) yield -log p of the last n tokens given those before, n, and whether each was the likeliest.
+
+    Rows are at most context + 1 tokens long. A batch is padded to its longest row, in few lengths.
     """
-    task = encoder.task
-    length = task.model.context
-
-    @jax.jit
-    def run(params, tokens):
-        hidden, _ = task.model.apply({"params": params["transformer"]}, tokens[:, :-1])
-        features, weight, bias = task.output(params, hidden)
-        if bias is None and task.head.vocabulary < weight.shape[0]:  # rows that only pad the vocabulary stand for nothing
-            bias = jnp.zeros(weight.shape[0])
-        if bias is not None:
-            bias = jnp.where(jnp.arange(weight.shape[0]) < task.head.vocabulary, bias, -1e9)
-        nll, _, predicted = token_losses(features, weight, tokens[:, 1:], bias)
-        return nll, predicted == tokens[:, 1:]
-
-    pending: list[tuple[list[int], int]] = []
-
-    def flush() -> Iterator[tuple[float, int, bool]]:
-        tokens = np.zeros((batch_size, length + 1), np.int32)
-        for i, (ids, _) in enumerate(pending):
+    rows, task = iter(rows), encoder.task
+    while batch := list(itertools.islice(rows, batch_size)):
+        length = bucket(max(len(ids) for ids, _ in batch) - 1, task.model.context)
+        tokens = np.zeros((bucket(len(batch), batch_size, least=1), length + 1), np.int32)
+        for i, (ids, _) in enumerate(batch):
             tokens[i, : len(ids)] = ids
-        nll, right = (np.asarray(x) for x in run(encoder.params, tokens))
-        for i, (ids, n) in enumerate(pending):
+        nll, right = (np.asarray(x) for x in _token_scores(task.model, task.head, encoder.params, tokens))
+        for i, (ids, n) in enumerate(batch):
             last = slice(len(ids) - 1 - n, len(ids) - 1)
-            yield float(nll[i, last].sum(dtype=np.float64)), n, bool(right[i, last].all())
+            loss = float(nll[i, last].sum(dtype=np.float64))
+            _check_finite(loss, "a scored text")
+            yield loss, n, bool(right[i, last].all())
 
-    for row in rows:
-        pending.append(row)
-        if len(pending) == batch_size:
-            yield from flush()
-            pending = []
-    if pending:
-        yield from flush()
+
+@functools.partial(jax.jit, static_argnames=("model", "head"))
+def _token_scores(model: Any, head: Any, params: Any, tokens: Int[Array, "batch time"]) -> tuple[Array, Array]:
+    """-log p of each token but the first given those before it, and whether it was the likeliest; both [batch, time - 1]."""
+    hidden, _ = model.apply({"params": params["transformer"]}, tokens[:, :-1])
+    top = {"params": params.get("head", {})}
+    features, weight, bias = head.apply(top, hidden, params["transformer"]["token_embedding"])
+    if bias is None and head.vocabulary < weight.shape[0]:  # rows that only pad the vocabulary are no tokens
+        bias = jnp.zeros(weight.shape[0])
+    if bias is not None:
+        bias = jnp.where(jnp.arange(weight.shape[0]) < head.vocabulary, bias, -1e9)
+    nll, _, predicted = token_losses(features, weight, tokens[:, 1:], bias)
+    return nll, predicted == tokens[:, 1:]
 
 
 def sliding_windows(tokens: Any, context: int, stride: int) -> Iterator[tuple[list[int], int]]:
-    """(tokens, n) so that every token but the first is among the last n once, with at least context - stride before it
-    (but for those of the first window)."""
+    """Yield (tokens, n) so that every token but the first is once among the last n, with at least context - stride tokens
+    before it (except in the first window). Nothing for fewer than two tokens."""
     total = len(tokens)
     end = min(context + 1, total)
-    yield [int(t) for t in tokens[:end]], end - 1
+    if total > 1:
+        yield [int(t) for t in tokens[:end]], end - 1
     while end < total:
         new = min(stride, total - end)
         end += new
@@ -164,8 +178,8 @@ def sliding_windows(tokens: Any, context: int, stride: int) -> Iterator[tuple[li
 class Perplexity:
     """Perplexity of a text by a sliding window: "token", "word" (by white space) and "byte" perplexity, "bits_per_byte".
 
-    Every document is read by itself, the end-of-text token before its first token where the vocabulary has one. `text` is a
-    source with text (text:GLOB, jsonl: ...); default: the test split.
+    Every document is read by itself, behind the token that begins a text (`Tokenizer.begin_ids`). `text` is a source with text
+    (text:GLOB, jsonl: ...); default: the test split.
     """
 
     text: str | None = None
@@ -196,19 +210,19 @@ class Perplexity:
         yield "bits_per_byte", nll / counts["bytes"] / math.log(2)
 
     def _rows(self, data: EvaluationData, counts: dict, context: int, stride: int) -> Iterator[tuple[list[int], int]]:
-        tokenizer = data.test.info.tokenizer
         if self.text is None:
             extra = data.test.info.extra
             counts |= {"words": extra["words"], "bytes": extra["bytes"]}
             yield from sliding_windows(data.test.example.tokens, context, stride)
             return
+        tokenizer = data.test.info.tokenizer
         documents = open_documents(self.text, column=self.column)
-        start = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
         ids: list[int] = []
         for piece in documents.pieces(0, documents.size):
-            if piece.first and ids:
+            if piece.first:
                 yield from sliding_windows(ids, context, stride)
-            ids = (list(start) if piece.first else ids) + tokenizer.encode(piece.text)
+                ids = list(tokenizer.begin_ids)
+            ids += tokenizer.encode_pieces([piece.text], [not piece.first])[0]
             counts["words"] += len(piece.text.split())
             counts["bytes"] += len(piece.text.encode())
         yield from sliding_windows(ids, context, stride)
@@ -216,6 +230,19 @@ class Perplexity:
 
 def _exp(x: float) -> float:
     return math.exp(x) if x < 700 else math.inf
+
+
+def continuation(tokenizer: Any, before: str, after: str) -> tuple[list[int], int]:
+    """Token ids of before + after, behind what the tokenizer puts before a text, and how many of them stand for `after`.
+
+    The whole is encoded and then cut: some tokenizers begin every text with a space, and tokens may join the two. A token
+    that joins them belongs to `after`.
+    """
+    whole, alone = tokenizer.encode_batch([before + after, before])
+    shared = 0
+    while shared < min(len(whole), len(alone)) and whole[shared] == alone[shared]:
+        shared += 1
+    return [*tokenizer.prefix_ids, *whole], len(whole) - shared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,18 +272,11 @@ class Lambada:
         yield "passages", float(len(found))
 
     def _rows(self, tokenizer: Any, context: int) -> Iterator[tuple[list[int], int]]:
-        documents = open_documents(self.text, column=self.column, documents="line")
-        passages: list[str] = []
-        for piece in documents.pieces(0, documents.size):
-            if piece.first:
-                passages.append(piece.text)
-            elif piece.text:
-                passages[-1] += piece.text
-        for passage in passages:
+        for passage in whole_documents(open_documents(self.text, column=self.column, documents="line")):
             passage = passage.strip()
-            before, space, word = passage.rpartition(" ")
-            if not space or not before.strip():
+            before = passage.rpartition(" ")[0].rstrip()
+            if not before:
                 continue
-            target = tokenizer.encode(" " + word)
-            ids = (tokenizer.encode(before) + target)[-(context + 1) :]
-            yield ids, min(len(target), len(ids) - 1)
+            ids, n = continuation(tokenizer, before, passage[len(before) :])
+            ids = ids[-(context + 1) :]
+            yield ids, min(n, len(ids) - 1)

@@ -146,6 +146,10 @@ class Classification(Task):
             lines.append(f"{names[int(row.argmax())]} ({row.max():.0%}{truth})")
         return {"predictions": Text(tuple(lines))}
 
+    def index_limits(self) -> dict[str, int]:
+        """Rows of the tables that the batch's integers are looked up in."""
+        return {"label": len(self.info.classes)}
+
     def flops(self) -> float:
         return 3 * (self.encoder.flops_forward() + 2 * self.encoder.config.width * len(self.info.classes))
 

@@ -20,14 +20,13 @@ from ssl_jax.downstream.metrics import squad
 from ssl_jax.downstream.supervised.spans import Answer, answers, likeliest_sentence
 from ssl_jax.downstream.supervised.text_encoder import (
     FromPretext,
-    hidden_states,
     init_transformer,
     label_scores,
-    representations,
 )  # fmt: skip
 from ssl_jax.errors import UserError
 from ssl_jax.models.language import Transformer
 from ssl_jax.models.layers import dropout
+from ssl_jax.pretext.text_features import hidden_states, real_tokens, representations, vocabulary_limits
 from ssl_jax.randomness import example_keys, substream
 from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params, Task, Text
 
@@ -78,7 +77,9 @@ class QuestionAnswering(FromPretext, Task):
         """Start and end scores f32[batch, time]; IMPOSSIBLE outside the context, but for the first token."""
         x = dropout(hidden.astype(jnp.float32), self.settings.dropout, keys, "head")
         logits = self._head.apply({"params": params["span"]}, x)
-        logits = jnp.where(batch["answerable"][..., None] > 0, logits, IMPOSSIBLE)
+        possible = batch.get("answerable", real_tokens(batch))  # a text without a question may be answered anywhere
+        if possible is not None:
+            logits = jnp.where(possible[..., None] > 0, logits, IMPOSSIBLE)
         return logits[..., 0], logits[..., 1]
 
     def loss(
@@ -112,6 +113,11 @@ class QuestionAnswering(FromPretext, Task):
             span = f"[[{decode(text[a : b + 1])}]]" if 0 < a <= b else "[[no answer]]"
             lines.append(f"{decode(text[:a])} {span} {decode(text[max(b + 1, a) :])}")
         return {"answers": Text(tuple(lines))}
+
+    def index_limits(self) -> dict[str, int]:
+        """Rows of the tables that the batch's integers are looked up in."""
+        length = self.info.shapes["tokens"].shape[0]
+        return vocabulary_limits(self.model) | {"start": length, "end": length}
 
     def flops(self) -> float:
         return 3 * self.model.config.flops_forward(self.info.shapes["tokens"].shape[0], causal=self.settings.causal)

@@ -17,14 +17,13 @@ from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
 from ssl_jax.downstream.metrics.classification import check_labels
 from ssl_jax.downstream.supervised.text_encoder import (
     FromPretext,
-    hidden_states,
     init_transformer,
     label_scores,
-    representations,
 )  # fmt: skip
 from ssl_jax.errors import UserError
 from ssl_jax.models.language import Pooler, Transformer, pooled
 from ssl_jax.models.layers import dropout
+from ssl_jax.pretext.text_features import hidden_states, real_tokens, representations, vocabulary_limits
 from ssl_jax.randomness import example_keys, substream
 from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params, Task, Text
 
@@ -96,7 +95,7 @@ class TextClassification(FromPretext, Task):
         if self.settings.pooling == "cls":
             sentence = self._pooler.apply({"params": params["pooler"]}, hidden).astype(jnp.float32)
         else:
-            sentence = pooled(hidden, batch.get("segments"))[self.settings.pooling]
+            sentence = pooled(hidden, real_tokens(batch))[self.settings.pooling]
         x = dropout(sentence, self.settings.dropout, keys, "head")
         return self._head.apply({"params": params["head"]}, x), sentence
 
@@ -129,6 +128,10 @@ class TextClassification(FromPretext, Task):
             mark = "right" if guess == label else f"wrong, it is {self.info.classes[label]}"
             lines.append(f"{self.info.classes[guess]} ({mark}): {text}")
         return {"predictions": Text(tuple(lines))}
+
+    def index_limits(self) -> dict[str, int]:
+        """Rows of the tables that the batch's integers are looked up in."""
+        return vocabulary_limits(self.model) | {"label": len(self.info.classes)}
 
     def flops(self) -> float:
         time = self.info.shapes["tokens"].shape[0]

@@ -9,34 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from ssl_jax.errors import UserError
-from ssl_jax.models import block_number
-from ssl_jax.models.language import Transformer, pooled
+from ssl_jax.models.language import Transformer
 from ssl_jax.task import Batch, Params
 from ssl_jax.training.rules import flatten
 
 
 def init_transformer(model: Transformer, key: Key[Array, ""], batch: Batch) -> Params:
     return model.init(key, jnp.zeros((1, batch["tokens"].shape[1]), jnp.int32))["params"]
-
-
-def hidden_states(
-    model: Transformer, params: Params, batch: Batch, keys: Key[Array, "batch"] | None = None
-) -> tuple[Float[Array, "batch time dim"], dict[str, Any]]:
-    """The last hidden states and the intermediates; padding (segment 0) is not attended to."""
-    token_types = batch.get("token_types") if model.config.token_types else None
-    return model.apply(
-        {"params": params["transformer"]}, batch["tokens"], segments=batch.get("segments"), token_types=token_types, keys=keys
-    )
-
-
-def representations(hidden: Array, intermediates: Mapping[str, Any], batch: Batch) -> dict[str, Array]:
-    """ "cls", "mean", "last", "tokens", and "block00/mean" ... of every block, f32."""
-    segments = batch.get("segments")
-    found = {"tokens": hidden.astype(jnp.float32), **pooled(hidden, segments)}
-    for name, value in intermediates.items():
-        if block_number(name) is not None:
-            found |= {f"{name}/{kind}": x for kind, x in pooled(value, segments).items()}
-    return found
 
 
 def label_scores(logits: Float[Array, "*batch classes"], labels: Array, smoothing: float) -> Float[Array, "*batch"]:

@@ -14,9 +14,10 @@ from ssl_jax import models
 from ssl_jax.config import read
 from ssl_jax.data.text.supervised import sentence_ends
 from ssl_jax.downstream.supervised.decoding import Search
-from ssl_jax.downstream.supervised.text_encoder import label_scores, representations, transformer_of, transplant
+from ssl_jax.downstream.supervised.text_encoder import label_scores, transformer_of, transplant
 from ssl_jax.errors import UserError
 from ssl_jax.models.encoder_decoder import CROSS, EncoderDecoder, PrefixDecoder
+from ssl_jax.pretext.text_features import representations
 from ssl_jax.randomness import example_keys
 from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params, Task, Text
 
@@ -127,6 +128,12 @@ class Translation(Task):
             lines.append(f"translation: {detokenized(self.info.tokenizer, ids)}")
             lines.append(f"reference: {read(np.asarray(batch['target'][i]), batch['target_segments'][i])}")
         return {"translations": Text(tuple(lines))}
+
+    def index_limits(self) -> dict[str, int]:
+        """Rows of the tables that the batch's integers are looked up in."""
+        model = self.model
+        sides = [model.encoder, model.decoder] if isinstance(model, EncoderDecoder) else [model.transformer] * 2
+        return {name: side.config.padded(side.vocabulary) for name, side in zip(("source", "target"), sides, strict=True)}
 
     def flops(self) -> float:
         return 3 * self.model.flops_forward(self.info.shapes["source"].shape[0], self.info.shapes["target"].shape[0] - 1)
