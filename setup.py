@@ -47,11 +47,13 @@ setup(
             "scikit-learn>=1.5",
             "ruff>=0.14",
             "pyrefly>=1.4",
+            "pyarrow>=16",
         ],  # fmt: skip
         "parity": ["torch==2.13.0", "transformers>=5"],
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "tfds": ["tensorflow", "importlib_resources"],
+        "parquet": ["pyarrow>=16"],
         "wandb": ["wandb"],
         "slurm": ["psutil"],
     },

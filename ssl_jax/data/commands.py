@@ -13,7 +13,8 @@ FORMS = {
     "jsonl": "jsonl:FILE                     one JSON object a line: columns by name",
     "csv": "csv:FILE                       columns by name: image path, caption, label; text",
     "tsv": "tsv:FILE                       the same, between tabs",
-    "tar": "tar:GLOB                       shards of image and text files that share a name",
+    "tar": "tar:GLOB                       shards of image, text and class files that share a name",
+    "parquet": "parquet:GLOB                   tables of the datasets library: image, label, caption; text",
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from ssl_jax.data import pairs
+from ssl_jax.data import build, pairs
 from ssl_jax.data.pipeline import BadExample, Stream, eval_batches
 from ssl_jax.data.sources import emoji, load_source, tar_shards
 from ssl_jax.errors import UserError
@@ -259,6 +259,29 @@ def test_tar_shards_are_random_access(tmp_path, monkeypatch):
     assert [again[i]["captions"] for i in (4, 0)] == [("from json",), ("caption 000000000",)]
     dataset = pairs.build(section(train=f"tar:{tmp_path}", test=f"tar:{tmp_path}", image_size=8), split="train", train=True)
     assert Stream(dataset, batch_size=4, seed=0).host_batch(0)["image"].shape == (4, 8, 8, 3)
+
+
+def test_shards_with_classes_are_labelled_images(tmp_path):
+    """WebDataset's layout for classification: KEY.png and KEY.cls, and keys that end at the first dot."""
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for i, label in enumerate(["10", "9", "10", ""]):
+            members = {"png": png(i, (8, 8))} | ({"cls": label.encode()} if label else {}) | {"seg.png": b"a mask"}
+            for suffix, data in members.items():
+                member = tarfile.TarInfo(f"train/{i}.{suffix}")
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    source = load_source(f"tar:{tmp_path / 'a.tar'}")
+    assert source.classes == ("9", "10") and source.labels().tolist() == [1, 0, 1, -1] and source[1]["label"] == 0
+    keys = dict(batch_size=2, image_size=8, normalize=None, on_bad_example="skip")
+    dataset = build("images", dict(train=f"tar:{tmp_path / 'a.tar'}", holdout=0.0, **keys))
+    assert dataset.labels().tolist() == [1, 0, 1] and dataset.skipped() == 1
+
+
+def test_a_name_that_stands_twice_in_a_shard_is_counted(tmp_path):
+    shards(tmp_path, count=1)
+    with tarfile.open(tmp_path / "00000.tar", "a") as archive:
+        archive.addfile(tarfile.TarInfo("000000000.png"), io.BytesIO())
+    assert "1 members whose name stands twice in a shard" in load_source(f"tar:{tmp_path}").unread()
 
 
 def test_a_changed_shard_is_indexed_again(tmp_path):

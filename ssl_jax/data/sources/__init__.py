@@ -3,7 +3,7 @@
     bundled:NAME[/SPLIT]        data that ship with the package      npz:FILE                 arrays by name
     tfds:NAME[/CONFIG][:SPLIT]  prepared by TFDS as ArrayRecord      folder:DIR               image files
     csv:, tsv:, jsonl:FILE      tables, by column                    tar:PATTERN              WebDataset shards
-    text:GLOB                   plain text files
+    text:GLOB                   plain text files                 parquet:PATTERN          tables of the `datasets` library
 
 What examples become (decoded, cropped, tokenized) is decided by the kind of data, not here. Another scheme is a line in
 SCHEMES; another bundled data set is a line in `bundled.BUNDLED`. docs/data.md states what each source reads, refuses and skips.
@@ -31,9 +31,10 @@ SCHEMES = {
     "csv": "ssl_jax.data.sources.image_table:open_csv",
     "tsv": "ssl_jax.data.sources.image_table:open_tsv",
     "tar": "ssl_jax.data.sources.tar_shards:TarShards",
+    "parquet": "ssl_jax.data.sources.parquet:Parquet",
 }
 
-TABLES = ("csv", "tsv", "jsonl")
+TABLES = ("csv", "tsv", "jsonl", "parquet")
 MISSING = -1  # the label of an example that has none, where others have one
 HINT = 'fix it, remove it, or set data.on_bad_example="skip"'
 
@@ -56,6 +57,7 @@ class Source:
     arrays: dict[str, np.ndarray] | None = None  # the whole set, where it is arrays with a leading axis of examples
     class_texts: Mapping[str, Any] | None = None  # class name -> the words for it
     captions: Callable[[int], tuple[str, ...]] | None = None  # example -> its captions, read without its image
+    has_image: bool = True  # False where it is known that examples have no images
     has_text: bool = True  # False where it is known that examples have no captions
     all_labelled: bool = False  # every example is known to have a label, though labels() takes long
     draw: Callable[[int, np.random.Generator], dict[str, Any]] | None = None  # example -> one of its variants, at random

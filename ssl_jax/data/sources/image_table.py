@@ -119,6 +119,8 @@ class ImageTable(Source):
 class Records(Source):
     """Rows of a table that names no image: {column: text}, as a kind of text data reads them."""
 
+    has_image = False
+
     def __init__(self, name: str, rows: Iterable[Row]):
         self.name = name
         self.places, self.rows = zip(*rows, strict=True)
@@ -134,8 +136,8 @@ class Records(Source):
 
 
 def require_images(source: Source) -> None:
-    """Raise UserError for a table without a column of image paths."""
-    if isinstance(source, Records):
+    """Raise UserError for a table without a column of images."""
+    if not source.has_image:
         columns = ", ".join(map(repr, source[0]))
         raise UserError(f"{source.name}: no column of {columns} is known to hold the image; set data.columns.image")
 

@@ -1,6 +1,7 @@
-"""`tar:PATTERN`: shards of image and text files that share a name (img2dataset, WebDataset)."""
+"""`tar:PATTERN`: shards of image, text and class files that share a name (img2dataset, WebDataset)."""
 
 import concurrent.futures
+import dataclasses
 import glob
 import hashlib
 import json
@@ -9,34 +10,42 @@ import pathlib
 import re
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from ssl_jax.cache import user_cache
-from ssl_jax.data.sources import HINT, BadExample, Source, digest
+from ssl_jax.data.labels import vocabulary
+from ssl_jax.data.sources import HINT, MISSING, BadExample, Source, digest
+from ssl_jax.data.sources.folder import suffixes
+from ssl_jax.data.sources.tables import json_object, text_of
 from ssl_jax.errors import UserError
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-INDEX_NAME = ".ssl_jax_index.npz"
+INDEX_NAME = ".ssl_jax_index"
+VERSION = 2  # of the kept index: raise it when the same shards would give another one
 FIELDS = ("shard", "image_offset", "image_size", "text_offset", "text_size", "json_offset", "json_size")
 
 
 class TarShards(Source):
-    """`tar:PATTERN`: shards whose members KEY.jpg, KEY.txt and KEY.json belong together (img2dataset, WebDataset).
+    """`tar:PATTERN`: shards whose members KEY.jpg, KEY.txt, KEY.json and KEY.cls belong together (img2dataset, WebDataset).
 
     PATTERN is a file, a glob (*.tar), a range ({00000..00331}.tar) or a folder of shards. Where each member lies is found
-    once and kept beside the shards in one file (in ~/.cache/ssl_jax where that cannot be written), so that any example is
-    two reads. The caption is the .txt, else "caption" in the .json. Keys without an image are left out; they are counted.
+    once and stored beside the shards in one file (in the user's cache where that cannot be written), so that any example is
+    two reads. The image has any suffix that Pillow decodes, the caption is the .txt, else "caption" in the .json, the label
+    what the .cls holds. Keys without an image are skipped and counted.
     """
 
     def __init__(self, pattern: str, **options: Any):
         self.name = f"tar:{pattern}"
         self.shards = _shards(self.name, pattern)
-        self.index, self.names, self.without_image = _index(self.name, self.shards)
+        self.index, self.names, labels, self.without_image, self.repeated = _index(self.name, self.shards)
         if len(self.index) == 0:
             raise UserError(f"{self.name}: holds no image; expected members such as 000000000.jpg and 000000000.txt")
+        self.classes = vocabulary(labels.tolist())
+        numbers = {label: i for i, label in enumerate(self.classes)} | {"": MISSING}
+        self._labels = np.array([numbers[label] for label in labels.tolist()], np.int32) if self.classes else None
         self._files: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -44,16 +53,21 @@ class TarShards(Source):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         shard, offset, size = self.index[index, :3].tolist()
-        return {"image": self._read(index, shard, offset, size), "captions": self.captions(index)}
+        example = {"image": self._read(index, shard, offset, size), "captions": self.captions(index)}
+        return example if self._labels is None else example | {"label": self._labels[index]}
+
+    def labels(self) -> np.ndarray | None:
+        return self._labels
 
     def captions(self, index: int) -> tuple[str, ...]:
         shard, _, _, offset, size, json_offset, json_size = self.index[index].tolist()
         text = self._read(index, shard, offset, size).decode("utf-8", "replace").strip() if size else ""
         if not text and json_size:
             try:
-                text = str(json.loads(self._read(index, shard, json_offset, json_size)).get("caption") or "").strip()
-            except (ValueError, AttributeError):
-                text = ""
+                row = json_object(self.name, self.describe(index), self._read(index, shard, json_offset, json_size))
+                text = (text_of(row.get("caption")) or "").strip()
+            except (ValueError, UserError):
+                text = ""  # an example without a caption
         return (text,) if text else ()
 
     def _read(self, index: int, shard: int, offset: int, size: int) -> bytes:
@@ -77,10 +91,11 @@ class TarShards(Source):
         return (f"{shards[shard]}/{name}".encode() for shard, name in zip(self.index[:, 0].tolist(), self.names, strict=True))
 
     def fingerprint(self) -> str:
-        return digest([*self.keys(), self.index[:, 1:].tobytes()])
+        return digest([*self.keys(), self.index[:, 1:].tobytes()], self._labels, self.classes)
 
     def unread(self) -> tuple[str, ...]:
-        return (f"{self.without_image:,} keys without an image",) if self.without_image else ()
+        found = (("keys without an image", self.without_image), ("members whose name stands twice in a shard", self.repeated))
+        return tuple(f"{count:,} {what}" for what, count in found if count)
 
 
 def _shards(uri: str, pattern: str) -> list[str]:
@@ -102,52 +117,74 @@ def _shards(uri: str, pattern: str) -> list[str]:
     return found
 
 
-def _index(uri: str, shards: list[str]) -> tuple[np.ndarray, np.ndarray, int]:
-    """(i64[N, 7] of FIELDS, keys, how many keys have no image), read from the kept index or built and kept."""
-    stamp = json.dumps([[os.path.basename(s), os.path.getsize(s), int(os.path.getmtime(s))] for s in shards])
-    digest = hashlib.sha256(stamp.encode()).hexdigest()[:16]
-    beside = pathlib.Path(shards[0]).parent / f"{INDEX_NAME[:-4]}_{digest}.npz"
-    cache = user_cache() / beside.name
-    for file in (beside, cache):
+def _index(uri: str, shards: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, int]:
+    """Return (i64[N, 7] of FIELDS, keys, labels as text, keys without an image, repeated members), stored or found now."""
+    stamp = json.dumps([VERSION, *([os.path.basename(s), os.path.getsize(s), int(os.path.getmtime(s))] for s in shards)])
+    name = f"{INDEX_NAME}_{hashlib.sha256(stamp.encode()).hexdigest()[:16]}.npz"
+    places = pathlib.Path(shards[0]).parent / name, user_cache() / name
+    for file in places:
         try:
             with np.load(file, allow_pickle=False) as kept:
-                return kept["index"], kept["keys"], int(kept["without_image"])
-        except (OSError, ValueError, KeyError, EOFError):
+                counts = kept["counts"].tolist()
+                return kept["index"], kept["keys"], kept["labels"], counts[0], counts[1]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             continue
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         parts = list(pool.map(lambda job: _scan(*job), enumerate(shards)))
-    index = np.array([row for rows, _, _ in parts for row in rows], np.int64).reshape(-1, len(FIELDS))
-    keys = np.array([key for _, names, _ in parts for key in names], dtype=np.str_)
-    without = sum(count for _, _, count in parts)
-    for file in (beside, cache):
+    index = np.array([row for part in parts for row in part.rows], np.int64).reshape(-1, len(FIELDS))
+    keys = np.array([key for part in parts for key in part.keys], dtype=np.str_)
+    labels = np.array([label for part in parts for label in part.labels], dtype=np.str_)
+    counts = [sum(part.without_image for part in parts), sum(part.repeated for part in parts)]
+    for file in places:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".npz", delete=False) as temporary:
-                np.savez(temporary, index=index, keys=keys, without_image=without)
+                np.savez(temporary, index=index, keys=keys, labels=labels, counts=np.array(counts))
             os.replace(temporary.name, file)
             break
         except OSError:
             continue
-    return index, keys, without
+    return index, keys, labels, counts[0], counts[1]
 
 
-def _scan(number: int, shard: str) -> tuple[list[tuple[int, ...]], list[str], int]:
-    """(rows, keys, keys without an image) of one shard, in its order; only headers are read."""
+@dataclasses.dataclass
+class Scanned:
+    """What one shard holds, in its order."""
+
+    rows: list[tuple[int, ...]]
+    keys: list[str]
+    labels: list[str]  # "" for none
+    without_image: int
+    repeated: int
+
+
+def _scan(number: int, shard: str) -> Scanned:
+    """List the examples of one shard; only headers and class files are read. Raises UserError for a damaged archive."""
     members: dict[str, dict[str, tuple[int, int]]] = {}
+    labels: dict[str, str] = {}
+    repeated = 0
     try:
         with tarfile.open(shard, "r:") as archive:
             for member in archive:
-                if member.isfile():
-                    key, _, suffix = member.name.removeprefix("./").rpartition(".")
-                    members.setdefault(key, {})[suffix.lower()] = (member.offset_data, member.size)
+                folder, name = os.path.split(member.name.removeprefix("./"))
+                key, _, suffix = name.partition(".")  # WebDataset: the key ends at the first dot of the file's name
+                key, suffix = os.path.join(folder, key), suffix.lower()
+                if not member.isfile() or not name.partition(".")[0]:
+                    continue
+                own = members.setdefault(key, {})
+                repeated += suffix in own
+                own.setdefault(suffix, (member.offset_data, member.size))
+                if suffix == "cls" and key not in labels:
+                    labels[key] = archive.extractfile(member).read().decode("utf-8", "replace").strip()
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UserError(f"{shard}: is not a readable tar archive ({error}); fetch it again") from None
-    rows, keys, without = [], [], 0
+    found = Scanned([], [], [], 0, repeated)
     for key, parts in members.items():
-        image = next((parts[suffix] for suffix in IMAGE_SUFFIXES if suffix in parts), None)
+        image = next((place for suffix, place in parts.items() if f".{suffix}" in suffixes()), None)
         if image is None:
-            without += any(suffix in parts for suffix in ("txt", "json"))
+            found.without_image += any(suffix in parts for suffix in ("txt", "json", "cls"))
             continue
-        rows.append((number, *image, *parts.get("txt", (0, 0)), *parts.get("json", (0, 0))))
-        keys.append(key)
-    return rows, keys, without
+        found.rows.append((number, *image, *parts.get("txt", (0, 0)), *parts.get("json", (0, 0))))
+        found.keys.append(key)
+        found.labels.append(labels.get(key, ""))
+    return found
