@@ -7,7 +7,6 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from downstream_toys import ToyTask, blobs, dataset, toy_params
 
 from ssl_jax import runs
 from ssl_jax.data.pipeline import subset
@@ -17,6 +16,7 @@ from ssl_jax.downstream.evaluators.few_shot import FewShot
 from ssl_jax.downstream.evaluators.knn import KNN
 from ssl_jax.downstream.evaluators.linear_probe import LinearProbe
 from ssl_jax.errors import UserError
+from tests.downstream.downstream_toys import ToyTask, blobs, dataset, toy_params
 
 
 @pytest.fixture(scope="module")
@@ -165,9 +165,8 @@ def evaluate(mesh=None):
 
 CHILD = """
 import json, sys
-sys.path.insert(0, "tests/downstream")
 import jax, numpy as np
-from test_features import evaluate
+from tests.downstream.test_features import evaluate
 mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(-1, 1, 1), ("data", "fsdp", "tensor"))
 print(json.dumps([jax.device_count(), evaluate(mesh)]))
 """

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from downstream_toys import ToyTask, blobs, toy_params
 from sklearn.linear_model import Ridge
 
 from ssl_jax.downstream.evaluators.features import Encoder
 from ssl_jax.downstream.evaluators.few_shot import FewShot, draw, ridge, signs
 from ssl_jax.errors import UserError
+from tests.downstream.downstream_toys import ToyTask, blobs, toy_params
 
 
 @pytest.mark.parametrize("examples", [5, 20, 21, 100])

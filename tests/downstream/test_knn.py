@@ -4,13 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-from downstream_toys import ToyTask, blobs, toy_params
 from sklearn.neighbors import KNeighborsClassifier
 
 from ssl_jax.downstream.evaluators import knn
 from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
 from ssl_jax.downstream.evaluators.knn import KNN, knn_votes, nearest_neighbours
 from ssl_jax.errors import UserError
+from tests.downstream.downstream_toys import ToyTask, blobs, toy_params
 
 
 @pytest.fixture(scope="module")

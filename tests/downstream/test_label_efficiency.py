@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from downstream_toys import blobs
 from ml_collections import ConfigDict
 
 from ssl_jax import data as kinds
@@ -18,6 +17,7 @@ from ssl_jax.downstream.evaluators.linear_probe import LinearProbe
 from ssl_jax.errors import UserError
 from ssl_jax.pretext.masked_image import MaskedImage
 from ssl_jax.reports.figures import label_efficiency
+from tests.downstream.downstream_toys import blobs
 
 ADAM = dict(name="adamw", lr=3e-3, weight_decay=0.05)
 SHORT = Recipe(training=dict(duration="6 steps"), optimizer=ADAM | dict(layer_decay=0.75), batch_size=16)

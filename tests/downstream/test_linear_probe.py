@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from downstream_toys import ToyTask, blobs, toy_params
 from sklearn.linear_model import LogisticRegression as Reference
 
 from ssl_jax.downstream.evaluators.features import Encoder
@@ -16,6 +15,7 @@ from ssl_jax.downstream.metrics import classification as metrics
 from ssl_jax.errors import UserError
 from ssl_jax.models.vit import ViT, ViTConfig
 from ssl_jax.task import Task
+from tests.downstream.downstream_toys import ToyTask, blobs, toy_params
 
 
 def problem(count=600, dim=9, classes=4, seed=0):

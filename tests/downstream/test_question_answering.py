@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import text_toys as toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
@@ -19,6 +18,7 @@ from ssl_jax.downstream.supervised.question_answering import QuestionAnswering, 
 from ssl_jax.downstream.supervised.spans import answers, likeliest_sentence
 from ssl_jax.errors import UserError
 from ssl_jax.randomness import stream
+from tests.downstream import text_toys as toys
 
 TOKENIZER = ByteTokenizer(toys.SPECIAL)
 

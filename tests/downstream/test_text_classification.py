@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import text_toys as toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
@@ -22,6 +21,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.pretext.masked_token import MaskedToken
 from ssl_jax.pretext.next_token import NextToken
 from ssl_jax.randomness import stream
+from tests.downstream import text_toys as toys
 
 
 def build(info, **task):

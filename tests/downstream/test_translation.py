@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import text_toys as toys
 from ml_collections import ConfigDict
 
 from ssl_jax.data.text.supervised import parallel_text
@@ -19,6 +18,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.models import language
 from ssl_jax.models.language import Head, LanguageConfig, Transformer
 from ssl_jax.randomness import stream
+from tests.downstream import text_toys as toys
 
 SHAPE = dict(width=16, depth=1, heads=2, init="normal", init_std=0.2)
 MODELS = {

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from interop_toys import OURS, params_of, task_of
 
 from ssl_jax import api
 from ssl_jax.api import Pretrained
 from ssl_jax.errors import UserError
+from tests.interop.interop_toys import OURS, params_of, task_of
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 6, 8, 3)).astype(np.float32)
 TOKENS = np.array([[1, 5, 6, 7, 22], [1, 8, 9, 22, 0]])

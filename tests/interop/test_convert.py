@@ -7,13 +7,13 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
-from interop_toys import params_of, task_of, write
 from safetensors.numpy import load_file, save_file
 
 import ssl_jax
 from ssl_jax import cli
 from ssl_jax.interop.convert import exported, load_pretrained
 from ssl_jax.training.rules import flatten
+from tests.interop.interop_toys import params_of, task_of, write
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 import pytest
-from interop_toys import OURS, params_of, task_of, write
 
 from ssl_jax.errors import UserError
 from ssl_jax.interop import mapping
 from ssl_jax.interop.convert import exported, load_pretrained
 from ssl_jax.training.rules import flatten
+from tests.interop.interop_toys import OURS, params_of, task_of, write
 
 
 @pytest.mark.parametrize("architecture", OURS)

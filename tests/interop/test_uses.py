@@ -5,12 +5,12 @@ import pathlib
 
 import numpy as np
 import pytest
-from interop_toys import params_of, task_of, write
 
 import ssl_jax
 from ssl_jax import cli
 from ssl_jax.data.text.tokenizer_files import byte_level_bpe, wordpiece
 from ssl_jax.interop.convert import exported
+from tests.interop.interop_toys import params_of, task_of, write
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]", "the", "film", "##s", "was", "good", "bad", "a", "very", ".", "it"]
 WORDS += [f"w{i}" for i in range(8)]
