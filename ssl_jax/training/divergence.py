@@ -13,6 +13,7 @@ from ssl_jax.training.exceptions import Diverged
 from ssl_jax.training.state import State
 
 MAX_REWINDS = 10
+ADVICE = 'lower optimizer.lr, set optimizer.clip, or training.on_nonfinite="skip"'
 
 
 class Rewind(Exception):
@@ -37,22 +38,29 @@ def stop_or_rewind(
 
     metric, group: the first metric and parameter group that are not finite after `step`. Writes diverged.json.
     """
-    batch = step - 1 + int(state.hyper["data_offset"])
     if checkpoints:
         checkpoints.wait()
     good = max((s for s in checkpoints.steps() if s < step), default=None) if checkpoints else None
+    line = report(step, metric, group, step - 1 + int(state.hyper["data_offset"]), stream, workdir, good)
+    if rewinds is not None and checkpoints and rewinds < MAX_REWINDS:
+        warn(f"{line}; going back, past these batches")
+        raise Rewind(step)
+    raise Diverged(f"{line}; {ADVICE}")
+
+
+def report(
+    step: int, metric: str, group: str, batch: int, stream: Any, workdir: pathlib.Path | None, good: int | None = None
+) -> str:
+    """Write diverged.json, and return its content as a line. batch: the bad batch; good: the last checkpoint before it."""
     index = [int(i) for i in stream.indices(batch)]
     shown = ", ".join(map(str, index[:8])) + (f" ... ({len(index)} in all)" if len(index) > 8 else "")
     saved = "none" if good is None else f"step {good}"
     where = f"nor is the gradient of {group}" if group else "all gradients are finite"
     line = f"step {step}: {metric} is not finite, {where}; last good checkpoint: {saved}; the batch holds the examples {shown}"
     if workdir is not None and jax.process_index() == 0:
-        report = {"step": step, "metric": metric, "group": group, "checkpoint": good, "batch": batch, "indices": index}
-        (workdir / "diverged.json").write_text(configs.to_json(report) + "\n")
-    if rewinds is not None and checkpoints and rewinds < MAX_REWINDS:
-        warn(f"{line}; going back, past these batches")
-        raise Rewind(step)
-    raise Diverged(f'{line}; lower optimizer.lr, set optimizer.clip, or training.on_nonfinite="skip"')
+        found = {"step": step, "metric": metric, "group": group, "checkpoint": good, "batch": batch, "indices": index}
+        (workdir / "diverged.json").write_text(configs.to_json(found) + "\n")
+    return line
 
 
 def rewound(bad: Rewind, checkpoints: Checkpoints, abstract: State, mesh: Any, rewinds: int) -> tuple[int, State, dict]:

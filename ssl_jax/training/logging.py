@@ -165,15 +165,14 @@ class Logger:
         total: int,
         speed: Speed,
         state: Mapping[str, Any] | None = None,
-        name: str = "train",
-        quiet: bool = False,
+        console: Console,
     ):
         self.every, self.total, self.speed, self.step = training.log_every, total, speed, step
         state = state or {}
         self.sums = {name: list(pair) for name, pair in state.get("sums", {}).items()}  # [sum, number of terms]
         self.line = dict(state["line"]) if state.get("line") else None  # complete, and waiting for its evaluation
         self.last: dict[str, float] = {}
-        self.console = Console(total, name, quiet=quiet)
+        self.console = console
         self.metrics = self.speeds = self._board = self._wandb = None
         if workdir is not None and jax.process_index() == 0:
             self.metrics = MetricsFile(workdir / "metrics.jsonl", step)

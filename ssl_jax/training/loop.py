@@ -7,27 +7,28 @@ next one is dispatched; the loop waits for the device nowhere else.
 """
 
 import contextlib
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from ssl_jax.task import Params, Task
 from ssl_jax.training import divergence, preemption, sharding, startup
+from ssl_jax.training import length as lengths
 from ssl_jax.training.checkpoint import Checkpoints
 from ssl_jax.training.exceptions import Preempted
 from ssl_jax.training.lock import locked
-from ssl_jax.training.logging import Logger, Speed
+from ssl_jax.training.logging import Console, Logger, Speed
 from ssl_jax.training.optimizer import OptimizerSettings
 from ssl_jax.training.program import Program
 from ssl_jax.training.schedules import NO_SCHEDULES, Schedules
 from ssl_jax.training.settings import CheckpointSettings, MeshSettings, TrainingSettings
 from ssl_jax.training.state import State
-from ssl_jax.training.step import GROUP, nonfinite
+from ssl_jax.training.step import lines_of, logged, nonfinite
 
 Evaluate = Callable[[State], Mapping[str, float]]
 
@@ -61,12 +62,14 @@ class Trainer:
         evaluate: Evaluate | None = None,
         name: str = "train",
         quiet: bool = False,
+        console: Console | None = None,
     ) -> State:
         """Train to the end, from the newest checkpoint in `workdir` where there is one.
 
         total_steps: default, from training.duration. stream: other data of the same shapes and transforms. init_params:
         parameters to start from, or a function from the task's own; init_variables: a function from the task's own.
-        evaluate: State -> numbers, at every training.evaluate_every. Without a workdir nothing is written.
+        evaluate: State -> numbers, at every training.evaluate_every. console: default, one line under `name`. Without a
+        workdir nothing is written.
         Raises Preempted, Diverged or SaveFailed when the run stops before its end.
         """
         saving = checkpoint or CheckpointSettings()
@@ -78,16 +81,17 @@ class Trainer:
                 stack.enter_context(locked(workdir))
                 checkpoints = Checkpoints(workdir / "checkpoints", saving)
                 stack.callback(checkpoints.settle)  # whatever ends the run, a save that has begun is finished
+            stream = stream or self.program.stream
+            hyper = functools.partial(lengths.hyper, self.program, stream, seed, lr=lr, weight_decay=weight_decay)
             begun = startup.begin(
-                self.program, stream or self.program.stream, checkpoints, signals, seed=seed, total=total_steps,
-                init_params=init_params, init_variables=init_variables, evaluates=evaluate is not None,
-                save_every=saving.every, given=dict(lr=lr, weight_decay=weight_decay),
+                self.program, stream, checkpoints, signals, hyper, total=total_steps, init_params=init_params,
+                init_variables=init_variables, evaluates=evaluate is not None, save_every=saving.every,
             )  # fmt: skip
             if begun.step >= begun.length.total:
                 return begun.state
-            run = Run(self.program, stream or self.program.stream, begun, evaluate, saving, workdir, checkpoints, signals)
+            run = Run(self.program, stream, begun, evaluate, saving, workdir, checkpoints, signals)
             stack.callback(run.close)
-            return run.train(name, quiet)
+            return run.train(console or Console(begun.length.total, name, quiet=quiet))
 
 
 class Run:
@@ -107,11 +111,10 @@ class Run:
 
     # The loop -----------------------------------------------------------------------------------------------------------
 
-    def train(self, name: str, quiet: bool) -> State:
+    def train(self, console: Console) -> State:
         """Train from `self.step` to the end and return the State."""
         while True:
-            self.logger = Logger(self.workdir, self.program.training, step=self.step, total=self.length.total,
-                                 speed=self.speed, state=self.extra.get("logger"), name=name, quiet=quiet)  # fmt: skip
+            self.logger = self.open_log(console)
             try:
                 self.loop()
                 break
@@ -122,6 +125,10 @@ class Run:
         if self.signals:
             self.signals.end()
         return self.state
+
+    def open_log(self, console: Console) -> Logger:
+        return Logger(self.workdir, self.program.training, step=self.step, total=self.length.total, speed=self.speed,
+                      state=self.extra.get("logger"), console=console)  # fmt: skip
 
     def loop(self) -> None:
         """Take a batch, step, record; between calls evaluate, save and stop if asked to."""
@@ -134,23 +141,18 @@ class Run:
                     programs[count] = self.program.compiled(count, self.resident)
             pending = self.between_calls(pending, ahead=count)
             try:
-                batch = self.next_batch()
+                batch = next(self.batches)
             except Exception:  # a reader died, or an example cannot be read: the work done so far is not lost
                 self.record(pending)
                 self.save()
                 raise
             self.state, metrics = programs[count](self.state, batch, self.resident)
             self.step += count
-            self.speed.steps += count
+            self.speed.steps += count * self.program.replicas
+            self.speed.waited += self.batches.last_wait
             self.record(pending)
             pending = (self.step - count, count, metrics)
         self.between_calls(pending, ahead=0)
-
-    def next_batch(self) -> Any:
-        waited = self.batches.waited
-        batch = next(self.batches)
-        self.speed.waited += self.batches.waited - waited
-        return batch
 
     def between_calls(self, pending: Any, ahead: int) -> Any:
         """Evaluate, save, stop when asked; return the metrics still to be read. `ahead`: the next call's steps."""
@@ -166,7 +168,7 @@ class Run:
             pending = None
         if evaluates and self.extra.get("evaluated") != step:
             with self.may_block():
-                results = {name: float(value) for name, value in self.evaluate(self.state).items()}
+                results = self.measure()
             self.extra |= {"evaluated": step, "evaluation": results}
             self.logger.flush_line(results, step)
         if saves:
@@ -176,28 +178,27 @@ class Run:
         self.logger.report()
         return pending
 
+    def measure(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self.evaluate(self.state).items()}
+
     def record(self, pending: Any) -> None:
         """Read the metrics of a call, which the device has finished by now or soon will, check and log them."""
         if pending is None:
             return
         start, count, metrics = pending
-        values = {name: np.reshape(value, count) for name, value in jax.device_get(metrics).items()}
-        values = {"loss": values.pop("loss"), **values}
-        for i in range(count):
-            step, line = start + i + 1, {name: float(value[i]) for name, value in values.items()}
-            bad = nonfinite(line)
-            if bad and self.program.training.on_nonfinite != "skip":
-                rewinds = self.extra.get("rewinds", 0) if self.program.training.on_nonfinite == "rewind" else None
-                divergence.stop_or_rewind(step, *bad, state=self.state, stream=self.stream, checkpoints=self.checkpoints,
-                                          workdir=self.workdir, rewinds=rewinds)  # fmt: skip
-            shown = {name: value for name, value in line.items() if not name.startswith(GROUP)}
-            if bad:  # the update was skipped: its numbers would spoil the means
-                shown = {name: value for name, value in shown.items() if np.isfinite(value)}
-            if self.extra.get("rewinds"):
-                shown["rewinds"] = self.extra["rewinds"]
-            self.logger.add(step, shown)
-            if not self.length.evaluates(step):
-                self.logger.flush_line()
+        for i, line in enumerate(lines_of(jax.device_get(metrics), count)):
+            self.record_step(start + i + 1, line)
+
+    def record_step(self, step: int, line: dict[str, float]) -> None:
+        bad = nonfinite(line)
+        if bad and self.program.training.on_nonfinite != "skip":
+            rewinds = self.extra.get("rewinds", 0) if self.program.training.on_nonfinite == "rewind" else None
+            divergence.stop_or_rewind(step, *bad, state=self.state, stream=self.stream, checkpoints=self.checkpoints,
+                                      workdir=self.workdir, rewinds=rewinds)  # fmt: skip
+        more = {"rewinds": self.extra["rewinds"]} if self.extra.get("rewinds") else {}
+        self.logger.add(step, {**logged(line), **more})
+        if not self.length.evaluates(step):
+            self.logger.flush_line()
 
     # Save, go back -----------------------------------------------------------------------------------------------------
 
@@ -233,10 +234,8 @@ class Run:
     def go_back(self, bad: divergence.Rewind) -> None:
         """Continue from the last checkpoint before a bad step, with the batches after the bad one."""
         self.close()
-        found = divergence.rewound(
-            bad, self.checkpoints, self.program.abstract, self.program.mesh, self.extra.get("rewinds", 0)
-        )
-        self.step, self.state, self.extra = found
+        abstract, mesh, rewinds = self.program.abstract, self.program.mesh, self.extra.get("rewinds", 0)
+        self.step, self.state, self.extra = divergence.rewound(bad, self.checkpoints, abstract, mesh, rewinds)
         if self.signals:
             self.signals.begin(self.step)
         offset = int(self.state.hyper["data_offset"])

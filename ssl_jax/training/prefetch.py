@@ -18,7 +18,7 @@ class Prefetch:
     def __init__(self, batches: Iterator[dict], counts: Iterator[int], put: Callable[[dict, int], Any], depth: int = 2):
         self._queue: queue.Queue = queue.Queue(depth)
         self._stop = threading.Event()
-        self.waited = 0.0  # seconds the loop waited for data
+        self.waited = self.last_wait = 0.0  # seconds waited for all batches, and for the last one
         self._thread = threading.Thread(target=self._run, args=(batches, counts, put), name="prefetch", daemon=True)
         self._thread.start()
 
@@ -52,7 +52,8 @@ class Prefetch:
     def __next__(self) -> Any:
         started = time.monotonic()
         batch, error = self._queue.get()
-        self.waited += time.monotonic() - started
+        self.last_wait = time.monotonic() - started
+        self.waited += self.last_wait
         if error is not None:
             raise error
         return batch

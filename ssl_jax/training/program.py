@@ -35,6 +35,8 @@ class Program:
     batch, devices, accumulation or rules do not fit.
     """
 
+    replicas = 1  # runs that one State holds
+
     def __init__(self, task: Task, stream: Any, *, training: TrainingSettings, optimizer: OptimizerSettings,
                  schedules: Schedules = NO_SCHEDULES, mesh: Mesh | MeshSettings | None = None):  # fmt: skip
         self.task, self.stream, self.training, self.settings, self.schedules = task, stream, training, optimizer, schedules

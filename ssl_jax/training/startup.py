@@ -31,13 +31,14 @@ class Begun:
 
 
 def begin(
-    program: Program, stream: Any, checkpoints: Checkpoints | None, signals: Preemption | None, *, seed: int,
-    total: int | None, init_params: Any, init_variables: Any, evaluates: bool, save_every: int | None, given: dict[str, Any],
+    program: Program, stream: Any, checkpoints: Checkpoints | None, signals: Preemption | None,
+    hyper: Callable[[int], dict[str, Any]], *, total: int | None, init_params: Any, init_variables: Any, evaluates: bool,
+    save_every: int | None,
 ) -> Begun:  # fmt: skip
     """Begin a run at the newest checkpoint, or at step 0.
 
-    total: steps; default, from training.duration. evaluates: whether the run has something to call at
-    training.evaluate_every. given: lr and weight_decay where they are not the config's.
+    hyper: steps in all -> the hyper-parameters. total: steps; default, from training.duration. evaluates: whether the run
+    has something to call at training.evaluate_every.
     """
     training = program.training
     newest = checkpoints.newest() if checkpoints else None
@@ -55,13 +56,13 @@ def begin(
     if total is not None:
         begun.length = of(total)
         begun.batches = read_ahead(program, stream, begun.length, 0)
-    begun.state = program.create(lengths.hyper(program, stream, seed, total or 1, **given), init_params, init_variables)
+    begun.state = program.create(hyper(total or 1), init_params, init_variables)
     begun.resident = sharding.put_replicated(stream.resident, program.mesh)
     with may_block(signals, lambda: save(checkpoints, begun)):
         if total is None:  # a budget in minutes
             minutes = configs.Duration.parse(training.duration, "training.duration").number
             total = lengths.measured(program, begun.state, stream, begun.resident, minutes)
-            numbers = jax.tree.map(np.asarray, lengths.hyper(program, stream, seed, total, **given))
+            numbers = jax.tree.map(np.asarray, hyper(total))
             begun.state = begun.state.replace(hyper=sharding.put_replicated(numbers, program.mesh))
             begun.length = of(total)
             begun.batches = read_ahead(program, stream, begun.length, 0)
@@ -76,15 +77,20 @@ def resumed(
 ) -> Begun:
     """Restore the checkpoint of `step`; its length is the one the run was begun with."""
     state, extra = checkpoints.restore(step, program.abstract)
-    begun = Begun(step, state, of(int(state.hyper["total_steps"])), extra)
+    begun = Begun(step, state, of(first_of(state.hyper["total_steps"])), extra)
     if step < begun.length.total:
         begun.resident = sharding.put_replicated(stream.resident, program.mesh)
-        begun.batches = read_ahead(program, stream, begun.length, step, int(state.hyper["data_offset"]))
+        begun.batches = read_ahead(program, stream, begun.length, step, first_of(state.hyper["data_offset"]))
         with may_block(signals, lambda: save(checkpoints, begun)):
             program.compiled(begun.length.many, begun.resident)
         if begun.length.has_single_steps(step):
             program.compile_ahead(1, begun.resident)
     return begun
+
+
+def first_of(number: Any) -> int:
+    """Return a whole number of State.hyper; replicas share it."""
+    return int(np.ravel(number)[0])
 
 
 def length_of(program: Program, stream: Any, total: int, evaluates: bool, save_every: int | None) -> Length:

@@ -223,6 +223,20 @@ def several(step: Callable, count: int) -> Callable:
     return steps
 
 
+def lines_of(metrics: Mapping[str, np.ndarray], count: int) -> list[dict[str, Any]]:
+    """Return the metrics of each of a call's `count` steps, the loss first; of replicas, arrays f32[replicas]."""
+    metrics = {"loss": metrics["loss"], **metrics}
+    steps = [{name: value if count == 1 else value[i] for name, value in metrics.items()} for i in range(count)]
+    return [{name: float(value) if np.ndim(value) == 0 else value for name, value in line.items()} for line in steps]
+
+
+def logged(line: Mapping[str, float]) -> dict[str, float]:
+    """Return what the log shows of a step's metrics: no group norms; of a skipped update, only what is finite, since the
+    rest would spoil the means."""
+    skipped = nonfinite(line) is not None
+    return {name: v for name, v in line.items() if not name.startswith(GROUP) and (np.isfinite(v) or not skipped)}
+
+
 def nonfinite(metrics: Mapping[str, float]) -> tuple[str, str] | None:
     """Return (first metric, first parameter group) that is not finite, or None; the group is "" if all gradients are finite."""
     bad = [name for name, value in metrics.items() if not np.isfinite(value)]

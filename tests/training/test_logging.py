@@ -53,7 +53,7 @@ def test_noise_behind_the_last_line_is_cut(tmp_path):
 def logger(tmp_path, step=0, state=None, every=4, total=99):
     training = TrainingSettings(log_every=every, tensorboard=False)
     speed = Speed(ToyTask(), toy_stream(8), "float32")
-    return Logger(tmp_path, training, step=step, total=total, speed=speed, state=state, quiet=True)
+    return Logger(tmp_path, training, step=step, total=total, speed=speed, state=state, console=Console(total, quiet=True))
 
 
 def test_a_line_is_the_mean_over_its_interval_wherever_the_run_was_cut(tmp_path):
