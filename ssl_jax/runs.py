@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import config as configs
 from ssl_jax import data, downstream, pretext
 from ssl_jax.config import look_up, nearest, read
 from ssl_jax.errors import UserError
+from ssl_jax.resume import begin_anew, check_directory, evaluator_sections, fingerprint, finished, trained
 from ssl_jax.task import Context, DataInfo, Params, Task, by_default
 from ssl_jax.workdir import Workdir
 
@@ -94,14 +94,6 @@ def prepare(config: ConfigDict, workdir: str | None = None) -> Parts:
     return Parts(config, task, dataset, training, optimizer, schedules, checkpoint, mesh_settings, mesh, stream, evaluators)
 
 
-def evaluator_sections(config: ConfigDict) -> dict[str, Any]:
-    """Return the sections of config.downstream by name, without those that None or False switches off."""
-    section = config.get("downstream") or {}
-    if not isinstance(section, Mapping | ConfigDict):
-        raise UserError(f"downstream={section!r}: expected evaluators by name, such as dict(knn=dict())")
-    return {name: settings for name, settings in section.items() if settings is not None and settings is not False}
-
-
 def read_evaluators(config: ConfigDict) -> dict[str, Any]:
     """Return the evaluators of config.downstream by name; a name may carry a suffix, "linear_probe:tokens"."""
     found = {}
@@ -149,7 +141,7 @@ def finetune(config: ConfigDict, workdir: str, *, init: str | None = None) -> in
 def _run(config: ConfigDict, workdir: str, *, evaluate: bool) -> int:
     wd = Workdir.at(workdir)
     workdir = str(wd.path)
-    wd.check(config)
+    check_directory(wd, config)
     if finished(wd, config, evaluate):
         say(f"{workdir}: the run is complete ({wd.status()['trained']:,} steps); the report is {wd.path / 'report.html'}")
         show_results(wd, config)
@@ -157,7 +149,7 @@ def _run(config: ConfigDict, workdir: str, *, evaluate: bool) -> int:
     parts = prepare(config, workdir)
     meanwhile = parts.training.evaluate_every is not None
     test = checked_test_data(parts) if parts.evaluators and (evaluate or meanwhile) else None
-    complete(parts, wd, None if trained(wd) else trainer_of(parts), test, evaluate=evaluate)
+    complete(parts, wd, None if trained(wd, config) else trainer_of(parts), test, evaluate=evaluate)
     if evaluate:
         write_report(wd, config)
     return 0
@@ -170,9 +162,10 @@ def complete(parts: Parts, wd: Workdir, trainer: Any, test: Any, *, evaluate: bo
 
     odd = odd_settings(parts)
     splits = {"train": parts.stream.dataset, **({} if test is None else {"test": test})}
-    wd.check_data(made_from := {split: dataset.fingerprint() for split, dataset in splits.items()})
+    made_from = {split: dataset.fingerprint() for split, dataset in splits.items()}
     odd += dict.fromkeys(line for dataset in splits.values() for line in dataset.notes())
     with locked(wd.path), preemption.active(parts.checkpoint.grace):
+        begin_anew(wd, parts.config)
         wd.start(parts.config, parts.info, made_from)
         warn_of(wd, odd)
         started = time.monotonic()
@@ -209,30 +202,6 @@ def warn_of(wd: Workdir, lines: Sequence[str]) -> None:
     new = [*recorded, *(line for line in lines if line not in recorded)]
     if new != recorded:
         wd.write("warnings.json", {"lines": new})
-
-
-def trained(wd: Workdir) -> bool:
-    """Whether the last step is done and its checkpoint sound; steps whose checkpoint was damaged since are done again."""
-    from ssl_jax.training.checkpoint import damage
-
-    step = wd.status().get("trained")
-    return step is not None and damage(wd.path / "checkpoints" / f"{step:08d}") is None
-
-
-def finished(wd: Workdir, config: ConfigDict, evaluate: bool) -> bool:
-    """Whether a start of this config would find nothing to do."""
-    return measured(wd, config) and (wd.path / "report.html").is_file() if evaluate else "trained" in wd.status()
-
-
-def measured(wd: Workdir, config: ConfigDict) -> bool:
-    """Whether the run is trained, and evaluated by all evaluators of `config`."""
-    wanted = {name: _fingerprint(section) for name, section in evaluator_sections(config).items()}
-    status = wd.status()
-    return "trained" in status and "evaluated" in status and wanted.items() <= status["evaluated"].items()
-
-
-def _fingerprint(section: Any) -> str:
-    return configs.to_json(section)
 
 
 def train(parts: Parts, wd: Workdir, trainer: Any, quiet: bool = False) -> tuple[int, Params]:
@@ -382,7 +351,7 @@ def evaluate_all(
     cache = wd.path / "features" if parts.checkpoint.features else None
     encoder, evaluation = encoder_of(parts, params, cache, f"step {step}"), evaluation_data(parts, test, wd, quiet)
     for key, evaluator in parts.evaluators.items():
-        mark = _fingerprint(parts.config.downstream[key])
+        mark = fingerprint(parts.config.downstream[key])
         if done.get(key) == mark:
             continue
         started = time.monotonic()

@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ssl_jax import runs
+from ssl_jax import resume, runs
 from ssl_jax.config import nearest
 from ssl_jax.errors import UserError
 from ssl_jax.experiments import Arm, Experiment
@@ -48,7 +48,7 @@ class Job:
     @property
     def finished(self) -> bool:
         """Whether a start would find nothing to do: trained and evaluated, or diverged, which a second start would too."""
-        return "diverged" in self.workdir.status() or runs.measured(self.workdir, self.config)
+        return "diverged" in self.workdir.status() or resume.measured(self.workdir, self.config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +260,7 @@ def run_job(job: Job, parts: Parts, trainer: Any, experiment: Experiment) -> str
             if status.pop("failed", None):
                 job.workdir.write("status.json", status)
             test = own.dataset("test", False) if own.evaluators else None
-            runs.complete(own, job.workdir, None if runs.trained(job.workdir) else trainer, test, quiet=True)
+            runs.complete(own, job.workdir, None if resume.trained(job.workdir) else trainer, test, quiet=True)
     results = job.workdir.results()
     columns = experiment.settings.columns.items()
     return ", ".join(f"{heading} {results[metric]:.4g}" for metric, heading in columns if metric in results)

@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping
 from typing import Any
@@ -27,10 +28,6 @@ from ml_collections import ConfigDict
 from ssl_jax import config as configs
 from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo
-
-# What may change between two starts of one run: it alters no number of the training, or only how it is evaluated.
-MAY_CHANGE = ("mesh", "checkpoint", "downstream", "expected", "data.workers", "data.dir", "training.accumulation",
-              "training.steps_per_call", "training.log_every", "training.evaluate_every", "training.wandb")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +68,7 @@ class Workdir:
         if not file.is_file():
             return default
         try:
-            value = json.loads(file.read_text())
+            value = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{file}: is not JSON ({error}); restore it or take another --workdir") from None
         if not isinstance(value, dict):
@@ -84,11 +81,11 @@ class Workdir:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
         text = value if isinstance(value, str) else json.dumps(value, indent=2, sort_keys=False, default=str)
-        temporary.write_text(text + "\n")
+        temporary.write_text(text + "\n", encoding="utf-8")
         os.replace(temporary, file)
 
-    def check(self, config: ConfigDict) -> None:
-        """UserError, with the difference, when the directory belongs to a run of another config."""
+    def check_writable(self) -> None:
+        """Raise UserError where the directory cannot be made or written, or holds a sweep."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--workdir={self.path}: is a file; take another")
         if (self.path / "sweep.json").exists():
@@ -96,15 +93,16 @@ class Workdir:
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not os.access(parent, os.W_OK):
             raise UserError(f"--workdir={self.path}: {parent} cannot be written to; take another or change its permissions")
-        old = self.config()
-        if old is None:
-            return
-        differ = differences(old.to_dict(), _tuples(plain(config)[0]))
-        differ = [line for key, line in differ if not any(key == m or key.startswith(m + ".") for m in MAY_CHANGE)]
-        if differ:
-            more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-            shown = f"{'; '.join(differ[:3])}{more}"
-            raise UserError(f"--workdir={self.path}: belongs to a run of another config ({shown}); take another --workdir")
+
+    def as_recorded(self, config: ConfigDict) -> ConfigDict:
+        """Return `config` as `config()` reads it after a start: types as JSON holds them, without the recipe card."""
+        return ConfigDict(_tuples(plain(config)[0]))
+
+    def forget(self) -> None:
+        """Remove what an earlier start recorded of its data and settings."""
+        for name in ("config.json", "info.json", "data.json", "warnings.json", "status.json", "diverged.json"):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "tokenizer", ignore_errors=True)
 
     def start(self, config: ConfigDict, info: DataInfo, data: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         """Record what runs: the config and what is known of the machine, the data's shape and the tokenizer.
@@ -166,6 +164,7 @@ def differences(old: Mapping, new: Mapping, path: str = "") -> list[tuple[str, s
     found = []
     for key in sorted(set(old) | set(new), key=str):
         name, a, b = f"{path}{key}", old.get(key, "unset"), new.get(key, "unset")
+        a, b = ({} if x == "unset" and isinstance(other, Mapping) else x for x, other in ((a, b), (b, a)))
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += differences(a, b, f"{name}.")
         elif isinstance(a, Mapping) or isinstance(b, Mapping):

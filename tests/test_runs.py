@@ -236,7 +236,7 @@ def test_a_wrong_command_line_is_one_line(argv, message, capsys):
 
 def test_differences_name_the_leaf():
     old, new = dict(a=dict(b=1, c=2), d=3), dict(a=dict(b=1, c=5), e=dict(f=1))
-    assert [key for key, _ in differences(old, new)] == ["a.c", "d", "e"]
+    assert [key for key, _ in differences(old, new)] == ["a.c", "d", "e.f"]
 
 
 def test_a_home_directory_is_meant_by_a_tilde(folder, finished, monkeypatch, capsys):

@@ -1,0 +1,115 @@
+"""Starting a run again: what may change, why the rest may not, and what is done already."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ssl_jax import config as configs
+from ssl_jax.errors import UserError
+from ssl_jax.workdir import Workdir, differences
+
+# Settings that may change between two starts of one run: they alter no number of the training so far. A run that has met
+# no loss that is not finite is the same under every `on_nonfinite`.
+MAY_CHANGE = (
+    "mesh", "checkpoint", "downstream", "expected", "data.workers", "data.dir", "data.placement", "data.cache",
+    "training.accumulation", "training.steps_per_call", "training.log_every", "training.evaluate_every", "training.evaluators",
+    "training.on_nonfinite", "training.tensorboard", "training.wandb", "training.patience",
+)  # fmt: skip
+REASONS = {  # why other settings may not, by the start of their key
+    "seed": "the steps already taken drew their random numbers from it",
+    "data.test": "`ssl-jax evaluate --data.test=` measures a run on other data",
+    "data": "the steps already taken read other batches",
+    "model": "the saved parameters belong to it",
+    "task": "the saved parameters were trained by it",
+    "": "the steps already taken used it",
+}
+EXTENDABLE = ()  # schedules whose rate so far does not depend on the length of the run
+
+
+def check_directory(wd: Workdir, config: ConfigDict) -> None:
+    """Raise UserError, with the difference and the reason, where the directory's run cannot go on under `config`.
+
+    A run of which nothing is saved begins anew, under any config.
+    """
+    wd.check_writable()
+    old = wd.config()
+    if old is None or not has_progress(wd):
+        return
+    differ = differences(old.to_dict(), wd.as_recorded(config).to_dict())
+    refused = [(key, line, why) for key, line in differ if (why := why_not(key, old, config)) is not None]
+    if refused:
+        more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
+        shown = "; ".join(line for _, line, _ in refused[:3]) + more
+        why = refused[0][2]
+        raise UserError(f"--workdir={wd.path}: belongs to a run of another config ({shown}); {why}; take another --workdir")
+
+
+def why_not(key: str, old: ConfigDict, new: ConfigDict) -> str | None:
+    """Return why the setting `key` may not change on a new start, or None: it may."""
+    if key == "training.duration":
+        schedule = new.optimizer.get("schedule", "warmup_cosine")
+        if schedule in EXTENDABLE and not new.get("schedules"):
+            return None
+        return f"optimizer.schedule={schedule!r} spreads over the whole run: another length would have changed every step"
+    if key == "checkpoint.best" and (old.get("checkpoint") or {}).get("best") != (new.get("checkpoint") or {}).get("best"):
+        if None in ((old.get("checkpoint") or {}).get("best"), (new.get("checkpoint") or {}).get("best")):
+            return "with it a part of the training data is held out, to select on"
+    if any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE):
+        return None
+    return next(why for start, why in REASONS.items() if key == start or key.startswith(f"{start}.") or not start)
+
+
+def has_progress(wd: Workdir) -> bool:
+    """Whether anything of the directory's run is saved: a checkpoint, or that it was trained."""
+    from ssl_jax.training.checkpoint import complete_steps
+
+    return "trained" in wd.status() or bool(complete_steps(wd.path / "checkpoints"))
+
+
+def begin_anew(wd: Workdir, config: ConfigDict) -> None:
+    """Remove what an earlier start under another config recorded, where nothing of it is saved."""
+    old = wd.config()
+    if old is not None and not has_progress(wd) and differences(old.to_dict(), wd.as_recorded(config).to_dict()):
+        wd.forget()
+
+
+def trained(wd: Workdir, config: ConfigDict | None = None) -> bool:
+    """Whether the last step is done and its checkpoint sound; steps whose checkpoint was damaged since are done again."""
+    from ssl_jax.training.checkpoint import damage
+
+    step = wd.status().get("trained")
+    if step is None or (config is not None and extended(wd, config)):
+        return False
+    return damage(wd.path / "checkpoints" / f"{step:08d}") is None
+
+
+def extended(wd: Workdir, config: ConfigDict) -> bool:
+    """Whether a run that was trained is to go on, since `config` gives it another length."""
+    return wd.status().get("duration", config.training.get("duration")) != config.training.get("duration")
+
+
+def finished(wd: Workdir, config: ConfigDict, evaluate: bool) -> bool:
+    """Whether a start of this config would find nothing to do."""
+    done = measured(wd, config) and (wd.path / "report.html").is_file() if evaluate else "trained" in wd.status()
+    return done and not extended(wd, config)
+
+
+def measured(wd: Workdir, config: ConfigDict) -> bool:
+    """Whether the run is trained, and evaluated by all evaluators of `config`."""
+    wanted = {name: fingerprint(section) for name, section in evaluator_sections(config).items()}
+    status = wd.status()
+    return "trained" in status and "evaluated" in status and wanted.items() <= status["evaluated"].items()
+
+
+def evaluator_sections(config: ConfigDict) -> dict[str, Any]:
+    """Return the sections of config.downstream by name, without those that None or False switches off."""
+    section = config.get("downstream") or {}
+    if not isinstance(section, Mapping | ConfigDict):
+        raise UserError(f"downstream={section!r}: expected evaluators by name, such as dict(knn=dict())")
+    return {name: settings for name, settings in section.items() if settings is not None and settings is not False}
+
+
+def fingerprint(section: Any) -> str:
+    """Return what tells an evaluator's settings apart."""
+    return configs.to_json(section)
