@@ -186,6 +186,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("action", choices=("list", "inspect", "prepare"))
     sub.add_argument("uri", nargs="?")
     sub.add_argument("--index", type=int, default=None, help="inspect: this example only")
+    sub.add_argument("--config", metavar="FILE[:ARG]", help="inspect: the training data of this config")
+    sub.add_argument("--to", type=path, metavar="PNG", help="inspect: write images as the model of --config will see them")
     return top
 
 
@@ -288,11 +290,21 @@ def _data(arguments):
     if arguments.action == "list":
         print(commands.list_sources())
         return
-    if not arguments.uri:
+    settings = getattr(arguments, "settings", None)
+    uri = arguments.uri or (settings.data.get("train") if settings else None)
+    if not uri:
         raise UserError(f"data {arguments.action} needs a source, such as bundled:fashion_mnist")
-    print(
-        commands.inspect(arguments.uri, arguments.index) if arguments.action == "inspect" else commands.prepare(arguments.uri)
-    )
+    if arguments.action == "prepare":
+        print(commands.prepare(uri))
+        return
+    if arguments.to and not settings:
+        raise UserError(f"--to={arguments.to} needs --config=FILE: how images are augmented stands there")
+    options = {name: settings.data.get(name) for name in ("dir", "columns")} if settings else {}
+    print(commands.inspect(uri, arguments.index, **options))
+    if arguments.to:
+        from ssl_jax.preview import preview
+
+        print(f"{preview(settings, arguments.to)} examples as they are trained on: {arguments.to}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ FLOORS = (
     {"data", "models", "reports", "workdir"},
     {"training", "pretext"},
     {"downstream", "interop"},
-    {"resume", "runs", "sweeps", "inference", "bench", "bench_peer", "api", "start"},
+    {"resume", "runs", "sweeps", "inference", "preview", "bench", "bench_peer", "api", "start"},
     {"cli"},
 )
 # Settings of a section may be read by the room itself; what a pretext task is, training must not know, and so on.

@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,14 @@ class Found:
     problem: str | None = None  # why it cannot be read
 
 
-def inspect(uri: str, index: int | None = None, *, dir: str | None = None) -> str:
+def inspect(
+    uri: str, index: int | None = None, *, dir: str | None = None, columns: Mapping[str, str | None] | None = None
+) -> str:
     """Return what a source holds, as text: kind, counts, classes, sizes, what is not read; with `index`, that example.
 
     Up to SAMPLE evenly spaced examples are decoded. Raises UserError for a source that cannot be opened.
     """
-    source = load_source(uri, dir=dir)
+    source = load_source(uri, dir=dir, columns=columns)
     if index is not None:
         if not 0 <= index < len(source):
             raise UserError(f"{uri}: has no example {index}; its {len(source):,} examples are 0 to {len(source) - 1}")
