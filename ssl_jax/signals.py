@@ -6,6 +6,8 @@ import signal
 import threading
 from multiprocessing import resource_tracker
 
+from ssl_jax.streams import quiet_libraries
+
 # A terminal sends SIGINT (Ctrl-C) and SIGHUP (it is closed); schedulers and systemd send SIGTERM; SLURM's --signal sends
 # what it is told, usually SIGUSR1 or SIGUSR2.
 SHUTDOWN = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -35,6 +37,7 @@ def shield_children() -> None:
 
 def become_reader(index: int, count: int) -> None:
     """Set up a process that reads examples (one of `count`): ignore the shutdown signals, and end with the parent process."""
+    quiet_libraries()
     for number in SHUTDOWN:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()

@@ -14,6 +14,7 @@ import jax
 from ssl_jax import cpu, devices
 from ssl_jax.cache import user_cache
 from ssl_jax.errors import UserError
+from ssl_jax.streams import quiet_libraries
 
 
 @functools.cache
@@ -25,6 +26,7 @@ def start_process() -> str:
     Commands compute in 32 bits whatever JAX_ENABLE_X64 says: parameters are f32 and indices i32 in every checkpoint.
     Raises UserError for incomplete process variables and for a platform that is not there.
     """
+    quiet_libraries()
     jax.config.update("jax_enable_x64", False)
     join_processes()
     cpu.configure()

@@ -2,11 +2,30 @@
 
 import contextlib
 import io
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 
 NAMES = ("stdin", "stdout", "stderr")
+
+
+def quiet_libraries() -> None:
+    """Silence what libraries print about things that are handled here.
+
+    Pillow's warnings of broken EXIF data and large images; what Orbax logs, which it raises as well; and, once a write to a
+    full disk has failed, TensorStore's other writes, which report to an event loop that Orbax has closed.
+    """
+    warnings.filterwarnings("ignore", module="PIL")
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    before = sys.unraisablehook
+
+    def hook(unraisable) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def open_closed() -> None:

@@ -36,12 +36,9 @@ def warn(text: str) -> None:
     print(f"ssl-jax: {text}", file=sys.stderr, flush=True)
 
 
-def _handler():
-    import logging
-
+def _orbax():
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what it logs it also raises
     return ocp
 
 
@@ -79,9 +76,8 @@ class Checkpoints:
                     shutil.rmtree(folder, ignore_errors=True)
                     folder.mkdir()
                 self._sync(f"saving-{step}")
-                ocp = _handler()
+                ocp = _orbax()
                 if self._checkpointer is None:
-                    _drop_late_reports()
                     self._checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
                 content, layout = pack(rules.flatten(state))
                 self._checkpointer.save(folder / STATE, args=ocp.args.PyTreeSave(content))
@@ -193,7 +189,7 @@ class Checkpoints:
                 raise UserError(f"{folder}: does not fit this config ({wrong} differs); take another --workdir")
             restored = {name: sharding.put_state(arrays[name], leaf.sharding) for name, leaf in flat.items()}
         else:
-            ocp = _handler()
+            ocp = _orbax()
             try:
                 arguments = ocp.args.PyTreeRestore(flat, restore_args=ocp.checkpoint_utils.construct_restore_args(flat))
                 with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -232,7 +228,7 @@ def unpack(packed: dict[str, np.ndarray], layout: list) -> dict[str, np.ndarray]
 
 def _read(folder: pathlib.Path, keep: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
     """The arrays of an Orbax folder whose names `keep` likes, on the host."""
-    ocp, folder = _handler(), folder.absolute()  # Orbax finds nothing under a relative path
+    ocp, folder = _orbax(), folder.absolute()  # Orbax finds nothing under a relative path
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         metadata = checkpointer.metadata(folder)
         metadata = getattr(metadata, "item_metadata", metadata)
@@ -260,21 +256,6 @@ def time_free_id(name: str) -> int:
     """How often this process came by here: makes a barrier's name unique, the same in all processes."""
     _counters[name] = _counters.get(name, 0) + 1
     return _counters[name]
-
-
-def _drop_late_reports() -> None:
-    """Once a write has failed, Orbax closes its event loop; TensorStore's other writes still report to it, and Python would
-    print each such report as a traceback. The failure itself is told by SaveFailed."""
-    before = sys.unraisablehook
-    if getattr(before, "drops_late_reports", False):
-        return
-
-    def hook(unraisable) -> None:
-        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
-            before(unraisable)
-
-    hook.drops_late_reports = True
-    sys.unraisablehook = hook
 
 
 def _reason(folder: pathlib.Path, error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 import io
 import math
-import warnings
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -11,8 +10,6 @@ from ssl_jax.data.images import augment as settings_of
 from ssl_jax.data.images.augment import centred_box
 from ssl_jax.data.images.values import as_uint8
 from ssl_jax.errors import UserError
-
-warnings.filterwarnings("ignore", module="PIL")  # broken EXIF, large images: not the user's concern
 
 BICUBIC = Image.Resampling.BICUBIC
 
