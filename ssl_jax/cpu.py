@@ -1,8 +1,6 @@
-"""Values that XLA's CPU compiler shall not compute again for each of their readers.
+"""Forms of a program that XLA's CPU compiler and runtime run well; on GPU and TPU each is its plain definition.
 
-Its fusion copies cheap producers into every consumer. Along a residual stream that copies, into each block's gradients, the
-whole sum of the branches above it: a step's cost grows with the square of the depth. An optimization barrier does not help, the
-CPU compiler drops it before it fuses; a call that it may not inline does.
+docs/cpu.md says of each what XLA does without it, what that costs, measured, and when it can be deleted.
 """
 
 import ctypes
@@ -12,18 +10,30 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
+from jaxtyping import Array, Float
 
+from ssl_jax import target
 from ssl_jax.devices import cores
+from ssl_jax.randomness import drop
 
 
-def apart(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`; on a CPU a call of its own, whose arguments are written to memory before it and whose results after it."""
+def traced_for() -> bool:
+    """Whether the program being traced is for a CPU."""
+    return target.current().platform == "cpu"
+
+
+# What is computed once ------------------------------------------------------------------------------------------------
+
+
+def no_inline(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make `function` a call that XLA may not inline: its arguments and results are written to memory, nothing is fused."""
     called = jax.jit(function)
 
     @functools.wraps(function)
     def call(*arguments):
-        if jax.default_backend() != "cpu":
+        if not traced_for():
             return function(*arguments)
         with set_xla_metadata(inlineable="false"):
             return called(*arguments)
@@ -31,23 +41,162 @@ def apart(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def stored(x: jax.Array) -> jax.Array:
-    """`x`; on a CPU it is written to memory here."""
-    return _same(x) if jax.default_backend() == "cpu" else x
+def materialize(x: Array) -> Array:
+    """Write `x` to memory here instead of recomputing it in each consumer."""
+    return _materialize(x) if traced_for() else x
 
 
-@apart
-def _same(x):
-    return jax.lax.optimization_barrier(x)  # some operation, or the call would not be there
+@no_inline
+def _materialize(x):
+    return jax.lax.optimization_barrier(x)  # some operation, or the call would vanish
 
 
 @jax.custom_vjp
-def gradient_stored(x: jax.Array) -> jax.Array:
-    """`x`, whose cotangent is `stored`."""
+def materialize_cotangent(x: Array) -> Array:
+    """Return `x`, whose cotangent is written to memory instead of recomputed in each consumer."""
     return x
 
 
-gradient_stored.defvjp(lambda x: (x, None), lambda _, g: (stored(g),))
+materialize_cotangent.defvjp(lambda x: (x, None), lambda _, g: (materialize(g),))
+
+
+# Matrix products ------------------------------------------------------------------------------------------------------
+
+
+def is_cpu_bf16(*factors: Array) -> bool:
+    """Whether these are bf16 factors of a product on a CPU, which has fast kernels for one form only."""
+    return all(x.dtype == jnp.bfloat16 for x in factors) and traced_for()
+
+
+def matmul(x: Float[Array, "*batch m k"], y: Float[Array, "*batch k n"], dtype: Any = None) -> Float[Array, "*batch m n"]:
+    """Return x @ y in `dtype` (default: that of x), accumulated in f32.
+
+    In bf16 on a CPU a call of its own with an f32 result; elsewhere rounded to the dtype of x on the way.
+    """
+    dtype = dtype or x.dtype
+    if is_cpu_bf16(x, y):
+        return _matmul_f32(x, y).astype(dtype)
+    return jnp.matmul(x, y).astype(dtype)  # an f32 result would make the gradient's products f32's, and slow
+
+
+def transpose(x: Float[Array, "*batch m n"]) -> Float[Array, "*batch n m"]:
+    """Swap the last two axes of a factor of a `matmul`; in bf16 on a CPU ahead of the product."""
+    return _transpose(x) if is_cpu_bf16(x) else x.swapaxes(-1, -2)
+
+
+@no_inline
+def _matmul_f32(x, y):
+    return jnp.matmul(x, y, preferred_element_type=jnp.float32)
+
+
+@no_inline
+def _transpose(x):
+    return x.swapaxes(-1, -2)
+
+
+def affine(
+    x: Float[Array, "... inputs"], kernel: Float[Array, "inputs outputs"], bias: Float[Array, "outputs"] | None = None
+) -> Float[Array, "... outputs"]:
+    """Return x @ kernel + bias: a dense layer."""
+    if x.dtype == kernel.dtype and traced_for():
+        if bias is not None and is_cpu_bf16(x, kernel):
+            return _affine_bf16(x, kernel, bias)
+        y = _dense(x, kernel)
+    else:
+        y = jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+    return y if bias is None else y + bias.astype(y.dtype)
+
+
+@jax.custom_vjp
+def _dense(x, kernel):
+    """x @ kernel with autodiff's gradient written out, so that its cotangent is not fused into both products."""
+    return matmul(_rows(x), kernel).reshape(*x.shape[:-1], -1)
+
+
+def _dense_backward(residual, g):
+    x, kernel = residual
+    g = jax.lax.optimization_barrier(g)
+    rows, columns = _rows(x), _rows(g)
+    dx = matmul(columns, transpose(kernel)).reshape(x.shape)
+    if not is_cpu_bf16(x) and rows.shape[1] > columns.shape[1]:  # a wide input: faster with the narrow side transposed
+        return dx, jax.lax.optimization_barrier(jax.lax.optimization_barrier(columns.T) @ rows).T
+    return dx, matmul(transpose(rows), columns)
+
+
+_dense.defvjp(lambda x, kernel: (_dense(x, kernel), (x, kernel)), _dense_backward)
+
+
+@jax.custom_vjp
+def _affine_bf16(x, kernel, bias):
+    """x @ kernel + bias with the bias and its gradient in f32: the sum of a bf16 cotangent is slow."""
+    return (matmul(_rows(x), kernel, jnp.float32) + bias).astype(x.dtype).reshape(*x.shape[:-1], -1)
+
+
+def _affine_bf16_backward(residual, g):
+    return *_dense_backward(residual, g), jnp.sum(_rows(g).astype(jnp.float32), axis=0)
+
+
+_affine_bf16.defvjp(lambda x, kernel, bias: (_affine_bf16(x, kernel, bias), (x, kernel)), _affine_bf16_backward)
+
+
+def _rows(x: Float[Array, "... n"]) -> Float[Array, "rows n"]:
+    return x.reshape(-1, x.shape[-1])
+
+
+# Attention ------------------------------------------------------------------------------------------------------------
+
+
+def written_out_gradient(weights_of: Callable[..., Array]) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
+    """Decorate attention(rate, q, k, v, mask, kept), the values of `weights_of(q, k, mask)`, with its gradient.
+
+    The softmax's gradient needs, of every query, sum_t p_t dp_t = o . do (Dao et al. 2022, appendix B.4): a sum over the head's
+    width. Autodiff takes it over the keys, through a division that XLA:CPU then repeats for every weight.
+    """
+
+    def decorate(attention):
+        @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+        def attended(rate, q, k, v, mask, kept):
+            return attention(rate, q, k, v, mask, kept)
+
+        def forward(rate, q, k, v, mask, kept):
+            weights = jax.lax.optimization_barrier(weights_of(q, k, mask))
+            y = grouped_matmul(drop(weights, kept, rate).astype(v.dtype), v)
+            return y, (q, k, v, mask, kept, weights, y)
+
+        attended.defvjp(forward, _attention_backward)
+
+        @functools.wraps(attention)
+        def call(rate, q, k, v, mask, kept):
+            written_out = q.dtype == k.dtype == v.dtype and traced_for()
+            return (attended if written_out else attention)(rate, q, k, v, mask, kept)
+
+        return call
+
+    return decorate
+
+
+def grouped_matmul(x: Float[Array, "batch kv_heads group q n"], y: Float[Array, "batch kv_heads n m"], dtype=None):
+    """Return x @ y, the heads of a group sharing y, in `dtype` (default: that of x)."""
+    batch, kv_heads, group, time, _ = x.shape
+    return matmul(x.reshape(batch, kv_heads, group * time, -1), y, dtype).reshape(batch, kv_heads, group, time, -1)
+
+
+def _attention_backward(rate, residual, dy):
+    q, k, v, mask, kept, weights, y = residual
+    dy = jax.lax.optimization_barrier(dy)
+    dweights = drop(grouped_matmul(dy, transpose(v), jnp.float32), kept, rate)
+    dscores = weights * (dweights - jnp.sum((dy * y).astype(jnp.float32), axis=-1, keepdims=True))
+    if mask is not None:  # a query that may read nothing weighs all keys alike, yet moves no score
+        dscores = jnp.where(mask[:, None, None], dscores, 0)
+    dscores = jax.lax.optimization_barrier(dscores.astype(q.dtype))
+    used = drop(weights, kept, rate).astype(v.dtype)
+    return grouped_matmul(dscores, k), _over_queries(dscores, q), _over_queries(used, dy), None, None
+
+
+def _over_queries(scores: Float[Array, "batch kv_heads group q kv"], x: Float[Array, "batch kv_heads group q width"]):
+    """scores^T @ x, summed over queries and group. One factor must be transposed: the narrow one, and then the result."""
+    merged = lambda a: a.reshape(*a.shape[:2], -1, a.shape[-1])
+    return matmul(transpose(merged(x)), merged(scores)).swapaxes(-1, -2)
 
 
 # Devices and memory of the process: called by `start.start_process`, never on import ------------------------------------
@@ -91,7 +240,7 @@ def keep_freed_memory() -> bool:
     Blocks of over 32 MiB are otherwise returned to the kernel after every step and come back page by page, zeroed: a third
     of the time of a small GPT's step.
     """
-    if jax.default_backend() != "cpu":
+    if not traced_for():
         return False
     trim_threshold, mmap_threshold = -1, -3  # names of mallopt(3)
     try:

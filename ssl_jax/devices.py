@@ -1,4 +1,4 @@
-"""What a device can do: its peak rate of floating-point operations, and the memory in use."""
+"""What a device can do: its peak rate of floating-point operations, its memory and bandwidths; the memory in use."""
 
 import dataclasses
 import functools
@@ -44,6 +44,50 @@ PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
     (r"rtx 5090$", _GPU(209.5, 104.8)),
     (r"\bmi300x", _GPU(1307.4, 653.7)),
 )
+
+
+# Memory in GB (10^9 bytes; TPUs: 2^30), its bandwidth and the interconnect's (all links of a device, one direction) in GB/s,
+# first match as above. Sources: the same; a TPU's interconnect is half of what the documentation gives for both directions.
+HARDWARE: tuple[tuple[str, tuple[float | None, float | None, float | None]], ...] = (
+    (r"\bmig\b", (None, None, None)),
+    (r"^tpu v2$", (8 * 1.073741824, 350.0, None)),
+    (r"^tpu v3$", (16 * 1.073741824, 450.0, None)),
+    (r"^tpu v4$", (32 * 1.073741824, 1228.0, 150.0)),
+    (r"^tpu v5 lite$|^tpu v5e$", (16 * 1.073741824, 819.0, 100.0)),
+    (r"^tpu v5p?$", (95 * 1.073741824, 2765.0, 300.0)),
+    (r"^tpu v6 lite$|^tpu v6e$", (32 * 1.073741824, 1640.0, 224.0)),
+    (r"\bt4$", (16.0, 320.0, None)),
+    (r"\ba100-sxm4-40gb", (40.0, 1555.0, 300.0)),
+    (r"\ba100-sxm4-80gb", (80.0, 2039.0, 300.0)),
+    (r"\bl4$", (24.0, 300.0, None)),
+    (r"\bl40s$", (48.0, 864.0, None)),
+    (r"\bh100 pcie", (80.0, 2000.0, None)),
+    (r"\bh100 80gb hbm3", (80.0, 3350.0, 450.0)),
+    (r"\bh200$", (141.0, 4800.0, 450.0)),
+    (r"\bb200$", (180.0, 8000.0, 900.0)),
+    (r"rtx 3090$", (24.0, 936.0, None)),
+    (r"rtx 4090$", (24.0, 1008.0, None)),
+    (r"rtx 5090$", (32.0, 1792.0, None)),
+    (r"\bmi300x", (192.0, 5300.0, 448.0)),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    """One device's memory in bytes, and its bandwidths in bytes/s to its memory and to its neighbours; None: not known."""
+
+    memory: int | None = None
+    bandwidth: float | None = None
+    interconnect: float | None = None
+
+
+def hardware(kind: str) -> Hardware:
+    """What is tabled of this kind of device."""
+    for pattern, (memory, bandwidth, interconnect) in HARDWARE:
+        if re.search(pattern, kind.strip().lower()):
+            scale = lambda x: None if x is None else x * 1e9
+            return Hardware(None if memory is None else int(memory * 1e9), scale(bandwidth), scale(interconnect))
+    return Hardware()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,13 +9,16 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "ssl_jax"
 FLOORS = (
-    {"errors", "cache", "streams", "signals", "randomness", "task", "config", "experiments", "devices", "cpu"},
+    {
+        "errors", "cache", "streams", "signals", "randomness", "task", "config", "experiments", "devices", "target",
+        "partition", "cpu",
+    },
     {"data", "models", "reports", "workdir"},
     {"training", "pretext"},
     {"downstream", "interop"},
     {"resume", "runs", "sweeps", "inference", "preview", "bench", "bench_peer", "api", "start"},
     {"cli"},
-)
+)  # fmt: skip
 # Settings of a section may be read by the room itself; what a pretext task is, training must not know, and so on.
 FORBIDDEN = {"training": {"pretext"}, "models": {"data", "reports", "workdir"}, "data": {"models", "reports", "workdir"}}
 

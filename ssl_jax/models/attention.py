@@ -3,13 +3,11 @@
 Every restriction is structure (causal, window, segments, prefix), not a dense mask, so that a fused kernel can take it.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from ssl_jax.models.dense import product, turned
+from ssl_jax import cpu
 from ssl_jax.randomness import drop, keep, substream
 
 
@@ -61,8 +59,7 @@ def attend(
     kept = None
     if dropout and keys is not None:
         kept = keep(substream(keys, "attention"), dropout, (*grouped.shape[1:-1], k.shape[2]))
-    attention = _attend if jax.default_backend() == "cpu" and q.dtype == k.dtype == v.dtype else _attended
-    return attention(dropout, grouped, k, v, mask, kept).reshape(batch, heads, time, width)
+    return _attended(dropout, grouped, k, v, mask, kept).reshape(batch, heads, time, width)
 
 
 def _weights(
@@ -70,18 +67,13 @@ def _weights(
     k: Float[Array, "batch kv_heads kv width"],
     mask: Bool[Array, "#batch q kv"] | None,
 ) -> Float[Array, "batch kv_heads group q kv"]:
-    scores = _per_key_head(q, turned(k), jnp.float32)
+    scores = cpu.grouped_matmul(q, cpu.transpose(k), jnp.float32)
     if mask is not None:
         scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     return jax.nn.softmax(scores, axis=-1)
 
 
-def _per_key_head(x: Float[Array, "batch kv_heads group q n"], y: Float[Array, "batch kv_heads n m"], dtype=None):
-    """x @ y, the heads of a group sharing y."""
-    batch, kv_heads, group, time, _ = x.shape
-    return product(x.reshape(batch, kv_heads, group * time, -1), y, dtype).reshape(batch, kv_heads, group, time, -1)
-
-
+@cpu.written_out_gradient(_weights)
 def _attended(
     rate: float,
     q: Float[Array, "batch kv_heads group q width"],
@@ -90,42 +82,4 @@ def _attended(
     mask: Bool[Array, "#batch q kv"] | None,
     kept: Bool[Array, "batch kv_heads group q kv"] | None,
 ) -> Float[Array, "batch kv_heads group q width"]:
-    return _per_key_head(drop(_weights(q, k, mask), kept, rate).astype(v.dtype), v)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(rate, q, k, v, mask, kept):
-    """`_attended` with its gradient written out, for XLA's CPU compiler.
-
-    The softmax's gradient needs, of every query, sum_t p_t dp_t = o . do (Dao et al. 2022, appendix B.4): a sum over the head's
-    width. Autodiff takes it over the keys, through a division that the compiler then does again for every weight.
-    """
-    return _attended(rate, q, k, v, mask, kept)
-
-
-def _attend_forward(rate, q, k, v, mask, kept):
-    weights = jax.lax.optimization_barrier(_weights(q, k, mask))
-    y = _per_key_head(drop(weights, kept, rate).astype(v.dtype), v)
-    return y, (q, k, v, mask, kept, weights, y)
-
-
-def _attend_backward(rate, residual, dy):
-    q, k, v, mask, kept, weights, y = residual
-    dy = jax.lax.optimization_barrier(dy)
-    dweights = drop(_per_key_head(dy, turned(v), jnp.float32), kept, rate)
-    dscores = weights * (dweights - jnp.sum((dy * y).astype(jnp.float32), axis=-1, keepdims=True))
-    if mask is not None:  # a query that may read nothing weighs all keys alike, yet moves no score
-        dscores = jnp.where(mask[:, None, None], dscores, 0)
-    dscores = jax.lax.optimization_barrier(dscores.astype(q.dtype))
-    dq = _per_key_head(dscores, k)
-    used = drop(weights, kept, rate).astype(v.dtype)
-    return dq, _over_queries(dscores, q), _over_queries(used, dy), None, None
-
-
-def _over_queries(scores: Float[Array, "batch kv_heads group q kv"], x: Float[Array, "batch kv_heads group q width"]):
-    """scores^T @ x, summed over queries and group. One factor must be turned: the narrow one, and then the result."""
-    merged = lambda a: a.reshape(*a.shape[:2], -1, a.shape[-1])
-    return product(turned(merged(x)), merged(scores)).swapaxes(-1, -2)
-
-
-_attend.defvjp(_attend_forward, _attend_backward)
+    return cpu.grouped_matmul(drop(_weights(q, k, mask), kept, rate).astype(v.dtype), v)

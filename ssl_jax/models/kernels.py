@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from ssl_jax import partition, target
 from ssl_jax.errors import UserError
 from ssl_jax.models.attention import allowed, attend
 
@@ -42,29 +43,36 @@ def attention(
     Raises UserError when a kernel is asked for by name that cannot do it.
     """
     rules = dict(causal=causal, window=window, q_segments=q_segments, kv_segments=kv_segments)
-    dropped = bool(dropout) and keys is not None
     if not cached:
+        here, mesh = target.current(), jax.sharding.get_abstract_mesh()
         chosen, why = choose(
-            kernel, jax.default_backend(), q.dtype, q.shape[2], k.shape[2], q.shape[3], jax.device_count(),
-            dropped, prefix is not None, window is not None and not isinstance(window, int), q_segments is not None,
+            kernel, here.platform, q.dtype, q.shape[2], k.shape[2], q.shape[3], unsplit=here.count > 1 and mesh.empty,
+            dropout=bool(dropout) and keys is not None, prefix=prefix is not None,
+            traced_window=window is not None and not isinstance(window, int),
         )  # fmt: skip
         _tell(chosen, why)
         if chosen == "cudnn":
-            mask = None
-            if q_segments is not None or prefix is not None:
-                mask = allowed(q_positions, kv_positions, **rules, prefix=prefix)
-            return cudnn(q, k, v, causal=causal, window=window, mask=mask)
+            one_sided = window is None or (causal and isinstance(window, int))
+            if q_segments is None and prefix is None and one_sided:
+                return cudnn(q, k, v, causal=causal, window=window)
+            return cudnn(q, k, v, mask=allowed(q_positions, kv_positions, **rules, prefix=prefix))
         if chosen == "splash":
-            return splash(q, k, v, **rules)
+            run = lambda q, k, v, q_segments, kv_segments: splash(
+                q, k, v, causal=causal, window=window, q_segments=q_segments, kv_segments=kv_segments
+            )
+            return partition.by_rows_and_heads(run, q, k, v, q_segments, kv_segments)
     mask = allowed(q_positions, kv_positions, **rules, prefix=prefix)
     return attend(q, k, v, mask=mask, dropout=dropout, keys=keys)
 
 
 def choose(
-    kernel: str, platform: str, dtype: Any, queries: int, keys: int, width: int, devices: int = 1,
-    dropout: bool = False, prefix: bool = False, traced_window: bool = False, segments: bool = False,
+    kernel: str, platform: str, dtype: Any, queries: int, keys: int, width: int, *,
+    unsplit: bool = False, dropout: bool = False, prefix: bool = False, traced_window: bool = False,
 ) -> tuple[str, str]:  # fmt: skip
-    """(the kernel to use, why): `kernel` itself where it is named, the fastest that applies for "auto"."""
+    """(the kernel to use, why): `kernel` itself where it is named, the fastest that applies for "auto".
+
+    unsplit: there are several devices, but no mesh says how to split a kernel over them.
+    """
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
     hindrances = {
         "cudnn": [
@@ -72,15 +80,13 @@ def choose(
             (not half, f"computes in bfloat16 or float16, not in {jnp.dtype(dtype).name}"),
             (width % 8 or width > 128, f"needs a head width of 8, 16 ... 128, not {width}"),
             (dropout, "has no attention dropout here"),
-            (traced_window, "needs blocks with one window (scan=False)"),
-            ((segments or prefix) and (queries % 2 or keys % 2), f"needs an even length with segments, not {queries}, {keys}"),
         ],
         "splash": [
             (platform != "tpu", f"runs on a TPU, not on {platform}"),
             (dropout, "has no attention dropout"),
             (prefix, "has no prefix mask"),
             (traced_window, "needs blocks with one window (scan=False)"),
-            (devices > 1, "is not split over several devices"),
+            (unsplit, "is split over several devices only under a mesh (jax.set_mesh)"),
         ],
     }
     reasons = {name: next((text for hinders, text in found if hinders), None) for name, found in hindrances.items()}
@@ -116,16 +122,24 @@ def cudnn(
     mask: Array | None = None,
     implementation: str = "cudnn",
 ) -> Float[Array, "batch heads q width"]:
-    """cuDNN's fused attention; `mask` bool[batch, q, kv], where given, holds all restrictions and replaces the others.
+    """cuDNN's fused attention; `mask` bool[#batch, q, kv], where given, holds all restrictions and replaces the others.
 
-    implementation="xla" computes the same without a GPU.
+    Its gradient takes even lengths only, so that odd ones are padded by one place, which no query reads. A window without a
+    mask needs `causal`. implementation="xla" computes the same without a GPU.
     """
-    turn = lambda x: x.swapaxes(1, 2)
-    options = dict(is_causal=causal, local_window_size=None if window is None else (window, 0 if causal else window))
+    batch, _, queries, _ = q.shape
+    keys = k.shape[2]
+    odd = queries % 2, keys % 2
+    options: dict[str, Any] = dict(is_causal=causal, local_window_size=None if window is None else (window, 0))
     if mask is not None:
-        full = jnp.broadcast_to(mask[:, None], (q.shape[0], 1, *mask.shape[1:]))
-        options = dict(mask=full)
-    return turn(jax.nn.dot_product_attention(turn(q), turn(k), turn(v), implementation=implementation, **options))
+        mask = jnp.pad(mask, ((0, 0), (0, odd[0]), (0, odd[1])))
+        options = dict(mask=jnp.broadcast_to(mask[:, None], (batch, 1, *mask.shape[1:])))
+    elif any(odd):
+        lengths = lambda n: jnp.full((batch,), n, jnp.int32)
+        options |= dict(query_seq_lengths=lengths(queries), key_value_seq_lengths=lengths(keys))
+    turn = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, x.shape[2] % 2), (0, 0))).swapaxes(1, 2)
+    y = jax.nn.dot_product_attention(turn(q), turn(k), turn(v), implementation=implementation, **options)
+    return y.swapaxes(1, 2)[:, :, :queries]
 
 
 def splash(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from ssl_jax.cpu import gradient_stored
+from ssl_jax import cpu
 from ssl_jax.errors import UserError
 from ssl_jax.models import block_name
 from ssl_jax.models.dense import Dense
@@ -321,7 +321,8 @@ class Block(nn.Module):
     """Attention and MLP, each a residual branch; with `cross`, attention to a context between them.
 
     Returns the block's output, the new cache, and what each branch added to the residual stream, by the branch's name
-    ("attention", "cross", "mlp"); no branch unless `branches`.
+    ("attention", "cross", "mlp"); no branch unless `branches`. What differs between the blocks of a stack (`drop_rate`,
+    `window`, `theta`) are attributes, since remat would trace them as arguments, and fused attention needs to know the window.
     """
 
     config: TransformerConfig
@@ -330,10 +331,15 @@ class Block(nn.Module):
     attention_norm: bool = True
     dtype: Any = jnp.float32
     branches: bool = False
+    drop_rate: float = 0.0
+    window: int | None = None
+    theta: float | None = None
 
     @nn.compact
-    def __call__(self, x, *, drop_rate=0.0, keys: Keys = None, context=None, context_segments=None, **attention):
+    def __call__(self, x, *, drop_rate=None, keys: Keys = None, context=None, context_segments=None, **attention):
         c = self.config
+        drop_rate = self.drop_rate if drop_rate is None else drop_rate
+        attention = dict(window=self.window, theta=self.theta) | attention
         cache, added = attention.pop("cache", None), {}
 
         def branch(name, function, y):
@@ -394,17 +400,20 @@ class Stack(nn.Module):
         c = self.config
         block_class = self._remat(Block)
         blocks = [
-            block_class(c, self.causal, self.cross, c.first_attention_norm or i > 0, self.dtype, branches, name=block_name(i))
+            block_class(
+                c, self.causal, self.cross, c.first_attention_norm or i > 0, self.dtype, branches, **self._layer(i),
+                name=block_name(i),
+            )
             for i in range(c.depth)
-        ]
+        ]  # fmt: skip
         if c.scan and caches is None and not self.is_initializing():
             return self._scan(x, keys, branches, options)
         outputs, new_caches = {}, []
         for i, block in enumerate(blocks):
             cache = None if caches is None else caches[i]
-            x, cache, added = block(
-                gradient_stored(x), **self._layer(i), keys=None if keys is None else self._fold(keys, i), cache=cache, **options
-            )
+            x = cpu.materialize_cotangent(x)
+            own_keys = None if keys is None else self._fold(keys, i)
+            x, cache, added = block(x, keys=own_keys, cache=cache, **options)
             outputs |= _named(i, x, added)
             new_caches.append(cache)
         if caches is not None:
@@ -435,12 +444,13 @@ class Stack(nn.Module):
         params = self.variables["params"]
         stacked = jax.tree.map(lambda *p: jnp.stack(p), *[params[block_name(i)] for i in range(c.depth)])
         layers = [self._layer(i) for i in range(c.depth)]
-        varying = {"drop_rate": jnp.array([layer["drop_rate"] for layer in layers])} if c.drop_path else {}
-        if c.window is not None:
-            varying["window"] = jnp.array([layer["window"] or jnp.iinfo(jnp.int32).max for layer in layers])
-        if c.rope_theta is not None:
-            varying["theta"] = jnp.array([layer["theta"] for layer in layers], jnp.float32)
-        block = Block(c, self.causal, self.cross, True, self.dtype, branches, parent=None)
+        same = {name: value for name, value in layers[0].items() if all(layer[name] == value for layer in layers)}
+        everywhere = jnp.iinfo(jnp.int32).max  # the window of a global block
+        varying = {
+            name: jnp.array([everywhere if layer[name] is None else layer[name] for layer in layers])
+            for name in layers[0] if name not in same
+        }  # fmt: skip
+        block = Block(c, self.causal, self.cross, True, self.dtype, branches, **same, parent=None)
 
         def body(x, layer):
             p, i, vary = layer

@@ -9,11 +9,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ssl_jax import cpu
 from ssl_jax.errors import UserError
+from ssl_jax.partition import AXES, ROWS
 from ssl_jax.training import rules
 from ssl_jax.training.settings import MeshSettings
 
-AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(("data", "fsdp"))
+BATCH = PartitionSpec(ROWS)
 
 # Heads and the hidden units of an MLP are split over `tensor`: no communication inside attention or between up and down.
 TENSOR_RULES = (
@@ -143,7 +143,7 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int, step
     """Host arrays as global device arrays; with `steps`, a leading axis of steps that no device splits."""
     if jax.process_count() == 1 and mesh.size == 1:
         return jax.device_put(dict(batch), mesh.devices.flat[0])
-    sharding = NamedSharding(mesh, BATCH if steps is None else PartitionSpec(None, ("data", "fsdp")))
+    sharding = NamedSharding(mesh, BATCH if steps is None else PartitionSpec(None, ROWS))
 
     def put(value):
         lead = (batch_size,) if steps is None else (steps, batch_size)

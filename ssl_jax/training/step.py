@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from ssl_jax import randomness
-from ssl_jax.cpu import apart
+from ssl_jax.cpu import no_inline
 from ssl_jax.task import Batch, Context, Metrics, Task
 from ssl_jax.training import rules
 from ssl_jax.training.grad_cache import in_chunks
@@ -173,7 +173,7 @@ def split_outputs(outputs: Metrics) -> tuple[Metrics, Metrics]:
     return {name: value for name, value in outputs.items() if name not in arrays}, arrays
 
 
-@apart
+@no_inline
 def applied(params: Any, updates: Any) -> tuple[Any, Float[Array, ""]]:
     """Return the parameters after the updates, and the updates' norm.
 

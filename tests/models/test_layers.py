@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from jax.scipy.stats import norm as normal
 
+from ssl_jax import target
 from ssl_jax.errors import UserError
-from ssl_jax.models import dense
+from ssl_jax.models import dense, layers
 from ssl_jax.models.layers import ACTIVATIONS, Norm, Stack, TransformerConfig, drop_path, dropout, rotate
 
 KEY = jax.random.key(0)
@@ -113,6 +114,24 @@ def test_post_norm_branches_are_taken_before_the_residual():
     np.testing.assert_allclose(norm(middle + found["block00/mlp"], "mlp_norm"), found["block00"], atol=2e-6)
 
 
+@pytest.mark.parametrize("options, windows", [
+    (dict(), {5}), (dict(remat="full"), {5}), (dict(scan=True), {5}), (dict(remat="dots", global_every=2), {None, 5}),
+    (dict(scan=True, global_every=2), {"traced"}),
+])  # fmt: skip
+def test_the_window_is_known_when_attention_chooses_its_kernel(options, windows, monkeypatch):
+    """Under remat too; a fused kernel must know it. Only a scan over blocks that differ has to trace it."""
+    seen = set()
+
+    def attention(q, k, v, *, window, **others):
+        seen.add(window if window is None or isinstance(window, int) else "traced")
+        return q
+
+    stack, params, x = build(window=5, **options)
+    monkeypatch.setattr(layers, "attention", attention)
+    jax.eval_shape(stack.apply, params, x)
+    assert seen == windows
+
+
 def test_random_parts_depend_on_the_examples_key_only():
     """A batch split in two gives the same values; the blocks draw differently."""
     stack, params, x = build(dropout=0.3, attention_dropout=0.3, drop_path=0.3)
@@ -165,13 +184,13 @@ def test_flops_by_hand():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_dense_layers_own_gradient_is_autodiffs(dtype, monkeypatch):
+def test_the_dense_layers_own_gradient_is_autodiffs(dtype):
     x, layer = jax.random.normal(KEY, (3, 5, 7)), dense.Dense(4, use_bias=dtype == "float32", dtype=dtype)
     params = layer.init(KEY, x)
     value = lambda p, x: jnp.sum(jnp.sin(layer.apply(p, x).astype(jnp.float32)))
     ours = jax.value_and_grad(value, argnums=(0, 1))(params, x)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    theirs = jax.value_and_grad(value, argnums=(0, 1))(params, x)
+    with target.told(target.Target("gpu")):
+        theirs = jax.value_and_grad(value, argnums=(0, 1))(params, x)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 if dtype == "float32" else 2e-2)
 

@@ -1,0 +1,70 @@
+"""What XLA cannot split is split by hand over the mesh, and gives what one device gives."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl_jax import partition
+
+SPLIT = """
+import functools, json
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, Mesh
+from ssl_jax import partition, target
+from ssl_jax.models import kernels
+KERNEL
+def mesh_of(*shape):
+    return Mesh(np.array(jax.devices()[: np.prod(shape)]).reshape(shape), partition.AXES, axis_types=(AxisType.Auto,) * 3)
+
+draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)
+q, k, v = draw(0, 4, 4, 128, 16), draw(1, 4, 2, 128, 16), draw(2, 4, 2, 128, 16)
+place, segments = jnp.arange(128)[None], jnp.where(jnp.arange(128) < 50, 1, 2)[None]
+
+def value(q, k, v, segments):
+    rules = dict(causal=True, q_segments=segments, kv_segments=segments)
+    y = kernels.attention(q, k, v, q_positions=place, kv_positions=place, **rules)
+    return jnp.sum(jnp.sin(y))
+
+gradient = lambda: jax.jit(jax.value_and_grad(lambda *x: value(*x), (0, 1, 2)))(q, k, v, segments)
+norms = lambda tree: [float(jnp.linalg.norm(x)) for x in jax.tree.leaves(tree)]
+found = [norms(gradient())]
+for shape in ((4, 1, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)):  # two key heads are not split over four devices
+    with jax.set_mesh(mesh_of(*shape)), target.told(target.Target("tpu", count=4)):
+        found.append([*norms(gradient())])
+print(json.dumps([found, shapes]))
+"""
+# Stands for the TPU's kernel: it computes what its device holds, and remembers how much that is.
+STAND_IN = """
+shapes = []
+def splash(q, k, v, *, causal, window, q_segments, kv_segments):
+    shapes.append([q.shape[0], q.shape[1], k.shape[1]])
+    from ssl_jax.models.attention import allowed, attend
+    place = jnp.arange(q.shape[2])[None]
+    mask = allowed(place, place, causal=causal, window=window, q_segments=q_segments, kv_segments=kv_segments)
+    return attend(q, k, v, mask=mask)
+kernels.splash = splash
+"""
+INTERPRETED = "shapes, kernels.splash = [], functools.partial(kernels.splash, interpret=True)\n"
+
+
+def test_a_kernel_gets_each_devices_own_examples_and_heads(child):
+    found, shapes = json.loads(child(SPLIT.replace("KERNEL", STAND_IN), devices=4).splitlines()[-1])
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=2e-5)
+    assert [shapes[i] for i in range(0, len(shapes), len(shapes) // 4)] == [[1, 4, 2], [2, 2, 1], [2, 2, 1], [4, 4, 2]]
+
+
+@pytest.mark.slow
+def test_splash_attention_runs_on_a_mesh(child):
+    found, _ = json.loads(child(SPLIT.replace("KERNEL", INTERPRETED), devices=4).splitlines()[-1])
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=2e-5)
+
+
+def test_without_a_mesh_nothing_is_split():
+    x = jnp.ones((2, 3, 4, 5))
+    assert partition.free_axes(partition.AXES, 8) == ()
+    np.testing.assert_array_equal(jax.jit(lambda x: partition.by_rows_and_heads(lambda a, b: a + 1, x, None))(x), x + 1)
