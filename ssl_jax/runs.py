@@ -4,8 +4,9 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,17 @@ class Parts:
     @property
     def info(self) -> DataInfo:
         return self.dataset("train", True).info
+
+    @functools.cached_property
+    def evaluation(self) -> Any:
+        """The evaluators with the data they read. Raises UserError where there is no test split."""
+        from ssl_jax.downstream.evaluation import Evaluation
+        from ssl_jax.downstream.evaluator import EvaluationData
+
+        train, test = self.dataset("train", False), self.dataset("test", False)
+        own = EvaluationData(train, test, config=self.config, mesh=self.mesh, log=say)
+        other = functools.partial(other_data, self, own)
+        return Evaluation(self.evaluators, self.task, own, other, seed=self.config.get("seed", 0))
 
 
 def task_class(config: ConfigDict) -> type:
@@ -98,6 +110,8 @@ def read_evaluators(config: ConfigDict) -> dict[str, Any]:
     """Return the evaluators of config.downstream by name; a name may carry a suffix, "linear_probe:tokens"."""
     found = {}
     for name, settings in evaluator_sections(config).items():
+        if "/" in name:
+            raise UserError(f"downstream.{name}: a name of an evaluator holds no '/', which separates the parts of a result")
         cls = look_up(downstream.EVALUATORS, name.partition(":")[0], "downstream")
         found[name] = read(cls, settings, f"downstream.{name}")
     return found
@@ -148,20 +162,23 @@ def _run(config: ConfigDict, workdir: str, *, evaluate: bool) -> int:
         return 0
     parts = prepare(config, workdir)
     meanwhile = parts.training.evaluate_every is not None
-    test = checked_test_data(parts) if parts.evaluators and (evaluate or meanwhile) else None
-    complete(parts, wd, None if trained(wd, config) else trainer_of(parts), test, evaluate=evaluate)
+    if parts.evaluators and (evaluate or meanwhile):
+        check_evaluation(parts)
+    complete(parts, wd, None if trained(wd, config) else trainer_of(parts), evaluate=evaluate)
     if evaluate:
         write_report(wd, config)
     return 0
 
 
-def complete(parts: Parts, wd: Workdir, trainer: Any, test: Any, *, evaluate: bool = True, quiet: bool = False) -> None:
+def complete(parts: Parts, wd: Workdir, trainer: Any, *, evaluate: bool = True, quiet: bool = False) -> None:
     """Train and evaluate what is not done yet in `wd`. `trainer` may be shared by runs; None: the run is trained already."""
     from ssl_jax.training import preemption
     from ssl_jax.training.lock import locked
 
     odd = odd_settings(parts)
-    splits = {"train": parts.stream.dataset, **({} if test is None else {"test": test})}
+    meanwhile = parts.training.evaluate_every is not None
+    tested = bool(parts.evaluators) and (evaluate or meanwhile)
+    splits = {"train": parts.stream.dataset, **({"test": parts.evaluation.data.test} if tested else {})}
     made_from = {split: dataset.fingerprint() for split, dataset in splits.items()}
     odd += dict.fromkeys(line for dataset in splits.values() for line in dataset.notes())
     with locked(wd.path), preemption.active(parts.checkpoint.grace):
@@ -176,7 +193,7 @@ def complete(parts: Parts, wd: Workdir, trainer: Any, test: Any, *, evaluate: bo
             wd.write("timings.json", timings)
             wd.write("status.json", {**wd.status(), "trained": steps})
         if evaluate:
-            evaluate_all(parts, wd, params, steps, test, quiet=quiet)
+            evaluate_all(parts, wd, params, steps, quiet=quiet)
             write_panels(parts, wd, params)
 
 
@@ -266,20 +283,25 @@ def restore(path: str, checkpoint: int | None = None) -> tuple[Task, Params, Dat
     return task, params, info
 
 
-def as_trained(section: Any, task: Task, info: DataInfo, workdir: str) -> dict[str, Any]:
-    """A section `data` under which other sources are read as the model's own were.
+def as_trained(section: Any, task: Task, info: DataInfo, workdir: str, *, kind: str | None = None) -> dict[str, Any]:
+    """A section `data` under which other sources are read as the model's own were, as data of `kind` (default: the task's).
 
     Imported weights come without one (`section` is empty): then each line or row of a text is a sequence for a masked-token
     model.
     """
+    kind = kind or task.data
     imported, section = not section, {"batch_size": 1, **dict(section)}
+    if kind != task.data:  # of the run's settings, what every kind has
+        section = {name: value for name, value in section.items() if name in ("batch_size", "test", "holdout")}
     image, tokens = info.shapes.get("image"), info.shapes.get("tokens")
-    if task.data in ("images", "pairs"):
+    if kind in ("images", "pairs"):
         section |= {"image_size": tuple(image.shape[:2]), "normalize": (tuple(info.mean) or (0.0,), tuple(info.std) or (1.0,))}
-        section |= {"channels": image.shape[2]} if task.data == "images" else {"context_length": tokens.shape[0]}
-    if task.data in ("tokens", "sequences"):
-        section["block"] = min(section.get("block", 128), tokens.shape[0] - (task.data == "tokens"))
-        if imported and task.data == "sequences":
+        section |= {"channels": image.shape[2]} if kind == "images" else {"context_length": tokens.shape[0]}
+    if kind == "labelled_text":
+        section["max_length"] = tokens.shape[0]
+    if kind in ("tokens", "sequences"):
+        section["block"] = min(section.get("block", 128), tokens.shape[0] - (kind == "tokens"))
+        if imported and kind == "sequences":
             section |= {"packing": "documents", "documents": "line"}
     if info.tokenizer is not None:
         folder = pathlib.Path(workdir.removeprefix("hf:")).expanduser()
@@ -309,128 +331,109 @@ def evaluate(workdir: str, *, config: ConfigDict | None = None, checkpoint: int 
     parts = prepare(own, workdir)
     if not parts.evaluators:
         raise UserError(f"--workdir={workdir}: its config names no evaluators; give a config whose `downstream` does")
-    test = checked_test_data(parts)
+    check_evaluation(parts)
     with locked(wd.path):
         step, params = load_params(wd.path / "checkpoints", checkpoint)
         newest = checkpoint is None or step == wd.status().get("trained")
         name = "results.json" if newest else f"results_{step:08d}.json"
-        evaluate_all(parts, wd, params, step, test, name=name, again=True)
+        evaluate_all(parts, wd, params, step, name=name, again=True)
         if newest:
             write_panels(parts, wd, params)
             write_report(wd, own)
     return 0
 
 
-def checked_test_data(parts: Parts) -> Any:
-    """The test data, after every evaluator has looked at labels and sizes: what cannot work is told before training."""
+def check_evaluation(parts: Parts) -> None:
+    """Check every evaluator and the data it reads before training."""
     from ssl_jax.training.index_ranges import check_dataset
 
-    test = parts.dataset("test", False)
-    check_dataset(parts.task, test)
-    evaluation = evaluation_data(parts, test, None)
-    for name, evaluator in parts.evaluators.items():
-        if left_out(evaluator, evaluation):
-            say(f"{name}: will be left out, {unlabelled(evaluation)} has no labels")
-        elif hasattr(evaluator, "check"):
-            try:
-                evaluator.check(evaluation)
-            except UserError as error:
-                raise UserError(f"downstream.{name}: {error}") from None
-    return test
+    check_dataset(parts.task, parts.evaluation.data.test)
+    parts.evaluation.check()
 
 
 def evaluate_all(
-    parts: Parts, wd: Workdir, params: Params, step: int, test: Any, *, name: str = "results.json", again: bool = False,
+    parts: Parts, wd: Workdir, params: Params, step: int, *, name: str = "results.json", again: bool = False,
     quiet: bool = False,
 ) -> None:  # fmt: skip
-    """Every evaluator once, each one's results written as soon as it is done: a killed run goes on with the next."""
-    status = wd.status()
-    results = {} if again else wd.read(name, {})
-    done = {} if again else dict(status.get("evaluated", {}))
+    """Run every evaluator once and write its results as soon as it ends, so that a killed run goes on with the next."""
+    from ssl_jax.reports import records
+    from ssl_jax.training.checkpoint import load_params
+
+    file, log = name.replace("results", "records", 1), (lambda text: None) if quiet else say
+    stored = {} if again else wd.read(file, {})
+    done = {} if again else dict(wd.status().get("evaluated", {}))
     timings = wd.read("timings.json", {})
     cache = wd.path / "features" if parts.checkpoint.features else None
-    encoder, evaluation = encoder_of(parts, params, cache, f"step {step}"), evaluation_data(parts, test, wd, quiet)
+    if parts.evaluators:
+        evaluation = parts.evaluation
+        encoders = {"ema": evaluation.encoder(params, cache, f"step {step}")}
+        if any(evaluator.weights == "student" for evaluator in parts.evaluators.values()):
+            _, student = load_params(wd.path / "checkpoints", step, average=False)
+            encoders["student"] = evaluation.encoder(student, cache, f"step {step} student")
     for key, evaluator in parts.evaluators.items():
         mark = fingerprint(parts.config.downstream[key])
-        if done.get(key) == mark:
+        if done.get(key) == mark and key in stored:
             continue
         started = time.monotonic()
-        values = dict(values_of(key, evaluator, encoder, evaluation))
-        results = {n: v for n, v in results.items() if not n.startswith(f"{key}/")} | values
+        found = evaluation.measure(key, encoders, workdir=str(wd.path), log=log)
+        stored |= {key: []} | records.to_json(found)
         timings[key] = time.monotonic() - started
-        results |= skipped_examples(evaluation)
+        stored |= records.to_json(skipped_examples(evaluation.data))
         done[key] = mark
-        wd.write(name, results)
+        wd.write(file, stored)
+        wd.write(name, records.flat(records.from_json(stored)))
         if name == "results.json":
             wd.write("timings.json", timings)
             wd.write("status.json", {**wd.status(), "evaluated": done})
-        if values and not quiet:
-            first, value = next(iter(values.items()))
-            say(f"{first} {value:.4g}  ({timings[key]:.1f} s)" + (f"; {evaluator.note}" if hasattr(evaluator, "note") else ""))
+        if found:
+            note = f"; {evaluator.note}" if evaluator.note else ""
+            log(f"{found[0].name} {found[0].value:.4g}  ({timings[key]:.1f} s){note}")
     if not parts.evaluators and name == "results.json":
-        wd.write(name, results)
+        wd.write(file, {})
+        wd.write(name, {})
         wd.write("status.json", {**wd.status(), "evaluated": {}})
 
 
-def values_of(name: str, evaluator: Any, encoder: Any, evaluation: Any) -> Iterator[tuple[str, float]]:
-    """An evaluator's values under its name; nothing, with a line, where it needs labels that the data have not."""
-    if left_out(evaluator, evaluation):
-        evaluation.log(f"{name}: left out, {unlabelled(evaluation)} has no labels")
-        return
-    for key, value in evaluator(encoder, evaluation):
-        yield f"{name}/{key}", float(value)
-
-
-def skipped_examples(evaluation: Any) -> dict[str, int]:
+def skipped_examples(evaluation: Any) -> list[Any]:
     """Return how many examples of each split were skipped ("data/test/skipped"), where any were."""
-    counts = {f"data/{split}/skipped": getattr(evaluation, split).skipped() for split in ("train", "test")}
-    return {name: count for name, count in counts.items() if count}
+    from ssl_jax.reports.records import Record
+
+    counts = {split: getattr(evaluation, split).skipped() for split in ("train", "test")}
+    return [Record("skipped", float(n), setting=split, evaluator="data") for split, n in counts.items() if n]
 
 
-def left_out(evaluator: Any, evaluation: Any) -> bool:
-    """Whether an evaluator needs labels that a split does not have."""
-    return getattr(evaluator, "requires_labels", False) and bool(unlabelled(evaluation))
+def other_data(parts: Parts, own: Any, sources: Mapping[str, Any]) -> Any:
+    """Return the data of an evaluator that names `sources`, in the size, normalisation and tokens that the encoder knows.
 
-
-def unlabelled(evaluation: Any) -> str:
-    """Return the names of the sources without labels, "" where all have them."""
-    names = [dataset.source.name for dataset in (evaluation.train, evaluation.test) if dataset.labels() is None]
-    return " and ".join(dict.fromkeys(names))
-
-
-def encoder_of(parts: Parts, params: Params, cache: pathlib.Path | None = None, checkpoint: str | None = None) -> Any:
-    from ssl_jax.downstream.evaluators.features import Encoder
-
-    seed = parts.config.get("seed", 0)
-    encoder = Encoder(parts.task, params, parts.mesh, seed=seed, cache=cache, checkpoint=checkpoint)
-    encoder.together = representations_of(parts.evaluators.values())
-    return encoder
-
-
-def representations_of(evaluators: Iterable[Any]) -> tuple[str, ...]:
-    """What evaluators will ask an encoder for. One pass serves them all, and always the same one: whichever evaluator runs
-    first or alone, its features are equal to the last digit."""
-    asked = (getattr(evaluator, "representation", ()) for evaluator in evaluators)
-    return tuple(name for names in asked for name in ((names,) if isinstance(names, str) else names))
-
-
-def evaluation_data(parts: Parts, test: Any, wd: Workdir | None, quiet: bool = False) -> Any:
-    from ssl_jax.downstream.evaluators.features import EvaluationData
-
-    train = parts.dataset("train", False) if test is not None else None
-    workdir, log = None if wd is None else str(wd.path), (lambda text: None) if quiet else say
-    return EvaluationData(train, test, config=parts.config, mesh=parts.mesh, workdir=workdir, log=log)
+    `kind` among them is the kind of data (a key of data.KINDS); default, the task's.
+    """
+    sources = dict(sources)
+    kind = sources.pop("kind", None) or parts.task.data
+    if kind not in data.KINDS:
+        raise UserError(f"data.kind={kind!r}: unknown{nearest(str(kind), data.KINDS)}")
+    section = parts.config.data.to_dict()
+    if "train" in sources:
+        section = {name: value for name, value in section.items() if name != "test"}  # a share of the new source instead
+    with tempfile.TemporaryDirectory(prefix="ssl_jax_") as folder:
+        section = as_trained(section, parts.task, parts.info, "", kind=kind) | sources
+        if parts.info.tokenizer is not None and "tokenizer" not in sources:
+            parts.info.tokenizer.save(folder)
+            section["tokenizer"] = {"name": "file", "path": folder}
+        build = lambda split: data.build(kind, section, split=split, train=False, task_section=parts.config.task)
+        train, test = build("train"), build("test")
+    config = ConfigDict(parts.config.to_dict() | {"data": section})
+    return dataclasses.replace(own, train=train, test=test, config=config)
 
 
 def evaluate_during(parts: Parts, state: Any) -> dict[str, float]:
     """The evaluators named in training.evaluators (all where none are named), while training goes on."""
-    params = state.evaluated
+    from ssl_jax.reports.records import flat
+
+    evaluation = parts.evaluation
+    student = evaluation.encoder(state.params)
+    encoders = {"ema": student if state.ema is None else evaluation.encoder(state.ema), "student": student}
     chosen = parts.training.evaluators or tuple(parts.evaluators)
-    encoder, evaluation = encoder_of(parts, params), evaluation_data(parts, parts.dataset("test", False), None)
-    values: dict[str, float] = {}
-    for name in chosen:
-        values |= dict(values_of(name, parts.evaluators[name], encoder, evaluation))
-    return values
+    return flat(record for name in chosen for record in evaluation.measure(name, encoders))
 
 
 def panel_batch(dataset: Any, count: int = PANEL_EXAMPLES) -> dict[str, Any]:
@@ -472,14 +475,13 @@ def write_report(wd: Workdir, config: ConfigDict) -> None:
 
 
 def show_results(wd: Workdir, config: ConfigDict) -> None:
-    from rich.console import Console
+    """Print the short table: each evaluator's headline beside its baselines."""
+    from ssl_jax.reports.records import from_json
+    from ssl_jax.reports.tables import short_table
 
-    from ssl_jax.reports.tables import results_table
-
-    results = wd.results()
-    if results:
-        expected = {name: tuple(ends) for name, ends in (config.get("expected") or {}).items()}
-        Console().print(results_table(results, expected))
+    found = from_json(wd.read("records.json", {}))
+    if found:
+        say(short_table(found, {name: tuple(ends) for name, ends in (config.get("expected") or {}).items()}))
 
 
 def report(workdirs: Sequence[str], *, to: str | None = None) -> int:

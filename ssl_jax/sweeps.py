@@ -135,7 +135,8 @@ def prepare(group: Group, experiment: Experiment) -> tuple[Parts, Any]:
     try:
         parts = runs.prepare(first.config, str(first.workdir.path))
         runs.odd_settings(parts)
-        runs.checked_test_data(parts)
+        if parts.evaluators:
+            runs.check_evaluation(parts)
         return parts, runs.trainer_of(parts)
     except UserError as error:
         raise UserError(f"arm {first.arm.name!r}: {error}") from None
@@ -259,8 +260,7 @@ def run_job(job: Job, parts: Parts, trainer: Any, experiment: Experiment) -> str
             status = job.workdir.status()
             if status.pop("failed", None):
                 job.workdir.write("status.json", status)
-            test = own.dataset("test", False) if own.evaluators else None
-            runs.complete(own, job.workdir, None if resume.trained(job.workdir) else trainer, test, quiet=True)
+            runs.complete(own, job.workdir, None if resume.trained(job.workdir) else trainer, quiet=True)
     results = job.workdir.results()
     columns = experiment.settings.columns.items()
     return ", ".join(f"{heading} {results[metric]:.4g}" for metric, heading in columns if metric in results)

@@ -14,7 +14,8 @@ import numpy as np
 
 from ssl_jax import config, runs
 from ssl_jax.data.pipeline import subset
-from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
+from ssl_jax.downstream.evaluator import EvaluationData
+from ssl_jax.downstream.evaluators.features import Encoder
 from ssl_jax.downstream.evaluators.linear_probe import LinearProbe, probe
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -43,12 +44,12 @@ def main() -> None:
     encoder.extract(subset(data.train, np.arange(512)), ("mean",))  # compiles the pass
     features = seconds(lambda: [encoder.extract(split, ("mean",)) for split in (data.train, data.test)])
     for settings in (many, one):  # compiles the heads
-        dict(settings(encoder, data))
-    ready = [seconds(lambda s=settings: dict(s(encoder, data)), 3) for settings in (many, one)]
+        list(settings(encoder, data))
+    ready = [seconds(lambda s=settings: list(s(encoder, data)), 3) for settings in (many, one)]
 
     def images_to_accuracy(settings):
         encoder.forget()
-        dict(settings(encoder, data))
+        list(settings(encoder, data))
 
     whole = [seconds(lambda s=settings: images_to_accuracy(s), 2) for settings in (many, one)]
     print(f"{'seconds':40}{'39 heads':>10}{'one head':>10}{'ratio':>8}")

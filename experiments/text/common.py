@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax import runs
+from ssl_jax.reports.records import flat
 
 SHOWN = ("accuracy", "f1", "exact_match", "bleu", "seconds", "steps")
 
@@ -53,11 +54,11 @@ def trained(config: ConfigDict) -> dict[str, float]:
         mesh=parts.mesh_settings, init_params=init, quiet=True,
     )  # fmt: skip
     seconds = time.monotonic() - started
-    data = runs.evaluation_data(parts, parts.dataset("test", False), None)
-    encoder = runs.encoder_of(parts, state.params if state.ema is None else state.ema)
+    evaluation = parts.evaluation
+    encoder = evaluation.encoder(state.params if state.ema is None else state.ema)
     results: dict[str, float] = {"seconds": seconds, "steps": float(state.step)}
-    for name, evaluator in parts.evaluators.items():
-        results |= dict(runs.values_of(name, evaluator, encoder, data))
+    for name in parts.evaluators:
+        results |= flat(evaluation.measure(name, {"ema": encoder}))
     return results
 
 

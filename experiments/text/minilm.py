@@ -31,6 +31,7 @@ def probed(data: dict, tokenizer: dict, init: str | None) -> dict[str, float]:
     from ssl_jax.downstream.evaluators.bag_of_tokens import bag_of_tokens
     from ssl_jax.downstream.evaluators.baselines import majority
     from ssl_jax.downstream.supervised.text_classification import text_metrics
+    from ssl_jax.reports.records import flat
     from ssl_jax.training.state import init_params
 
     config = ConfigDict(dict(
@@ -39,14 +40,13 @@ def probed(data: dict, tokenizer: dict, init: str | None) -> dict[str, float]:
         downstream=dict(linear_probe=dict(representation="mean", baselines=False)),
     ))  # fmt: skip
     parts = runs.prepare(config)
-    evaluation = runs.evaluation_data(parts, parts.dataset("test", False), None)
-    params = parts.task.initialise(init_params(parts.task, 0, runs.panel_batch(evaluation.test)), load=runs.restore)
-    found = dict(runs.values_of("linear_probe", parts.evaluators["linear_probe"], runs.encoder_of(parts, params), evaluation))
-    train, test = evaluation.train, evaluation.test
+    train, test = (parts.dataset(split, False) for split in ("train", "test"))
+    params = parts.task.initialise(init_params(parts.task, 0, runs.panel_batch(test)), load=runs.restore)
+    found = flat(parts.evaluation.measure("linear_probe", {"ema": parts.evaluation.encoder(params)}))
     if init is not None:
         guess = bag_of_tokens(train, test, len(train.info.classes))
         found["bag_of_tokens/accuracy"] = text_metrics(guess, test.labels(), len(train.info.classes))["accuracy"]
-        found["majority/accuracy"] = majority(train.labels(), test.labels())
+        found["majority/accuracy"] = majority(train.labels(), test.labels()).value
     return found
 
 

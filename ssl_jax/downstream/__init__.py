@@ -1,6 +1,7 @@
 """What a representation is worth: evaluators of a frozen encoder, and supervised tasks.
 
-An evaluator is a frozen dataclass of settings, called as `evaluator(encoder, data)`, that yields (name, value).
+An evaluator (`evaluator.Evaluator`) is a frozen dataclass of settings, called as `evaluator(encoder, data)`, that yields
+records; `evaluation.Evaluation` runs those of a config.
 """
 
 EVALUATORS = {

@@ -2,12 +2,13 @@
 
 import io
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+
+from ssl_jax.reports.records import Record
 
 _LIGHT = ("#2563c9", "#d9632b", "#2f8f5b", "#9046b8", "#b8860b", "#0f8b99")
 _DARK = ("#6ea8ff", "#ff9a66", "#63cf95", "#c78bf0", "#e0b64a", "#52c9d8")
@@ -15,7 +16,6 @@ THEMES = {
     "light": dict(background="#ffffff", text="#22272e", grid="#e3e6ea", colours=_LIGHT),
     "dark": dict(background="#1b1f26", text="#d7dce3", grid="#343b46", colours=_DARK),
 }
-_EFFICIENCY = re.compile(r"label_efficiency/([\d.]+)\s*%/(?:(\w+)/)?(?:\w+/)?(mean|accuracy)$")
 METHODS = {
     "finetune": "fine-tuned",
     "scratch": "from scratch",
@@ -147,23 +147,23 @@ def metrics_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, theme: st
     return png(figure)
 
 
-def label_efficiency(results: Mapping[str, float]) -> dict[str, list[tuple[float, float, float | None]]]:
-    """method -> [(percent of the labels, accuracy, standard error or None)], in order of the percentage."""
+def label_efficiency(records: Iterable[Record]) -> dict[str, list[tuple[float, float, float | None]]]:
+    """Return method -> [(percent of the labels, accuracy, standard error or None)], in order of the percentage."""
     curves: dict[str, list] = {}
-    for name, value in results.items():
-        match = _EFFICIENCY.fullmatch(name)
-        if match and match[2] != "finetune_minus_scratch":  # a difference, no accuracy
-            stderr = results.get(f"{name.rpartition('/')[0]}/stderr") if match[3] == "mean" else None
-            curves.setdefault(match[2] or "finetune", []).append((float(match[1]), value, stderr))
+    for record in records:
+        share, _, probe = record.setting.partition("/")
+        if record.evaluator.partition(":")[0] == "label_efficiency" and record.metric == "accuracy" and share.endswith("%"):
+            method = record.baseline or probe or "finetune"
+            curves.setdefault(method, []).append((float(share[:-1]), record.value, record.stderr))
     return {method: sorted(points, key=lambda point: point[0]) for method, points in curves.items()}
 
 
-def label_efficiency_figure(runs: Mapping[str, Mapping[str, float]], *, theme: str = "light") -> bytes | None:
+def label_efficiency_figure(runs: Mapping[str, Iterable[Record]], *, theme: str = "light") -> bytes | None:
     """Accuracy against the share of the labels, with standard errors; None where no run measured it.
 
     A colour is a run, a line style a method: fine-tuned, from scratch ...
     """
-    curves = {name: label_efficiency(results) for name, results in runs.items()}
+    curves = {name: label_efficiency(records) for name, records in runs.items()}
     if not any(curves.values()):
         return None
     figure, grid = axes_grid(theme)

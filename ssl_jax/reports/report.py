@@ -42,7 +42,7 @@ def _figures(runs: Sequence[Run], log_x: bool) -> dict[str, tuple[str, dict[str,
     metrics = {run.name: run.metrics for run in runs}
     draw = {
         "label_efficiency": ("Accuracy with a part of the labels", lambda theme: figures.label_efficiency_figure(
-            {run.name: run.results for run in runs}, theme=theme)),
+            {run.name: run.records for run in runs}, theme=theme)),
         "loss": ("Training loss: every logged value, and its running mean", lambda theme: figures.loss_figure(
             metrics, log_x=log_x, theme=theme)),
         "metrics": ("", lambda theme: figures.metrics_figure(metrics, theme=theme)),
@@ -88,13 +88,13 @@ def _subtitle(run: Run) -> str:
     parts = [name("task"), name("model"), data.get("train") if isinstance(data, Mapping) else None]
     if run.last_step is not None:
         parts.append(f"{run.last_step:,} steps")
-    if not run.results:
+    if not run.records:
         parts.append("no results yet")
     return ", ".join(str(part) for part in parts if part)
 
 
 def _results(runs: Sequence[Run]) -> str:
-    if not any(run.results or run.expected for run in runs):
+    if not any(run.records or run.expected for run in runs):
         return '<p class="quiet">No results yet: the run was not evaluated.</p>'
     return "".join(page.table(header, body, own=1 if len(runs) == 1 else None) for header, body in _result_grids(runs))
 
@@ -123,8 +123,8 @@ def _config(run: Run) -> str:
 
 def _result_grids(runs: Sequence[Run]) -> list[tables.Grid]:
     if len(runs) == 1:
-        return tables.grids(runs[0].results, runs[0].expected)
-    return [tables.comparison({run.name: (run.results, run.expected) for run in runs})]
+        return [tables.grid(tables.rows(runs[0].records, runs[0].expected))]
+    return [tables.comparison({run.name: (run.records, run.expected) for run in runs})]
 
 
 def _timing_rows(runs: Sequence[Run]) -> list[list[str]]:
@@ -151,7 +151,7 @@ def _markdown(runs: Sequence[Run], drawn: Mapping[str, tuple[str, Mapping[str, b
     stem = "report" if len(runs) == 1 else "comparison"
     parts = [f"# {' · '.join(page.inline(run.name) for run in runs)}\n", *(f"{page.inline(_subtitle(run))}\n" for run in runs)]
     parts.append("## Results\n")
-    if any(run.results or run.expected for run in runs):
+    if any(run.records or run.expected for run in runs):
         parts += [tables.markdown(*grid) for grid in _result_grids(runs)]
     else:
         parts.append("No results yet: the run was not evaluated.\n")

@@ -1,6 +1,7 @@
 """A work directory as a report reads it: whatever is there, finished or interrupted."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -9,6 +10,8 @@ from typing import Any
 
 from ssl_jax.config import flat
 from ssl_jax.errors import UserError
+from ssl_jax.reports.records import Record, from_json
+from ssl_jax.reports.records import flat as flat_records
 
 # Keys of config.json that tell where and with what a run was made, rather than configure it.
 ENVIRONMENT = (
@@ -39,9 +42,14 @@ class Run:
     environment: Mapping[str, Any]  # versions, commit, device ...
     card: str
     metrics: Sequence[Mapping[str, Any]]  # what training computed, and its speed
-    results: Mapping[str, float]
+    records: Sequence[Record]  # what the evaluators measured
     timings: Mapping[str, float]  # seconds by phase
     panels: Sequence[Panel]
+
+    @functools.cached_property
+    def results(self) -> Mapping[str, float]:
+        """The values by name, as results.json holds them."""
+        return flat_records(self.records)
 
     @property
     def expected(self) -> Mapping[str, Sequence[float]]:
@@ -66,9 +74,10 @@ def load_run(workdir: str | os.PathLike, name: str | None = None) -> Run:
     environment = {key: document[key] for key in ENVIRONMENT if key in document and document[key] not in (None, {}, [])}
     config = {key: value for key, value in config.items() if key not in (*ENVIRONMENT, *CARDS)}
     card = next((str(document[key]) for key in CARDS if document.get(key)), "")
-    results = {
-        k: v for k, v in _object(path / "results.json").items() if isinstance(v, int | float) and not isinstance(v, bool)
-    }
+    records = from_json(_object(path / "records.json"), str(path / "records.json"))
+    if not records:  # of a version that stored names and values alone
+        flat_results = _object(path / "results.json").items()
+        records = [Record(k, float(v)) for k, v in flat_results if isinstance(v, int | float) and not isinstance(v, bool)]
     timings = {k: v for k, v in _object(path / "timings.json").items() if isinstance(v, int | float)}
     label = name or path.resolve().name
     return Run(
@@ -78,7 +87,7 @@ def load_run(workdir: str | os.PathLike, name: str | None = None) -> Run:
         environment,
         card.strip(),
         _lines(path / "metrics.jsonl") + _lines(path / "speed.jsonl"),
-        results,
+        records,
         timings,
         _panels(path / "panels"),
     )

@@ -1,65 +1,84 @@
-"""The table of results: each measurement of the representation with its baselines beside it, on a console and in Markdown."""
+"""Tables of results: each measurement of the representation with its baselines beside it, on a console and in Markdown."""
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 
-BASELINES = {
+from ssl_jax.reports.records import Record
+
+BASELINES = {  # name -> heading, in the order of the columns
     "random_encoder": "random encoder",
     "raw_pixels": "raw pixels",
     "bag_of_tokens": "bag of tokens",
+    "unigram": "unigram",
+    "most_frequent": "most frequent",
     "likeliest_sentence": "likeliest sentence",
     "copied_source": "copied source",
     "scratch": "from scratch",
     "majority": "majority",
     "chance": "chance",
 }
-TREATMENTS = ("finetune",)  # what stands against a baseline of the same name: dropped from the row's name
 NOTHING = "\N{EM DASH}"
 
 Grid = tuple[list[str], list[list[str]]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Value:
-    """One measured number, perhaps the mean of several runs, and the interval it was expected in."""
-
-    name: str  # its key in results.json
-    number: float
-    stderr: float | None = None
-    expected: tuple[float, float] | None = None
-
-    @property
-    def as_expected(self) -> bool | None:
-        """Whether it lies in the expected interval, ends included; None where nothing was expected."""
-        if self.expected is None:
-            return None
-        return self.expected[0] <= self.number <= self.expected[1]
-
-    def __str__(self) -> str:
-        return number_text(self.number) if self.stderr is None else f"{number_text(self.number)} ± {self.stderr:.2g}"
+Intervals = Mapping[str, Sequence[float]]  # a result's name -> the interval it is expected in
 
 
 @dataclasses.dataclass
 class Row:
-    """One measurement: the representation's value and each baseline's, by column."""
+    """One measurement: the representation's record and each baseline's."""
 
-    name: str
-    cells: dict[str, Value] = dataclasses.field(default_factory=dict)  # "" is the representation
-    expected: tuple[float, float] | None = None  # of the representation; also where it was never measured
+    name: str  # "evaluator/setting/metric"
+    record: Record | None = None  # None: expected, but not measured
+    baselines: dict[str, Record] = dataclasses.field(default_factory=dict)
+    expected: dict[str | None, tuple[float, float]] = dataclasses.field(default_factory=dict)  # of it (None) and of baselines
 
     @property
-    def measured(self) -> Value | None:
-        return self.cells.get("")
+    def label(self) -> str:
+        """The name as words: evaluator, setting, metric."""
+        record = self.record
+        return self.name if record is None else " ".join(filter(None, (record.evaluator, record.setting, record.metric)))
+
+    @property
+    def headline(self) -> bool:
+        """Whether the short table shows it."""
+        return self.record is None or self.record.headline or None in self.expected
+
+    def holds(self, baseline: str | None = None) -> bool | None:
+        """Return whether a value lies in its expected interval, ends included; None where none was expected."""
+        record = self.record if baseline is None else self.baselines.get(baseline)
+        if record is None or baseline not in self.expected:
+            return None
+        low, high = self.expected[baseline]
+        return low <= record.value <= high
+
+    @property
+    def best_baseline(self) -> Record | None:
+        """The best finite baseline."""
+        finite = [record for record in self.baselines.values() if math.isfinite(record.value)]
+        lower = self.record is not None and self.record.lower_is_better
+        return min(finite, key=lambda record: record.value if lower else -record.value, default=None)
 
     def verdict(self) -> str:
-        """The expected interval and whether the value lies in it."""
-        if self.expected is None:
+        """Return the expected interval and whether the value lies in it."""
+        if None not in self.expected:
             return ""
-        low, high = self.expected
-        mark = "not measured" if self.measured is None else "✓" if self.measured.as_expected else "✗"
-        return f"{low:g} to {high:g} {mark}"
+        low, high = self.expected[None]
+        return f"{low:g} to {high:g} {'not measured' if self.record is None else _mark(self.holds())}"
+
+    def gain(self) -> str:
+        """Return the difference to the best baseline, with the standard error of a difference of independent values."""
+        best = self.best_baseline
+        if self.record is None or best is None:
+            return NOTHING
+        errors = [r.stderr for r in (self.record, best) if r.stderr is not None]
+        stderr = math.hypot(*errors) if errors else None
+        return _with_error(self.record.value - best.value, stderr, signed=True)
+
+
+def _mark(holds: bool | None) -> str:
+    return "" if holds is None else "✓" if holds else "✗"
 
 
 def number_text(number: float) -> str:
@@ -75,148 +94,193 @@ def number_text(number: float) -> str:
     return f"{number:.4g}" if abs(number) >= 1 else f"{number:.4f}"
 
 
-def rows(results: Mapping[str, float], expected: Mapping[str, Sequence[float]] | None = None) -> list[Row]:
-    """The flat results grouped by what was measured, in the order of their first appearance.
+def value_text(record: Record) -> str:
+    """Return "0.8674 ± 0.0034": a value to the digits that its standard error leaves."""
+    return _with_error(record.value, record.stderr)
 
-    "linear_probe/random_encoder/accuracy" becomes the column "random encoder" of the row "linear_probe/accuracy";
-    ".../mean" and ".../stderr" become one value. An expected metric without a result has its row too.
+
+def _with_error(value: float, stderr: float | None, *, signed: bool = False) -> str:
+    if stderr is None or not stderr > 0 or not math.isfinite(value) or not math.isfinite(stderr):
+        text = number_text(value)
+        return f"+{text}" if signed and value > 0 else text
+    places = max(0, 1 - math.floor(math.log10(stderr)))
+    return f"{value:{'+' if signed else ''},.{places}f} ± {stderr:.{places}f}"
+
+
+def rows(records: Iterable[Record], expected: Intervals | None = None) -> list[Row]:
+    """Return one row a measurement, in the order of first appearance; an expected one that was not made has its row too.
+
+    A baseline that depends on no setting (the majority class) stands in the rows of all of them.
     """
-    expected = {name: (float(ends[0]), float(ends[1])) for name, ends in (expected or {}).items()}
-    table: dict[str, Row] = {}
-    for name, number in results.items():
-        path = name.split("/")
-        stem = name.removesuffix("/stderr")
-        if path[-1] == "stderr" and f"{stem}/mean" in results:
+    records, intervals = list(records), {name: (float(low), float(high)) for name, (low, high) in (expected or {}).items()}
+    table: dict[tuple, Row] = {}
+    for record in records:
+        key = (record.evaluator, record.metric, record.class_name, record.setting)
+        if record.baseline is None:
+            table[key] = Row(record.name, record)
+    for record in records:
+        if record.baseline is None:
             continue
-        stderr = results.get(name.removesuffix("/mean") + "/stderr") if path[-1] == "mean" else None
-        mean = path[-1] == "mean" and len(path) > 1 and name.removesuffix("/mean") not in results
-        row, column = _place(path[:-1] if mean else path)
-        interval = expected.get(name, expected.get(name.removesuffix("/mean")))
-        cell = Value(name, number, stderr, interval)
-        entry = table.setdefault(row, Row(row))
-        entry.cells[column] = cell
-        if not column:
-            entry.expected = interval
-    for name, interval in expected.items():
-        if name not in results and f"{name}/mean" not in results:
-            row, column = _place(name.split("/"))
-            entry = table.setdefault(row, Row(row))
-            if not column:
-                entry.expected = interval
-    return list(table.values())
-
-
-def _place(path: list[str]) -> tuple[str, str]:
-    """The row and the column ("" is the representation) of a result's path."""
-    column = next((part for part in path if part in BASELINES), "")
-    kept = [part for i, part in enumerate(path) if part != column and not (i and part in TREATMENTS)]
-    return "/".join(kept) or "/".join(path), column
+        of_all = record.setting == "" and (record.evaluator, record.metric, record.class_name, "") not in table
+        same = lambda key, r=record: key[:3] == (r.evaluator, r.metric, r.class_name)
+        homes = [row for key, row in table.items() if same(key) and (of_all or key[3] == record.setting)]
+        homes = homes or [table.setdefault((record.name,), Row(record.name))]
+        for row in homes:
+            row.baselines[record.baseline] = record
+    found = list(table.values())
+    for row in found:
+        for baseline, record in [(None, row.record), *row.baselines.items()]:
+            interval = record and intervals.get(record.name, intervals.get(record.name.removesuffix("/mean")))
+            if interval:
+                row.expected[baseline] = interval
+    names = {record.name for record in records}
+    absent = [name for name in intervals if name not in names and f"{name}/mean" not in names]
+    return found + [Row(name, expected={None: intervals[name]}) for name in absent]
 
 
 def columns(table: Sequence[Row]) -> list[str]:
-    """The baselines that occur, in the order of BASELINES."""
-    return [name for name in BASELINES if any(name in row.cells for row in table)]
+    """Return the baselines that occur, in the order of BASELINES, unknown ones last."""
+    present = dict.fromkeys(name for row in table for name in row.baselines)
+    return [name for name in BASELINES if name in present] + [name for name in present if name not in BASELINES]
+
+
+def heading(baseline: str) -> str:
+    return BASELINES.get(baseline, baseline.replace("_", " "))
 
 
 def failures(table: Sequence[Row]) -> list[str]:
-    """What lies outside its expected interval or was not measured: one line each."""
+    """Return one line for each value that lies outside its expected interval or was not measured."""
     lines = []
     for row in table:
-        for cell in row.cells.values():
-            if cell.as_expected is False:
-                low, high = cell.expected
-                lines.append(f"{cell.name}={number_text(cell.number)}: expected {low:g} to {high:g}")
-        if row.expected is not None and row.measured is None:
-            lines.append(f"{row.name}: expected {row.expected[0]:g} to {row.expected[1]:g}, not measured")
+        for baseline, (low, high) in row.expected.items():
+            record = row.record if baseline is None else row.baselines[baseline]
+            if record is None:
+                lines.append(f"{row.name}: expected {low:g} to {high:g}, not measured")
+            elif not row.holds(baseline):
+                lines.append(f"{record.name}={number_text(record.value)}: expected {low:g} to {high:g}")
     return lines
 
 
-def groups(table: Sequence[Row]) -> list[tuple[list[str], list[Row]]]:
-    """The rows by evaluator, evaluators that share their baselines together: (baselines, rows)."""
-    evaluators: dict[str, list[Row]] = {}
+def grid(table: Sequence[Row], *, gain: bool = False) -> Grid:
+    """Return (header, body) as text: name, encoder, baselines, and where there are such the number of examples, with `gain`
+    the difference to the best baseline, and the expected interval."""
+    beside = columns(table)
+    counted = any(row.record is not None and row.record.n for row in table)
+    judged, gain = any(row.expected for row in table), gain and bool(beside)
+    header = ["", "encoder", *(["to the best baseline"] if gain else []), *map(heading, beside)]
+    header += (["n"] if counted else []) + (["expected"] if judged else [])
+    body = []
     for row in table:
-        evaluators.setdefault(row.name.split("/")[0], []).append(row)
-    found: list[tuple[list[str], list[Row]]] = []
-    for members in evaluators.values():
-        wanted = columns(members)
-        home = next((g for g in found if wanted and g[0] and (set(wanted) <= set(g[0]) or set(g[0]) <= set(wanted))), None)
-        home = home or next((g for g in found if not wanted and not g[0]), None)
-        if home is None:
-            found.append((wanted, members))
-        else:
-            home[1].extend(members)
-            home[0][:] = columns(home[1])
-    return found
+        line = [row.name, NOTHING if row.record is None else value_text(row.record)]
+        line += [row.gain()] if gain else []
+        for name in beside:
+            cell = value_text(row.baselines[name]) if name in row.baselines else NOTHING
+            line.append(f"{cell} {_mark(row.holds(name))}".rstrip())
+        line += [f"{row.record.n:,}" if row.record is not None and row.record.n else NOTHING] if counted else []
+        body.append(line + ([row.verdict()] if judged else []))
+    return header, body
 
 
-def grids(results: Mapping[str, float], expected: Mapping[str, Sequence[float]] | None = None) -> list[Grid]:
-    """The tables as text, (header, body) each: name, representation, each baseline, and the expected interval if any."""
-    found = []
-    for baselines, members in groups(rows(results, expected)):
-        judged = any(row.expected is not None for row in members)
-        header = ["", "encoder", *(BASELINES[name] for name in baselines), *(["expected"] if judged else [])]
-        body = []
-        for row in members:
-            cells = [_cell(row.cells.get(name), mark=bool(name)) for name in ("", *baselines)]
-            body.append([row.name, *cells, *([row.verdict()] if judged else [])])
-        found.append((header, body))
-    return found
+# The short table ----------------------------------------------------------------------------------------------------
 
 
-def comparison(runs: Mapping[str, tuple[Mapping[str, float], Mapping[str, Sequence[float]]]]) -> Grid:
-    """Several runs side by side, name -> (results, expected): a column a run, a line a measurement or baseline."""
+def short_table(records: Iterable[Record], expected: Intervals | None = None, *, width: int = 80) -> str:
+    """Return the headline of each evaluator beside its baselines, with standard errors, on `width` columns.
+
+    Values outside their expected interval follow, one line each. Baselines that do not fit are left to the report.
+    """
+    table = rows(records, expected)
+    shown = [row for row in table if row.headline]
+    if not shown:
+        return ""
+    lines = _columns_of_text(shown, width)
+    if any(row.record is not None and row.record.stderr for row in shown):
+        lines.append("± standard error; n: examples of the test split. Everything else is in results.json and the report.")
+    judged = sum(len(row.expected) for row in table)
+    outside = failures(table)
+    if judged and not outside:
+        lines.append(f"As expected: {judged} of {judged} values.")
+    lines += [f"✗ {line}" for line in outside]
+    return "\n".join(line for text in lines for line in (textwrap.wrap(text, width) if len(text) > width else [text]))
+
+
+def _columns_of_text(shown: Sequence[Row], width: int) -> list[str]:
+    beside = columns(shown)
+    wanted = min(20, max(len(row.label) for row in shown))
+    while True:
+        header = [["encoder"], *(heading(name).split(" ", 1) for name in beside), ["n"]]
+        body = [_cells(row, beside) for row in shown]
+        sizes = [max(len(text) for text in (*head, *(line[i] for line in body))) for i, head in enumerate(header)]
+        left = width - sum(sizes) - 2 * len(sizes)
+        if left >= wanted or not beside:
+            break
+        beside = beside[:-1]
+    names = [_folded(row.label, max(left, 12)) for row in shown]
+    first = max(len(part) for parts in names for part in parts)
+    lines, height = [], max(map(len, header))
+    for i in range(height):  # headings of two words stand in two lines, the last one above the numbers
+        parts = [head[i - height] if len(head) >= height - i else "" for head in header]
+        text = "".join(f"  {part:>{size}}" for part, size in zip(parts, sizes, strict=True))
+        lines.append((" " * first + text).rstrip())
+    lines.append("─" * (first + sum(sizes) + 2 * len(sizes)))
+    for parts, cells in zip(names, body, strict=True):
+        text = "".join(f"  {cell:>{size}}" for cell, size in zip(cells, sizes, strict=True))
+        lines += [f"{parts[0]:<{first}}{text}".rstrip(), *parts[1:]]
+    return lines
+
+
+def _cells(row: Row, beside: Sequence[str]) -> list[str]:
+    """Return value, baselines and n of a row; baselines are rounded as the value is."""
+    record = row.record
+    if record is None:
+        return ["not measured", *([""] * len(beside)), ""]
+    places = None
+    if record.stderr and math.isfinite(record.stderr):
+        places = max(0, -math.floor(math.log10(record.stderr)))
+        own = f"{record.value:,.{places}f} ±{record.stderr:.{places}f}"
+    else:
+        own = number_text(record.value)
+    found = [f"{own} {_mark(row.holds())}".rstrip()]
+    for name in beside:
+        other = row.baselines.get(name)
+        text = "" if other is None else number_text(other.value) if places is None else f"{other.value:,.{places}f}"
+        found.append(f"{text} {_mark(row.holds(name))}".rstrip())
+    return [*found, f"{record.n:,}" if record.n else ""]
+
+
+def _folded(name: str, width: int) -> list[str]:
+    """Return a name in indented lines of at most `width`, broken at a space, else after one of "/:_", else anywhere."""
+    lines, rest = [], name
+    while len(rest) > width:
+        cut = rest.rfind(" ", 1, width + 1)
+        cut = max(cut, max(rest.rfind(mark, 1, width) for mark in "/:_") + 1)
+        cut = cut if cut > (2 if lines else 0) else width
+        lines, rest = [*lines, rest[:cut]], "  " + rest[cut:].lstrip()
+    return [*lines, rest]
+
+
+# Several runs -------------------------------------------------------------------------------------------------------
+
+
+def comparison(runs: Mapping[str, tuple[Iterable[Record], Intervals]]) -> Grid:
+    """Several runs side by side, name -> (records, expected): a column a run, a line a measurement or baseline."""
     tables = {name: {row.name: row for row in rows(*run)} for name, run in runs.items()}
     names = list(dict.fromkeys(row for table in tables.values() for row in table))
     body = []
     for name in names:
         found = [table[name] for table in tables.values() if name in table]
-        for column in ("", *columns(found)):
-            cells = [_cell(table[name].cells.get(column) if name in table else None, mark=True) for table in tables.values()]
-            body.append([f"{name}, {BASELINES[column]}" if column else name, *cells])
+        for column in (None, *columns(found)):
+            cells = []
+            for table in tables.values():
+                row = table.get(name)
+                record = row and (row.record if column is None else row.baselines.get(column))
+                cells.append(f"{value_text(record)} {_mark(row.holds(column))}".rstrip() if record else NOTHING)
+            body.append([f"{name}, {heading(column)}" if column else name, *cells])
     return ["", *runs], body
 
 
-def _cell(value: Value | None, *, mark: bool) -> str:
-    """A cell's text; a baseline carries the mark of its own interval, the representation's stands in the last column."""
-    if value is None:
-        return NOTHING
-    if not mark or value.as_expected is None:
-        return str(value)
-    return f"{value} {'✓' if value.as_expected else '✗'}"
-
-
-def results_table(results: Mapping[str, float], expected: Mapping[str, Sequence[float]] | None = None) -> Any:
-    """The results as rich tables, one for each set of baselines; print it with `rich.print`."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    tables = []
-    for header, body in grids(results, expected):
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for i, name in enumerate(header):
-            width = max(len(text) for text in (*name.split(), *(line[i] for line in body)))
-            whole = width >= len(name)  # only a header may wrap in a narrow terminal, never a number
-            style = "bold" if i == 1 else None
-            table.add_column(name, justify="right" if i else "left", style=style, min_width=width, no_wrap=whole)
-        for line in body:
-            table.add_row(*(Text(cell, style=_colour(cell)) for cell in line))
-        tables.append(table)
-    return Group(*tables)
-
-
-def _colour(cell: str) -> str:
-    return "green" if cell.endswith("✓") else "red" if cell.endswith(("✗", "not measured")) else ""
-
-
-def results_markdown(results: Mapping[str, float], expected: Mapping[str, Sequence[float]] | None = None) -> str:
-    """The same tables in Markdown."""
-    return "\n".join(markdown(*table) for table in grids(results, expected))
-
-
 def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are aligned to the right."""
+    """Return a Markdown table; the first column is text, the others are aligned to the right."""
     escape = lambda text: str(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
     lines = [[escape(cell) for cell in line] for line in (header, *body)]
     rule = ["---", *["---:"] * (len(header) - 1)]

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.data.pipeline import Dataset
-from ssl_jax.downstream.evaluators.features import EvaluationData
+from ssl_jax.data.sources import Source
+from ssl_jax.downstream.evaluator import EvaluationData
 from ssl_jax.task import DataInfo, Task
 
 
-class ArraySource:
+class ArraySource(Source):
     def __init__(self, images, labels, classes, name):
         self.images, self.label, self.classes, self.name = images, labels, classes, name
         self.arrays = {"image": images}

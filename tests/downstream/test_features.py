@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax import runs
 from ssl_jax.data.pipeline import subset
-from ssl_jax.downstream.evaluators.baselines import raw_pixels
+from ssl_jax.downstream.evaluation import Evaluation
+from ssl_jax.downstream.evaluators.baselines import raw_pixels, with_baselines
 from ssl_jax.downstream.evaluators.features import Encoder
 from ssl_jax.downstream.evaluators.few_shot import FewShot
 from ssl_jax.downstream.evaluators.knn import KNN
 from ssl_jax.downstream.evaluators.linear_probe import LinearProbe
 from ssl_jax.errors import UserError
+from ssl_jax.reports.records import flat
 from tests.downstream.downstream_toys import ToyTask, blobs, dataset, toy_params
 
 
@@ -25,7 +26,7 @@ def data():
 
 
 def encoder(data, **options):
-    return Encoder(ToyTask(), toy_params(data), **options)
+    return with_baselines(ToyTask(), toy_params(data), **options)
 
 
 def expected(split, params):
@@ -58,12 +59,12 @@ def test_one_pass_serves_all_evaluators(data):
 
 def test_what_all_evaluators_will_ask_for_takes_one_pass_and_always_the_same(data):
     """Whoever asks first, all names are computed together, of the baselines too; so equal to the last digit."""
-    wanted = runs.representations_of([KNN(), LinearProbe(representation=("cls", "mean")), FewShot(representation="cls+mean")])
-    assert wanted == ("mean", "cls", "mean", "cls+mean")
+    evaluators = dict(a=KNN(), b=LinearProbe(representation=("cls", "mean")), c=FewShot(representation="cls+mean"))
+    wanted = Evaluation(evaluators, ToyTask(), data, lambda sources: data).planned
+    assert wanted == ("mean", "cls", "cls+mean")
     found = []
     for first in ("mean", "cls+mean"):
-        e, passes = encoder(data), []
-        e.together = wanted
+        e, passes = encoder(data, planned=wanted), []
         for one in (e, e.baselines["random_encoder"]):
             one._compute = functools.partial(counted, one._compute, passes)
             for name in (first, "mean", "cls", "cls+mean"):
@@ -159,8 +160,8 @@ EVALUATORS = {
 
 def evaluate(mesh=None):
     data = blobs(train=90, test=101, noise=120.0)
-    e = Encoder(ToyTask(), toy_params(data), mesh)
-    return {f"{name}/{key}": value for name, evaluator in EVALUATORS.items() for key, value in evaluator(e, data)}
+    e = with_baselines(ToyTask(), toy_params(data), mesh)
+    return {f"{name}/{key}": value for name, evaluator in EVALUATORS.items() for key, value in flat(evaluator(e, data)).items()}
 
 
 CHILD = """

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from ssl_jax.downstream.evaluators.features import Encoder
+from ssl_jax.downstream.evaluators.baselines import with_baselines
 from ssl_jax.downstream.evaluators.few_shot import FewShot, draw, ridge, signs
 from ssl_jax.errors import UserError
+from ssl_jax.reports.records import flat
 from tests.downstream.downstream_toys import ToyTask, blobs, toy_params
 
 
@@ -46,7 +47,7 @@ def test_draws_hold_the_shots_of_every_class_and_are_nested():
 
 def test_more_shots_learn_more_and_baselines_stand_beside():
     data = blobs(noise=120.0)
-    found = dict(FewShot(shots=(1, 25))(Encoder(ToyTask(), toy_params(data)), data))
+    found = flat(FewShot(shots=(1, 25))(with_baselines(ToyTask(), toy_params(data)), data))
     assert found["25-shot/accuracy"] > found["1-shot/accuracy"]
     assert {
         "1-shot/stderr",
@@ -59,4 +60,4 @@ def test_more_shots_learn_more_and_baselines_stand_beside():
 def test_more_shots_than_examples():
     data = blobs(train=30)
     with pytest.raises(UserError, match="shots=25: class class 0 has only 10 training examples"):
-        dict(FewShot(shots=(25,))(Encoder(ToyTask(), toy_params(data)), data))
+        flat(FewShot(shots=(25,))(with_baselines(ToyTask(), toy_params(data)), data))

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
+from ssl_jax.downstream.evaluator import EvaluationData
 from ssl_jax.downstream.evaluators import knn
-from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
+from ssl_jax.downstream.evaluators.baselines import with_baselines
 from ssl_jax.downstream.evaluators.knn import KNN, knn_votes, nearest_neighbours
 from ssl_jax.errors import UserError
+from ssl_jax.reports.records import flat
 from tests.downstream.downstream_toys import ToyTask, blobs, toy_params
 
 
@@ -95,17 +97,17 @@ def test_f64_decides_who_is_last_where_f32_cannot_tell():
 def test_a_split_that_queries_itself_leaves_each_example_out():
     """One neighbour of noise says little; the example itself would say everything."""
     data = blobs(noise=1e3)
-    encoder = Encoder(ToyTask(), toy_params(data))
+    encoder = with_baselines(ToyTask(), toy_params(data))
     both = EvaluationData(data.train, dataclasses.replace(data.train))
-    assert both.one_split and not data.one_split
-    assert dict(KNN(k=1, baselines=False)(encoder, both))["accuracy"] < 0.8
+    assert both.same_split and not data.same_split
+    assert flat(KNN(k=1, baselines=False)(encoder, both))["accuracy"] < 0.8
     with pytest.raises(UserError, match="k=300: there are only 299"):
-        dict(KNN(k=300)(encoder, both))
+        flat(KNN(k=300)(encoder, both))
 
 
 def test_the_evaluator_prints_its_baselines_beside():
     data = blobs()
-    found = dict(KNN(k=(20, 5))(Encoder(ToyTask(), toy_params(data)), data))
+    found = flat(KNN(k=(20, 5))(with_baselines(ToyTask(), toy_params(data)), data))
     assert found["accuracy"] == found["k=20/accuracy"] > 0.9
     assert {"k=5/accuracy", "random_encoder/accuracy", "raw_pixels/accuracy", "majority/accuracy"} <= found.keys()
 
@@ -113,4 +115,4 @@ def test_the_evaluator_prints_its_baselines_beside():
 def test_more_neighbours_than_examples():
     data = blobs(train=30)
     with pytest.raises(UserError, match="k=200: there are only 30 training examples"):
-        dict(KNN(k=200)(Encoder(ToyTask(), toy_params(data)), data))
+        flat(KNN(k=200)(with_baselines(ToyTask(), toy_params(data)), data))

@@ -10,13 +10,15 @@ from ml_collections import ConfigDict
 from ssl_jax import data as kinds
 from ssl_jax import randomness
 from ssl_jax.config import read
-from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
+from ssl_jax.downstream.evaluator import EvaluationData
+from ssl_jax.downstream.evaluators.baselines import with_baselines
 from ssl_jax.downstream.evaluators.finetune import FineTune, FineTuner, PartStream, Recipe, Scratch
 from ssl_jax.downstream.evaluators.label_efficiency import LabelEfficiency
 from ssl_jax.downstream.evaluators.linear_probe import LinearProbe
 from ssl_jax.errors import UserError
 from ssl_jax.pretext.masked_image import MaskedImage
 from ssl_jax.reports.figures import label_efficiency
+from ssl_jax.reports.records import Record, flat
 from tests.downstream.downstream_toys import blobs
 
 ADAM = dict(name="adamw", lr=3e-3, weight_decay=0.05)
@@ -41,7 +43,7 @@ def given(tmp_path_factory):
     train, test = (kinds.build("images", config.data, split=split, train=False) for split in ("train", "test"))
     task = MaskedImage.from_config(config, train.info)
     params = jax.jit(task.init)(jax.random.key(0), {"image": np.zeros((1, 8, 8, 1), np.float32)})
-    return Encoder(task, params), EvaluationData(train, test, config=config)
+    return with_baselines(task, params), EvaluationData(train, test, config=config)
 
 
 def test_a_part_stream_reads_its_part_and_nothing_else(given):
@@ -93,13 +95,14 @@ def test_label_efficiency_compares_three_ways_at_every_fraction(given):
     encoder, data = given
     lines = []
     settings = LabelEfficiency(fractions=(0.1, 0.5), seeds=2, finetune=SHORT, scratch=SCRATCH)
-    found = dict(settings(encoder, EvaluationData(data.train, data.test, data.config, log=lines.append)))
+    measured = list(settings(encoder, EvaluationData(data.train, data.test, data.config, log=lines.append)))
+    found = flat(measured)
     for percent in ("10%", "50%"):
         for method in ("finetune", "scratch", "linear_probe"):
             assert 0 <= found[f"{percent}/{method}/mean"] <= 1
             assert found[f"{percent}/{method}/stderr"] >= 0
     assert found["majority/accuracy"] == pytest.approx(1 / 3)
-    curves = label_efficiency({f"label_efficiency/{name}": value for name, value in found.items()})
+    curves = label_efficiency([record.of(evaluator="label_efficiency") for record in measured])
     assert {name: [share for share, _, _ in points] for name, points in curves.items()} == {
         name: [10.0, 50.0] for name in ("finetune", "scratch", "linear_probe", "random_encoder", "raw_pixels")
     }  # what the report's figure draws
@@ -109,11 +112,13 @@ def test_label_efficiency_compares_three_ways_at_every_fraction(given):
 def test_the_gain_over_from_scratch_is_told_in_standard_errors(given, monkeypatch):
     """Seed by seed: accuracies 0.8, 0.9, 0.7 against 0.7, 0.75, 0.65 gain 0.1, 0.15, 0.05; 0.1 is 3.46 times 0.05 / sqrt(3)."""
     encoder, data = given
-    scores = {"finetune": [0.8, 0.9, 0.7], "scratch": [0.7, 0.75, 0.65]}
-    monkeypatch.setattr(LabelEfficiency, "_runs", lambda self, tuner, source, parts, steps, truth, name, log: scores[name])
+    scores = {"finetune": (0.8, 0.9, 0.7), "scratch": (0.7, 0.75, 0.65)}
+    scores = {name: [Record("accuracy", value) for value in values] for name, values in scores.items()}
+    monkeypatch.setattr(LabelEfficiency, "_runs", lambda self, tuner, source, parts, steps, name, log: scores[name])
     lines = []
     settings = LabelEfficiency(fractions=(0.1,), finetune=SHORT, scratch=SCRATCH, linear_probe=None)
-    found = dict(settings(encoder, EvaluationData(data.train, data.test, data.config, log=lines.append)))
+    measured = list(settings(encoder, EvaluationData(data.train, data.test, data.config, log=lines.append)))
+    found = flat(measured)
     stem = "10%/finetune_minus_scratch"
     assert found[f"{stem}/mean"] == pytest.approx(0.1) and found[f"{stem}/stderr"] == pytest.approx(0.05 / 3**0.5)
     assert found[f"{stem}/standard_errors"] == pytest.approx(2 * 3**0.5)
@@ -150,8 +155,8 @@ def test_the_mae_probe_with_augmentation_trains_the_head_alone_by_the_loop(given
     """Without any augmentation in fact, it ends where the probe on cached features ends, up to the order of the batches."""
     encoder, data = given
     options = dict(protocol="mae", representation="cls", learning_rates=(20.0,), epochs=40, warmup_epochs=4, batch_size=60)
-    looped = dict(LinearProbe(augment=dict(flip=False), baselines=False, **options)(encoder, data))
-    cached = dict(LinearProbe(baselines=False, **options)(encoder, data))
+    looped = flat(LinearProbe(augment=dict(flip=False), baselines=False, **options)(encoder, data))
+    cached = flat(LinearProbe(baselines=False, **options)(encoder, data))
     assert cached["accuracy"] > 0.45 and abs(looped["accuracy"] - cached["accuracy"]) < 0.1
 
 
@@ -176,11 +181,11 @@ def test_running_moments_are_those_that_torch_keeps(given):
 def test_the_finetune_evaluator_reports_its_baselines(given):
     encoder, data = given
     settings = dict(training=dict(duration="2 epochs"), optimizer=ADAM, batch_size=16)
-    found = dict(read(FineTune, settings, "downstream.finetune")(encoder, data))
+    found = flat(read(FineTune, settings, "downstream.finetune")(encoder, data))
     assert {"accuracy", "ece", "per_class/0", "scratch/accuracy", "majority/accuracy"} <= found.keys()
     short = settings | dict(scratch=dict(training=dict(duration="1 epochs")))
     with pytest.raises(UserError, match="15 steps on all labels, but fine-tuning takes 30"):
-        dict(read(FineTune, short, "downstream.finetune")(encoder, data))
+        flat(read(FineTune, short, "downstream.finetune")(encoder, data))
 
 
 @pytest.mark.slow
@@ -188,7 +193,7 @@ def test_fine_tuning_at_another_image_size(given):
     encoder, data = given
     tuner = FineTuner(Recipe(data=dict(image_size=12), training=dict(duration="1 steps"), batch_size=16), data)
     params = tuner.fit(np.arange(40), seed=0, steps=1, source=encoder)
-    assert tuner.task.encoder.grid == (3, 3) and tuner.logits(params).shape == (60, 3)
+    assert tuner.task.encoder.grid == (3, 3) and tuner.logits(params)[0].shape == (60, 3)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +216,7 @@ def test_a_baseline_with_fewer_steps_is_refused(given):
     encoder, data = given
     short = Scratch(training=dict(duration="5 steps"), optimizer=ADAM, batch_size=16)
     with pytest.raises(UserError, match="5 steps on 10% of the labels, but fine-tuning takes 6"):
-        dict(LabelEfficiency(fractions=(0.1,), seeds=1, finetune=SHORT, scratch=short)(encoder, data))
+        flat(LabelEfficiency(fractions=(0.1,), seeds=1, finetune=SHORT, scratch=short)(encoder, data))
 
 
 def test_the_probe_of_a_fraction_reads_the_cached_features(given):
@@ -220,6 +225,6 @@ def test_the_probe_of_a_fraction_reads_the_cached_features(given):
     encoder._compute, compute = None, encoder._compute  # a further pass would fail
     settings = LabelEfficiency(fractions=(1.0,), seeds=1, finetune=SHORT, scratch=None, linear_probe=LinearProbe(held_out=0.2))
     try:
-        assert settings._probe(encoder, data, np.arange(240)) > 0.4
+        assert settings._probe(encoder, data, np.arange(240)).value > 0.4
     finally:
         encoder._compute = compute

@@ -11,7 +11,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from ssl_jax.data.text import corpus
-from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
+from ssl_jax.downstream.evaluator import EvaluationData
+from ssl_jax.downstream.evaluators.features import Encoder
 from ssl_jax.downstream.evaluators.language_modelling import (
     Lambada,
     MaskedTokenLoss,
@@ -23,6 +24,7 @@ from ssl_jax.downstream.evaluators.language_modelling import (
 from ssl_jax.errors import UserError
 from ssl_jax.pretext.masked_token import MaskedToken
 from ssl_jax.pretext.next_token import NextToken
+from ssl_jax.reports.records import flat
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 8
 
@@ -67,7 +69,7 @@ def test_whole_split_loss(folder, batch_size):
     for start in range(0, 96, 16):
         total -= log_likelihoods(encoder, tokens[start : start + 17]).sum()
     total -= log_likelihoods(encoder, tokens[84:])[-4:].sum()  # the last window ends with the text: 4 of its labels are new
-    found = dict(NextTokenLoss(batch_size=batch_size)(encoder, data))
+    found = flat(NextTokenLoss(batch_size=batch_size)(encoder, data))
     np.testing.assert_allclose(found["loss"], total / 100, rtol=1e-5)
     np.testing.assert_allclose(found["perplexity"], math.exp(total / 100), rtol=1e-5)
     np.testing.assert_allclose(found["bits_per_byte"], total / math.log(2) / 101, rtol=1e-5)
@@ -79,7 +81,7 @@ def test_unigram_baseline_is_the_cross_entropy_of_the_frequencies(folder):
     assert counts.sum() == len(TEXT)
     p = (counts + 1) / (len(TEXT) + size)
     test = np.bincount(data.test.info.tokenizer.encode(TEXT[:101]), minlength=size) / 101
-    found = dict(NextTokenLoss()(encoder, data))
+    found = flat(NextTokenLoss()(encoder, data))
     np.testing.assert_allclose(found["unigram/loss"], -(test * np.log(p)).sum(), rtol=1e-9)
 
 
@@ -101,13 +103,13 @@ def test_perplexity_by_token_word_and_byte(folder):
     path.write_text("the lazy fox jumps over the brown dog. the dog jumps.")
     tokens = data.test.info.tokenizer.encode(path.read_text())
     nll = -sum(log_likelihoods(encoder, row)[-n:].sum() for row, n in sliding_windows(tokens, 16, 4))
-    found = dict(Perplexity(text=f"text:{path}", stride=4)(encoder, data))
+    found = flat(Perplexity(text=f"text:{path}", stride=4)(encoder, data))
     words, size = len(path.read_text().split()), len(path.read_bytes())
     np.testing.assert_allclose(found["loss"], nll / (len(tokens) - 1), rtol=1e-5)
     np.testing.assert_allclose(found["word"], math.exp(nll / words), rtol=1e-4)
     np.testing.assert_allclose(found["byte"], math.exp(nll / size), rtol=1e-5)
     np.testing.assert_allclose(found["bits_per_byte"], nll / size / math.log(2), rtol=1e-5)
-    own = dict(Perplexity(stride=4)(encoder, data))
+    own = flat(Perplexity(stride=4)(encoder, data))
     assert set(own) == set(found)
 
 
@@ -119,7 +121,7 @@ def test_lambada_scores_the_last_word(folder):
     passages = ["the lazy dog", "over the fox"]
     path = folder / "lambada.jsonl"
     path.write_text("".join(json.dumps({"text": passage}) + "\n" for passage in [*passages, "oneword"]))
-    found = dict(Lambada(text=f"jsonl:{path}", batch_size=2)(encoder, data))
+    found = flat(Lambada(text=f"jsonl:{path}", batch_size=2)(encoder, data))
     nll, right = [], []
     for passage in passages:
         tokens = tokenizer.encode(passage)
@@ -136,8 +138,8 @@ def test_lambada_scores_the_last_word(folder):
 def test_masked_token_loss_does_not_depend_on_the_batch(folder, batch_size):
     """Masks follow the example's place in the data set; baselines stand beside."""
     encoder, data = setup("masked_token", folder)
-    found = dict(MaskedTokenLoss(batch_size=batch_size)(encoder, data))
-    whole = dict(MaskedTokenLoss(batch_size=64)(encoder, data))
+    found = flat(MaskedTokenLoss(batch_size=batch_size)(encoder, data))
+    whole = flat(MaskedTokenLoss(batch_size=64)(encoder, data))
     assert set(found) == {"loss", "accuracy", "unigram/loss", "most_frequent/accuracy"}
     for name in found:
         np.testing.assert_allclose(found[name], whole[name], rtol=1e-5)
@@ -146,9 +148,9 @@ def test_masked_token_loss_does_not_depend_on_the_batch(folder, batch_size):
 def test_the_wrong_task_is_named(folder):
     encoder, data = setup("masked_token", folder)
     with pytest.raises(UserError, match="this evaluator needs task.name='next_token', not 'masked_token'"):
-        dict(NextTokenLoss()(encoder, data))
+        flat(NextTokenLoss()(encoder, data))
     with pytest.raises(UserError, match="text is missing"):
         Lambada()
     encoder, data = setup("next_token", folder)
     with pytest.raises(UserError, match="stride=99: must not exceed the model's context of 16"):
-        dict(Perplexity(stride=99)(encoder, data))
+        flat(Perplexity(stride=99)(encoder, data))

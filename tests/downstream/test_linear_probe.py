@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression as Reference
 
-from ssl_jax.downstream.evaluators.features import Encoder
-from ssl_jax.downstream.evaluators.heads import Descent, LogisticRegression, descend, lars_ratio
+from ssl_jax.downstream.evaluators.baselines import with_baselines
+from ssl_jax.downstream.evaluators.heads import Descent, LogisticRegression, lars_ratio, train_linear_heads
 from ssl_jax.downstream.evaluators.linear_probe import LinearProbe, probe
 from ssl_jax.downstream.metrics import classification as metrics
 from ssl_jax.errors import UserError
 from ssl_jax.models.vit import ViT, ViTConfig
+from ssl_jax.reports.records import flat
 from ssl_jax.task import Task
 from tests.downstream.downstream_toys import ToyTask, blobs, toy_params
 
@@ -126,7 +127,7 @@ def descend_by_hand(x, y, classes, settings, seed, head):
 )
 def test_descent_is_the_published_formula(settings):
     x, y = problem(300)
-    heads = descend(x, y, 4, settings, seed=3)
+    heads = train_linear_heads(x, y, 4, settings, seed=3)
     assert len(heads) == len(settings.heads)
     for i, head in enumerate(heads):
         weight, bias = descend_by_hand(x, y, 4, settings, 3, i)
@@ -145,21 +146,20 @@ def test_a_grid_trained_at_once_equals_its_heads_trained_one_at_a_time():
     (x, y), options = problem(400), dict(epochs=4, batch_size=32)
     rates, decays, xs = (1e-3, 1e-2, 0.1, 1.0), (0.0, 1e-3), [x, np.tanh(x[:, :5]), np.square(x)]
     grid = Descent(learning_rates=rates, weight_decays=decays, **options)
-    for x, heads in zip(xs, descend(xs, y, 4, grid, seed=3), strict=True):
+    for x, heads in zip(xs, train_linear_heads(xs, y, 4, grid, seed=3), strict=True):
         for (lr, wd), head in zip(grid.heads, heads, strict=True):
-            (alone,) = descend(x, y, 4, Descent(learning_rates=(lr,), weight_decays=(wd,), **options), seed=3)
+            (alone,) = train_linear_heads(x, y, 4, Descent(learning_rates=(lr,), weight_decays=(wd,), **options), seed=3)
             np.testing.assert_allclose(head.weight, alone.weight, rtol=1e-4, atol=1e-6 * np.abs(alone.weight).max())
             np.testing.assert_allclose(head.bias, alone.bias, rtol=1e-4, atol=1e-5)
     settings = dict(protocol="grid", **options)
-    for x, (score, chosen, _) in zip(
-        xs, probe(xs, y, 4, LinearProbe(learning_rates=rates, weight_decays=decays, **settings)), strict=True
-    ):
+    found = probe(xs, y, 4, LinearProbe(learning_rates=rates, weight_decays=decays, **settings))
+    for x, choice in zip(xs, found, strict=True):
         alone = {
-            (lr, wd): probe([x], y, 4, LinearProbe(learning_rates=(lr,), weight_decays=(wd,), **settings))[0][0]
+            (lr, wd): probe([x], y, 4, LinearProbe(learning_rates=(lr,), weight_decays=(wd,), **settings))[0].score
             for lr in rates
             for wd in decays
         }
-        assert score == max(alone.values()) == alone[chosen["chosen/lr"], chosen["chosen/weight_decay"]]
+        assert choice.score == max(alone.values()) == alone[choice.settings["lr"], choice.settings["weight_decay"]]
 
 
 GRID = dict(weight_decays=(0.0, 1e-4, 1e-3))  # x 13 learning rates
@@ -190,7 +190,7 @@ def test_39_heads_cost_at_most_three_times_one():
     def cost(**options):
         def run():
             encoder.forget()
-            dict(settings(encoder, data))
+            flat(settings(encoder, data))
 
         settings = LinearProbe(protocol="grid", baselines=False, **options)
         passes.clear()
@@ -206,7 +206,7 @@ def test_39_heads_on_ready_features_cost_half_of_39_single_runs_at_most():
     """Without the encoder, 39 times the multiplications remain; what is shared is the reading of the batches."""
     random = np.random.default_rng(0)
     x, y = random.standard_normal((20000, 192)).astype(np.float32), random.integers(0, 10, 20000).astype(np.int32)
-    cost = lambda **options: seconds(lambda: descend(x, y, 10, Descent(epochs=4, **options), seed=0))
+    cost = lambda **options: seconds(lambda: train_linear_heads(x, y, 10, Descent(epochs=4, **options), seed=0))
     many, one = cost(**GRID), cost(learning_rates=(0.1,))
     assert many < 39 / 2 * one, (many, one)
 
@@ -229,28 +229,28 @@ class ViTTask(Task):
 def test_each_protocol_learns_and_prints_its_baselines_beside(protocol):
     data = blobs()
     options = {"lbfgs": {}, "grid": dict(batch_size=32), "mae": dict(batch_size=32, learning_rates=(5.0,))}[protocol]
-    found = dict(LinearProbe(protocol=protocol, **options)(Encoder(ToyTask(), toy_params(data)), data))
+    found = flat(LinearProbe(protocol=protocol, **options)(with_baselines(ToyTask(), toy_params(data)), data))
     assert found["accuracy"] > 0.9 and 0 <= found["ece"] <= 1
     assert {"random_encoder/accuracy", "raw_pixels/accuracy", "majority/accuracy", "per_class/class 0"} <= found.keys()
 
 
 def test_only_the_baselines_asked_for_are_measured():
     data = blobs()
-    encoder = Encoder(ToyTask(), toy_params(data))
-    found = dict(LinearProbe(baselines=("random_encoder",))(encoder, data))
+    encoder = with_baselines(ToyTask(), toy_params(data))
+    found = flat(LinearProbe(baselines=("random_encoder",))(encoder, data))
     assert "random_encoder/accuracy" in found and "raw_pixels/accuracy" not in found
     with pytest.raises(UserError, match="baselines: 'pixels' is none of random_encoder, raw_pixels"):
-        dict(LinearProbe(baselines=("pixels",))(encoder, data))
+        flat(LinearProbe(baselines=("pixels",))(encoder, data))
 
 
 def test_the_test_split_chooses_nothing():
     """With other test labels the same head is chosen."""
     data = blobs(noise=150.0)
-    encoder = Encoder(ToyTask(), toy_params(data))
+    encoder = with_baselines(ToyTask(), toy_params(data))
     settings = LinearProbe(protocol="grid", batch_size=32, baselines=False)
-    first = dict(settings(encoder, data))
+    first = flat(settings(encoder, data))
     data.test.label_array = np.roll(data.test.label_array, 1)
-    second = dict(settings(Encoder(ToyTask(), toy_params(data)), data))
+    second = flat(settings(with_baselines(ToyTask(), toy_params(data)), data))
     assert first["accuracy"] != second["accuracy"]
     for name in ("chosen/lr", "chosen/weight_decay", "held_out_accuracy"):
         assert first[name] == second[name]
@@ -258,10 +258,10 @@ def test_the_test_split_chooses_nothing():
 
 def test_the_best_of_several_representations_is_chosen():
     data = blobs(noise=120.0)
-    encoder = Encoder(ToyTask(), toy_params(data))
-    found = dict(LinearProbe(representation=("cls", "mean", "tokens"), baselines=False)(encoder, data))
+    encoder = with_baselines(ToyTask(), toy_params(data))
+    found = flat(LinearProbe(representation=("cls", "mean", "tokens"), baselines=False)(encoder, data))
     scores = [
-        dict(LinearProbe(representation=r, baselines=False)(encoder, data))["held_out_accuracy"]
+        flat(LinearProbe(representation=r, baselines=False)(encoder, data))["held_out_accuracy"]
         for r in ("cls", "mean", "tokens")
     ]
     assert found["held_out_accuracy"] == max(scores) and found["chosen/representation"] == np.argmax(scores)

@@ -8,6 +8,7 @@ from sklearn.metrics import top_k_accuracy_score
 
 from ssl_jax.downstream.metrics import classification as metrics
 from ssl_jax.errors import UserError
+from ssl_jax.reports.records import flat
 
 
 def ece_by_definition(probabilities, labels, bins):
@@ -51,7 +52,7 @@ def test_of_equal_logits_the_lower_class_is_said():
 
 def test_accuracy_of_each_class():
     logits = np.eye(3)[[0, 0, 1, 2]]
-    found = metrics.classification(logits, np.array([0, 1, 1, 2]), ("cat", "dog", "eel"))
+    found = flat(metrics.classification(logits, np.array([0, 1, 1, 2]), ("cat", "dog", "eel")))
     assert found["accuracy"] == 0.75
     assert (found["per_class/cat"], found["per_class/dog"], found["per_class/eel"]) == (1.0, 0.5, 1.0)
     assert "top5" not in found

@@ -13,11 +13,13 @@ from ml_collections import ConfigDict
 
 from ssl_jax.data.text.squad import Question, cut, squad
 from ssl_jax.data.text.tokenizers import ByteTokenizer
-from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
+from ssl_jax.downstream.evaluator import EvaluationData
+from ssl_jax.downstream.evaluators.features import Encoder
 from ssl_jax.downstream.supervised.question_answering import QuestionAnswering, QuestionAnsweringMetrics
 from ssl_jax.downstream.supervised.spans import answers, likeliest_sentence
 from ssl_jax.errors import UserError
 from ssl_jax.randomness import stream
+from ssl_jax.reports.records import flat
 from tests.downstream import text_toys as toys
 
 TOKENIZER = ByteTokenizer(toys.SPECIAL)
@@ -143,7 +145,7 @@ def test_it_learns_to_find_answers_over_windows(tmp_path, empty):
     for _ in range(80):
         params, state = step(params, state)
     data = EvaluationData(train, test, workdir=str(tmp_path))
-    found = dict(QuestionAnsweringMetrics(batch_size=32)(Encoder(task, params), data))
+    found = flat(QuestionAnsweringMetrics(batch_size=32)(Encoder(task, params), data))
     assert found["exact_match"] == 100 and found["f1"] == 100
     assert found["likeliest_sentence/exact_match"] < 50
     predictions = json.loads((tmp_path / "predictions.json").read_text())

@@ -15,6 +15,7 @@ from ssl_jax.downstream.evaluators import retrieval
 from ssl_jax.downstream.evaluators.cross_modal import hit_chance
 from ssl_jax.downstream.evaluators.retrieval import Retrieval, chance, recalls, retrieve
 from ssl_jax.errors import UserError
+from ssl_jax.reports.records import flat
 from ssl_jax.task import DataInfo
 
 
@@ -38,7 +39,7 @@ def by_trial(scores, right, k, trials=4000):
 def test_recall_with_ties_is_the_mean_over_random_orders(seed, k):
     images, texts = vectors(seed, texts=12)
     owner = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 3], np.int32)
-    found = recalls(images, texts, owner, (k,))
+    found = flat(recalls(images, texts, owner, (k,)))
     scores = texts @ images.T
     wanted = np.mean([by_trial(scores[j], [owner[j]], k, 800) for j in range(12)])
     assert abs(found[f"text_to_image/R@{k}"] - wanted) < 0.03
@@ -49,21 +50,21 @@ def test_recall_with_ties_is_the_mean_over_random_orders(seed, k):
 def test_a_model_that_tells_nothing_apart_is_at_chance():
     """All scores equal: no tie counts as a hit, in either direction; so do an image's several captions."""
     owner = np.repeat(np.arange(10, dtype=np.int32), 5)
-    found = recalls(np.ones((10, 3), np.float32), np.ones((50, 3), np.float32), owner, (1, 5, 10))
-    expected = chance(10, owner, (1, 5, 10))
+    found = flat(recalls(np.ones((10, 3), np.float32), np.ones((50, 3), np.float32), owner, (1, 5, 10)))
+    expected = flat(chance(10, owner, (1, 5, 10)))
     for name in (n for n in found if "R@" in n):
-        assert found[name] == pytest.approx(expected[name]), name
-    assert found["text_to_image/median_rank"] == 1 + 9 / 2 == expected["text_to_image/median_rank"]
+        assert found[name] == pytest.approx(expected[f"chance/{name}"]), name
+    assert found["text_to_image/median_rank"] == 1 + 9 / 2 == expected["chance/text_to_image/median_rank"]
 
 
 def test_a_perfect_model_and_a_known_rank():
     eye = np.eye(6, dtype=np.float32)
-    found = recalls(eye, eye, np.arange(6, dtype=np.int32), (1,))
+    found = flat(recalls(eye, eye, np.arange(6, dtype=np.int32), (1,)))
     assert found == {
         "text_to_image/R@1": 1.0, "text_to_image/median_rank": 1.0, "image_to_text/R@1": 1.0, "image_to_text/median_rank": 1.0
     }  # fmt: skip
     # every text is nearest to the next image and second nearest to its own
-    found = recalls(eye, np.roll(eye, 1, axis=1) + 0.5 * eye, np.arange(6, dtype=np.int32), (1, 2))
+    found = flat(recalls(eye, np.roll(eye, 1, axis=1) + 0.5 * eye, np.arange(6, dtype=np.int32), (1, 2)))
     assert found["text_to_image/R@1"] == 0 and found["text_to_image/R@2"] == 1 and found["text_to_image/median_rank"] == 2
 
 

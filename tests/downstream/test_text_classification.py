@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
+from ssl_jax.downstream.evaluator import EvaluationData
 from ssl_jax.downstream.evaluators import bag_of_tokens as bag
-from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
+from ssl_jax.downstream.evaluators.baselines import with_baselines
+from ssl_jax.downstream.evaluators.features import Encoder
 from ssl_jax.downstream.evaluators.knn import KNN
 from ssl_jax.downstream.evaluators.linear_probe import LinearProbe
 from ssl_jax.downstream.supervised.text_classification import TextClassification, TextClassificationMetrics, text_metrics
@@ -21,6 +23,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.pretext.masked_token import MaskedToken
 from ssl_jax.pretext.next_token import NextToken
 from ssl_jax.randomness import stream
+from ssl_jax.reports.records import flat
 from tests.downstream import text_toys as toys
 
 
@@ -128,7 +131,7 @@ def test_it_learns_and_the_evaluator_reads_the_whole_test_split(tmp_path):
     state = optimizer.init(params)
     for _ in range(60):
         params, state, accuracy = step(params, state)
-    found = dict(TextClassificationMetrics(batch_size=7)(Encoder(task, params), EvaluationData(train, test)))
+    found = flat(TextClassificationMetrics(batch_size=7)(Encoder(task, params), EvaluationData(train, test)))
     assert float(accuracy) == 1 and found["accuracy"] == 1 and found["matthews"] == 1
     assert found["majority/accuracy"] == pytest.approx(1 / 3)
     assert found["bag_of_tokens/accuracy"] == 1  # the class is a letter
@@ -140,11 +143,11 @@ def test_frozen_evaluators_take_sentences(tmp_path):
     """Linear probe and kNN over sentence embeddings, the same objects as for images."""
     train, test = toys.data(tmp_path)
     task = build(train.info)
-    encoder = Encoder(task, started(task, toys.batch_of(train)))
+    encoder = with_baselines(task, started(task, toys.batch_of(train)))
     names = ("cls", "mean", "last", "block00/mean", "pooled")
-    found = dict(LinearProbe(representation=names, l2=(1e-2,), baselines=False)(encoder, EvaluationData(train, test)))
+    found = flat(LinearProbe(representation=names, l2=(1e-2,), baselines=False)(encoder, EvaluationData(train, test)))
     assert found["accuracy"] > 0.5
-    found = dict(KNN(k=(1, 3))(encoder, EvaluationData(train, test)))
+    found = flat(KNN(k=(1, 3))(encoder, EvaluationData(train, test)))
     assert {"accuracy", "random_encoder/accuracy", "bag_of_tokens/accuracy", "majority/accuracy"} <= set(found)
     features = encoder.extract(train, ("mean",))  # the test split is the training split: each text leaves itself out
     unit = features["mean"].astype(np.float64) / np.linalg.norm(features["mean"], axis=1, keepdims=True)

@@ -10,7 +10,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from ssl_jax.data.text.supervised import parallel_text
-from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
+from ssl_jax.downstream.evaluator import EvaluationData
+from ssl_jax.downstream.evaluators.features import Encoder
 from ssl_jax.downstream.evaluators.translation import TranslationMetrics, score
 from ssl_jax.downstream.supervised.decoding import Search
 from ssl_jax.downstream.supervised.translation import Translation, detokenized
@@ -18,6 +19,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.models import language
 from ssl_jax.models.language import Head, LanguageConfig, Transformer
 from ssl_jax.randomness import stream
+from ssl_jax.reports.records import flat
 from tests.downstream import text_toys as toys
 
 SHAPE = dict(width=16, depth=1, heads=2, init="normal", init_std=0.2)
@@ -129,7 +131,7 @@ def test_it_learns_and_is_measured(data, model, tmp_path):
     params, _ = steps(params, optimizer.init(params))
     logged = []
     evaluation = EvaluationData(data, data, workdir=str(tmp_path), log=logged.append)
-    found = dict(TranslationMetrics(search=Search(beams=2), batch_size=24)(Encoder(task, params), evaluation))
+    found = flat(TranslationMetrics(search=Search(beams=2), batch_size=24)(Encoder(task, params), evaluation))
     assert found["chrf"] > 90 and found["copied_source/bleu"] < 10
     assert "nrefs:1|case:mixed" in logged[0]
     rows = [json.loads(line) for line in (tmp_path / "translations.jsonl").read_text().splitlines()]

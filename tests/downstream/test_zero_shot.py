@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from ssl_jax.data import pairs
-from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
+from ssl_jax.downstream.evaluator import EvaluationData
+from ssl_jax.downstream.evaluators.features import Encoder
 from ssl_jax.downstream.evaluators.zero_shot import ZeroShot, texts_of
 from ssl_jax.errors import UserError
+from ssl_jax.reports.records import flat
 from tests.data.test_pairs import section
 
 
@@ -42,7 +44,7 @@ def run(monkeypatch, data, encoder, vectors=None, **settings):
 
     monkeypatch.setattr("ssl_jax.downstream.evaluators.zero_shot.embed_texts", embed)
     evaluator = ZeroShot(**settings)
-    return dict(evaluator(encoder, data)), prompts
+    return flat(evaluator(encoder, data)), prompts
 
 
 def test_accuracy_is_that_of_the_nearest_class(monkeypatch, data):
@@ -81,9 +83,7 @@ def test_no_classes_and_no_labels_are_told_in_one_line(tmp_path):
 
     uri = table(tmp_path, ROWS)
     dataset = pairs.build(section(train=uri, test=uri, image_size=8), split="test", train=False)
-    with pytest.raises(UserError, match="^jsonl:.* has no labels to compare with") as caught:
-        ZeroShot().check(EvaluationData(dataset, dataset))
-    assert "\n" not in str(caught.value)
+    assert ZeroShot().missing_labels(EvaluationData(dataset, dataset)) == f"{uri} (data.test)"
     with pytest.raises(UserError, match="has no classes; give a source with labels"):
         ZeroShot().classifier(Encoder(None), EvaluationData(dataset, dataset))
 

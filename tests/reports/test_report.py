@@ -12,6 +12,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.reports import figures
 from ssl_jax.reports.page import duration
 from ssl_jax.reports.panels import image_sheet, save_panels
+from ssl_jax.reports.records import Record, flat, to_json
 from ssl_jax.reports.report import write_report
 from ssl_jax.reports.run import load_run
 from ssl_jax.task import Images, Text
@@ -29,11 +30,16 @@ def make_run(directory, *, lr=1e-3, results=True, metrics=True):
         lines = [{"step": s, "loss": 1 / s, "lr": lr, "images/s": 100 + s} for s in range(1, 400)]
         (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if results:
-        found = {"linear_probe/accuracy": 0.88, "linear_probe/random_encoder/accuracy": 0.79, HOSTILE: 0.5}
+        found = [
+            Record("accuracy", 0.88, n=10000, stderr=0.0032, headline=True, evaluator="linear_probe"),
+            Record("accuracy", 0.79, "random_encoder", n=10000, stderr=0.0041, evaluator="linear_probe"),
+            Record("accuracy", 0.5, class_name=HOSTILE, evaluator="linear_probe"),
+        ]
         for percent, ours, scratch in ((1, 0.81, 0.75), (10, 0.85, 0.79)):
-            found |= {f"label_efficiency/{percent}%/finetune/mean": ours, f"label_efficiency/{percent}%/finetune/stderr": 0.01,
-                      f"label_efficiency/{percent}%/scratch/mean": scratch}  # fmt: skip
-        (directory / "results.json").write_text(json.dumps(found))
+            own = Record("accuracy", ours, setting=f"{percent}%", evaluator="label_efficiency")
+            found += [own.of(stderr=0.01, runs=3, path=f"{percent}%/finetune/mean"), own.of(value=scratch, baseline="scratch")]
+        (directory / "records.json").write_text(json.dumps(to_json(found)))
+        (directory / "results.json").write_text(json.dumps(flat(found)))
     panels = {
         "reconstruction": Images(np.zeros((2, 3, 8, 8, 1)), ("masked", "filled", "original")),
         "samples": Text((HOSTILE, "x")),
@@ -71,7 +77,7 @@ def test_the_page_stands_alone_and_escapes_what_comes_from_data(tmp_path):
     assert "script" not in page.tags
     assert page.content.count(HOSTILE) == 5  # config value, device, card, result name, text panel
     assert page.links and all(link.startswith("data:image/png;base64,") for link in page.links)
-    for text in ("0.8800", "0.7900", "0.8 to 0.9 ✓", "399 steps", "optimizer.lr", "0.10.2"):
+    for text in ("0.8800 ± 0.0032", "0.7900 ± 0.0041", "0.8 to 0.9 ✓", "399 steps", "optimizer.lr", "0.10.2"):
         assert text in page.content
 
 
@@ -81,7 +87,7 @@ def test_markdown_and_figures_lie_beside_the_page(tmp_path):
     names = {path.name for path in run.iterdir()}
     assert {"report.html", "report.md", "report_loss.png", "report_label_efficiency.png", "report_metrics.png"} <= names
     text = (run / "report.md").read_text()
-    assert "| linear_probe/accuracy | 0.8800 | 0.7900 | 0.8 to 0.9 ✓ |" in text
+    assert "| linear_probe/accuracy | 0.8800 ± 0.0032 | 0.7900 ± 0.0041 | — | 10,000 | 0.8 to 0.9 ✓ |" in text
     for line in text.splitlines():
         if line.startswith("!["):
             assert (run / line.rpartition("(")[2].rstrip(")")).is_file()
@@ -112,8 +118,8 @@ def test_runs_stand_side_by_side_with_what_differs(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("results.json", "{", "results.json: is not JSON"),
-        ("results.json", "[1]", "results.json: expected an object, found list"),
+        ("records.json", "{", "records.json: is not JSON"),
+        ("records.json", "[1]", "records.json: expected an object, found list"),
         ("metrics.jsonl", '{"step": 1}\nbad\n{"step": 2}\n', "metrics.jsonl: line 2 is not JSON"),
         ("panels/x.png", "no image", "x.png: is not a PNG image"),
     ],
@@ -166,7 +172,7 @@ def test_figures_draw_in_both_themes_and_skip_what_is_not_there():
     assert size(light) == size(dark) and light != dark
     assert figures.loss_figure({"a": []}) is None
     assert figures.metrics_figure(metrics) is None
-    assert figures.label_efficiency_figure({"a": {"linear_probe/accuracy": 1.0}}) is None
+    assert figures.label_efficiency_figure({"a": [Record("accuracy", 1.0, evaluator="linear_probe")]}) is None
 
 
 def test_a_step_logged_twice_counts_once_with_its_later_value():
@@ -191,11 +197,14 @@ def test_the_running_mean_is_numpys_mean_of_the_values_that_there_are():
 
 
 def test_label_efficiency_is_read_in_order_with_its_errors():
-    results = {"label_efficiency/10%/finetune/mean": 0.8, "label_efficiency/1%/finetune/mean": 0.7,
-               "label_efficiency/1%/finetune/stderr": 0.1, "label_efficiency/1%/scratch/mean": 0.5}  # fmt: skip
-    assert figures.label_efficiency(results) == {
+    own = Record("accuracy", 0.8, setting="10%", evaluator="label_efficiency")
+    records = [own, own.of(value=0.7, setting="1%", stderr=0.1), own.of(value=0.5, setting="1%", baseline="scratch"),
+               own.of(value=0.6, setting="1%/linear_probe"), own.of(metric="finetune_minus_scratch", value=0.2),
+               own.of(value=0.1, setting="", baseline="majority")]  # fmt: skip
+    assert figures.label_efficiency(records) == {
         "finetune": [(1.0, 0.7, 0.1), (10.0, 0.8, None)],
         "scratch": [(1.0, 0.5, None)],
+        "linear_probe": [(1.0, 0.6, None)],
     }
 
 

@@ -1,25 +1,40 @@
-"""Encoders that learnt nothing, through the interface of the one that did; and the majority class."""
+"""Encoders that learnt nothing, with the interface of `Encoder`; and the majority class."""
+
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from ssl_jax.downstream.evaluators.features import Encoder, RandomEncoder
+from ssl_jax.downstream.evaluators.features import Encoder
+from ssl_jax.randomness import stream
+from ssl_jax.reports.records import Record, over_examples
 
 BUCKETS = 4096  # of a bag of tokens: larger vocabularies are folded, token modulo BUCKETS
 
 
+class RandomEncoder(Encoder):
+    """The task with the parameters of its initialisation from `seed`."""
+
+    def _parameters(self, batch):
+        if self.params is None:
+            zeros = {name: jnp.zeros((1, *s.shape[1:]), s.dtype) for name, s in batch.items()}
+            self.params = jax.jit(self.task.init)(stream(self.seed, "init"), zeros)
+        return self.params
+
+
 class InputEncoder(Encoder):
-    """A fixed function of the input as an encoder: every name that an evaluator asks for is that function."""
+    """A fixed function of the input as an encoder; every name that an evaluator asks for is that function."""
 
     def __init__(self, function, mesh=None):
         super().__init__(function, {}, mesh)
 
     def extract(self, dataset, names=(), batch_size=1024):
         found = super().extract(dataset, ("input",), batch_size)
-        label = {"label": found["label"]} if "label" in found else {}
-        return dict.fromkeys(names, found["input"]) | {"input": found["input"]} | label
+        return dict.fromkeys(names, found["input"]) | found
 
     @property
     def _features(self):
@@ -46,25 +61,35 @@ def bag_of_tokens(batch):
     return jnp.zeros((len(tokens), BUCKETS), jnp.float32).at[rows, tokens % BUCKETS].add(weight.astype(jnp.float32))
 
 
-def baselines(encoder: Encoder) -> dict[str, Encoder]:
-    """The baselines of an encoder, by the name under which they are reported."""
-    inputs = {
-        "images": ("raw_pixels", raw_pixels),
-        "pairs": ("raw_pixels", raw_pixels),
-        "tokens": ("bag_of_tokens", bag_of_tokens),
-        "sequences": ("bag_of_tokens", bag_of_tokens),
-        "labelled_text": ("bag_of_tokens", bag_of_tokens),
-    }
-    found: dict[str, Encoder] = {"random_encoder": RandomEncoder(encoder)}
-    if encoder.task.data in inputs:
-        name, function = inputs[encoder.task.data]
-        found[name] = InputEncoder(function, encoder.mesh)
+INPUTS = {
+    "images": ("raw_pixels", raw_pixels),
+    "pairs": ("raw_pixels", raw_pixels),
+    "tokens": ("bag_of_tokens", bag_of_tokens),
+    "sequences": ("bag_of_tokens", bag_of_tokens),
+    "labelled_text": ("bag_of_tokens", bag_of_tokens),
+}
+
+
+def baselines(task: Any, mesh: Mesh | None = None, *, seed: int = 0, planned: Iterable[str] = ()) -> dict[str, Encoder]:
+    """Return the baselines of an encoder of `task`, by name: as initialised from another seed than `seed`, and its input."""
+    found: dict[str, Encoder] = {"random_encoder": RandomEncoder(task, None, mesh, seed=seed + 1, planned=planned)}
+    if task.data in INPUTS:
+        name, function = INPUTS[task.data]
+        found[name] = InputEncoder(function, mesh)
     return found
 
 
-def majority(train: Int[np.ndarray, "train"], test: Int[np.ndarray, "test"]) -> float:
-    """Accuracy of always saying the training split's most frequent class."""
-    return float(np.mean(test == np.argmax(np.bincount(train))))
+def with_baselines(
+    task: Any, params: Any, mesh: Mesh | None = None, *, seed: int = 0, planned: Iterable[str] = (), **options: Any
+) -> Encoder:
+    """Return an `Encoder` that has its `baselines`."""
+    beside = baselines(task, mesh, seed=seed, planned=planned)
+    return Encoder(task, params, mesh, seed=seed, baselines=beside, planned=planned, **options)
+
+
+def majority(train: Int[np.ndarray, "train"], test: Int[np.ndarray, "test"]) -> Record:
+    """Return the accuracy of always predicting the training split's most frequent class."""
+    return over_examples("accuracy", test == np.argmax(np.bincount(train)), baseline="majority")
 
 
 def flat(features: Float[np.ndarray, "examples ..."]) -> Float[np.ndarray, "examples dim"]:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 
 from ssl_jax.data.pairs import Encode
 from ssl_jax.downstream.evaluators.features import Encoder
+from ssl_jax.downstream.metrics.classification import check_finite
 from ssl_jax.task import DataInfo
 
 
@@ -23,14 +24,19 @@ def embed_texts(
 def in_batches(
     features: Callable, params, arrays: Mapping[str, np.ndarray], name: str, batch_size: int
 ) -> Float[np.ndarray, "rows dim"]:
-    """features(params, batch)[name] over equal batches, the last one filled up."""
+    """Return features(params, batch)[name] over equal batches, the last one filled up.
+
+    Raises UserError for features that are not finite.
+    """
     count = len(next(iter(arrays.values())))
     size, parts = min(batch_size, count), []
     for start in range(0, count, size):
         index = np.minimum(np.arange(start, start + size), count - 1)
         batch = {key: jnp.asarray(value[index]) for key, value in arrays.items()}
         parts.append(np.asarray(features(params, batch)[name], np.float32)[: count - start])
-    return np.concatenate(parts)
+    found = np.concatenate(parts)
+    check_finite(found, name)
+    return found
 
 
 def hit_chance(

@@ -1,8 +1,7 @@
 """Features of a frozen encoder: one pass over each data set, shared by every evaluator."""
 
-import dataclasses
-import functools
 import hashlib
+import os
 import pathlib
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -12,41 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 from ssl_jax.config import nearest
+from ssl_jax.downstream.evaluator import identity
 from ssl_jax.errors import UserError
-from ssl_jax.randomness import stream
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationData:
-    """What an evaluator may look at. Those that only read features use `train` and `test`; those that train use the rest."""
-
-    train: Any  # data.pipeline.Dataset
-    test: Any
-    config: ConfigDict | None = None  # the run's config, for evaluators that train
-    mesh: Mesh | None = None
-    workdir: str | None = None
-    log: Callable[[str], None] = lambda text: None  # one line of progress
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return tuple(self.train.info.classes)
-
-    @property
-    def one_split(self) -> bool:
-        """Whether the test split is the training split: the same examples of the same source."""
-        train, test = self.train, self.test
-        return test is train or (identity(train.source), train.size) == (identity(test.source), test.size)
-
-
-def identity(source) -> tuple:
-    """What tells two sources apart: the name and, of a part of one, which examples (recursively)."""
-    if hasattr(source, "parent"):
-        return (*identity(source.parent.source), hashlib.sha256(np.ascontiguousarray(source.indices)).hexdigest())
-    return (source.name,)
-
 
 _PROGRAMS: dict[Any, tuple[Any, dict]] = {}  # of each task (kept, so that its id stays its own) and mesh: by names
 
@@ -54,51 +22,60 @@ _PROGRAMS: dict[Any, tuple[Any, dict]] = {}  # of each task (kept, so that its i
 class Encoder:
     """A task with parameters, read for its representations.
 
-    `params` are f32 and may be sharded over `mesh`; batches are split over its "data" and "fsdp" axes. `cache` is a directory
-    in which features are kept under `checkpoint` (any string that names the parameters), the source and the transform.
-    The same parameters give the same features to the last digit on the same devices. `together` names what will be asked
-    for sooner or later: the first pass computes it all.
+    `params` are f32 and may be sharded over `mesh`; batches are split over its "data" and "fsdp" axes. The same parameters
+    give the same features to the last digit on the same devices.
+
+    Args:
+        seed: of what is random in an evaluation.
+        baselines: encoders that learnt nothing, by name, with the same `extract`.
+        planned: names that will be asked for sooner or later; the first pass over a data set computes them all.
+        cache: a directory in which features are stored under `checkpoint` (any string that names the parameters), the
+            source and the transform.
     """
 
     def __init__(
-        self, task, params=None, mesh: Mesh | None = None, *, seed: int = 0, cache=None, checkpoint: str | None = None
+        self,
+        task: Any,
+        params: Any = None,
+        mesh: Mesh | None = None,
+        *,
+        seed: int = 0,
+        baselines: "Mapping[str, Encoder] | None" = None,
+        planned: Iterable[str] = (),
+        cache: str | os.PathLike | None = None,
+        checkpoint: str | None = None,
     ):
         self.task, self.params, self.mesh, self.seed = task, params, mesh, seed
+        self.baselines, self.planned = dict(baselines or {}), tuple(planned)
         self.cache, self.checkpoint = pathlib.Path(cache) if cache and checkpoint else None, checkpoint
-        self.together: tuple[str, ...] = ()
         self._memory: dict[int, dict[str, np.ndarray]] = {}
         self._programs = _PROGRAMS.setdefault((id(task), mesh), (task, {}))[1]
 
-    @functools.cached_property
-    def baselines(self) -> dict[str, Any]:
-        """Encoders that learnt nothing, by name, with the same `extract`; their features are cached for all evaluators too."""
-        from ssl_jax.downstream.evaluators.baselines import baselines
-
-        return baselines(self)
-
     def extract(self, dataset, names: Iterable[str], batch_size: int = 128) -> dict[str, np.ndarray]:
-        """Features f32[examples, ...] by name in the data set's order, and "label" (i32[examples]) where it has labels.
+        """Return features f32[examples, ...] by name in the data set's order, "index" i32[examples], the examples' places in
+        the data set, and "label" i32[examples] where it has labels.
 
         A name is one of the task's representations ("cls", "mean", "tokens", "block06/mean"), or several joined by "+",
         which are flattened and concatenated. Names that were not asked for before take one pass together, with those of
-        `together`. Raises UserError for an unknown name and for features that are not finite.
+        `planned`. Examples that cannot be read and are skipped are left out of features and labels alike. Raises UserError
+        for an unknown name and for features that are not finite.
         """
         names = tuple(dict.fromkeys(names))
         known = self._cached(dataset)
         missing = tuple(name for name in names if name not in known)
         if missing:
-            missing = tuple(name for name in dict.fromkeys((*self.together, *names)) if name not in known)
-        if missing or "label" not in known:
+            missing = tuple(name for name in dict.fromkeys((*self.planned, *names)) if name not in known)
+        if missing or "index" not in known:
             known.update(self._load(dataset, missing) or self._store(dataset, self._compute(dataset, missing, batch_size)))
-        result = {name: known[name] for name in names}
+        result = {name: known[name] for name in (*names, "index")}
         if known["label"] is not None:
             result["label"] = known["label"]
         return result
 
     def forget(self) -> None:
-        """Drops the features kept in memory (the parameters have changed)."""
+        """Drop the features held in memory: the parameters have changed."""
         self._memory.clear()
-        for encoder in self.__dict__.get("baselines", {}).values():
+        for encoder in self.baselines.values():
             encoder.forget()
 
     def _cached(self, dataset) -> dict:
@@ -119,9 +96,8 @@ class Encoder:
     def _compute(self, dataset, names: tuple[str, ...], batch_size: int) -> dict[str, np.ndarray | None]:
         from ssl_jax.data.pipeline import eval_batches
 
-        labels = dataset.labels()
-        if not names:
-            return {"label": None if labels is None else np.asarray(labels, np.int32)}
+        if not names and not dataset.skip_bad:
+            return self._read(dataset, np.arange(dataset.size))
         split = 1 if self.mesh is None else int(np.prod([self.mesh.shape[a] for a in _axes(self.mesh)]))
         batch_size = -(-min(batch_size, dataset.size) // split) * split
         outputs: dict[str, np.ndarray] = {}
@@ -139,6 +115,8 @@ class Encoder:
 
         for raw, mask in eval_batches(dataset, batch_size):
             seen.append(raw["index"][mask])
+            if not names:  # which examples can be read is found by reading them
+                continue
             if run is None:
                 params = self._parameters(jax.eval_shape(lambda b: prepare(dataset, b), raw))
                 run = self._compiled(dataset, params, raw, names)
@@ -146,20 +124,27 @@ class Encoder:
             if pending is not None:  # read one batch late, so that the device never waits
                 read(*pending)
             pending = values, mask
-        read(*pending)
-        outputs = {name: value[:place] for name, value in outputs.items()}  # fewer where unreadable examples are skipped
+        if pending is not None:
+            read(*pending)
+        index = np.concatenate(seen)
+        outputs = {name: value[: len(index)] for name, value in outputs.items()}  # fewer where unreadable ones are skipped
         for name, value in outputs.items():
             bad = np.flatnonzero(~np.isfinite(value.reshape(len(value), -1)).all(axis=1))
             if len(bad):
                 mend = "training diverged: lower optimizer.lr, or evaluate an earlier checkpoint"
                 if len(bad) < len(value):
-                    mend = f"the first is {dataset.source.describe(int(np.concatenate(seen)[bad[0]]))}; look at it, else {mend}"
+                    mend = f"the first is {dataset.source.describe(int(index[bad[0]]))}; look at it, else {mend}"
                 raise UserError(
                     f"features {name!r} of {dataset.source.name}: {len(bad)} of {len(value)} examples hold NaN or infinity;"
                     f" {mend}"
                 )
-        label = None if labels is None else np.asarray(labels, np.int32)[np.concatenate(seen)]
-        return outputs | {"label": label}
+        return outputs | self._read(dataset, index)
+
+    @staticmethod
+    def _read(dataset, index: np.ndarray) -> dict[str, np.ndarray | None]:
+        """Return "index" and "label" of the examples that were read."""
+        labels = dataset.labels()
+        return {"index": index.astype(np.int32), "label": None if labels is None else np.asarray(labels, np.int32)[index]}
 
     def _sharding(self):
         return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec(_axes(self.mesh)))
@@ -198,7 +183,7 @@ class Encoder:
         if self.cache is None:
             return None
         folder = self._path(dataset)
-        files = {name: folder / f"{name.replace('/', '.')}.npy" for name in (*names, "label")}
+        files = {name: folder / f"{name.replace('/', '.')}.npy" for name in (*names, "label", "index")}
         if not names or not all(file.is_file() for file in files.values()):
             return None
         arrays = {name: np.load(file) for name, file in files.items()}
@@ -230,17 +215,3 @@ def _joined(parts: list[jax.Array]) -> jax.Array:
     if len(parts) == 1:
         return parts[0].astype(jnp.float32)
     return jnp.concatenate([part.reshape(len(part), -1).astype(jnp.float32) for part in parts], axis=1)
-
-
-class RandomEncoder(Encoder):
-    """The same task with the parameters of its initialisation, from another seed than the run's."""
-
-    def __init__(self, encoder: Encoder):
-        super().__init__(encoder.task, None, encoder.mesh, seed=encoder.seed + 1)
-        self.together = encoder.together
-
-    def _parameters(self, batch):
-        if self.params is None:
-            zeros = {name: jnp.zeros((1, *s.shape[1:]), s.dtype) for name, s in batch.items()}
-            self.params = jax.jit(self.task.init)(stream(self.seed, "init"), zeros)
-        return self.params

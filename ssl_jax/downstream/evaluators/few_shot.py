@@ -1,24 +1,26 @@
 """Few-shot classification by ridge regression, in closed form."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
 from ssl_jax.downstream.evaluators.baselines import flat, majority
-from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
-from ssl_jax.downstream.metrics.classification import accuracy, check_labels
+from ssl_jax.downstream.evaluators.features import Encoder
+from ssl_jax.downstream.metrics.classification import accuracy, best, check_finite, check_labels, hits
 from ssl_jax.errors import UserError
+from ssl_jax.reports.records import over_examples, over_runs
 
 
 @dataclasses.dataclass(frozen=True)
-class FewShot:
+class FewShot(Evaluator):
     """Ridge regression of +-1 targets on a few examples of each class (the protocol of Kolesnikov et al. 2020, BiT).
 
     The examples are drawn `draws` times; the strength is chosen for each number of shots, by the mean over the draws, on
-    training examples that were not drawn. Yields "5-shot/accuracy" and "5-shot/stderr" for each number of shots, and the
-    same of each baseline.
+    training examples that were not drawn. Yields "accuracy" under "5-shot" for each number of shots, the mean over the draws
+    with its standard error, and the same of each baseline. The headline is 10 shots, else the largest number.
     """
 
     representation: str = "mean"
@@ -29,9 +31,10 @@ class FewShot:
     baselines: bool = True
     seed: int = 0
 
-    requires_labels = True
+    requires_labels = ("train", "test")
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.shots or any(not isinstance(n, int) or n < 1 for n in self.shots):
             raise UserError(f"shots={self.shots!r}: must be one or more positive whole numbers")
         if self.draws < 1:
@@ -39,38 +42,43 @@ class FewShot:
         if not self.l2 or any(v <= 0 for v in self.l2):
             raise UserError(f"l2={self.l2!r}: must be one or more positive numbers")
 
+    @property
+    def representations(self) -> tuple[str, ...]:
+        return (self.representation,)
+
     def check(self, data: EvaluationData) -> None:
-        """UserError for what labels and sizes alone tell."""
         labels = data.train.labels()
         draw(labels, check_labels(labels, data.test.labels(), data.classes), max(self.shots), self.seed, data.classes)
 
-    def __call__(self, encoder: Encoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
-        yield from self._shots(encoder, data)
+    def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
+        yield from self._measure(encoder, data, None)
         if self.baselines:
             for name, baseline in encoder.baselines.items():
-                for key, value in self._shots(baseline, data):
-                    yield f"{name}/{key}", value
+                yield from self._measure(baseline, data, name)
             train, test = (encoder.extract(split, ())["label"] for split in (data.train, data.test))
-            yield "majority/accuracy", majority(train, test)
+            yield majority(train, test)
 
-    def _shots(self, encoder, data) -> Iterator[tuple[str, float]]:
+    def _measure(self, encoder: Encoder, data: EvaluationData, baseline: str | None) -> Records:
         train, test = (encoder.extract(split, (self.representation,)) for split in (data.train, data.test))
         classes = check_labels(train.get("label"), test.get("label"), data.classes)
         x, labels, xt = flat(train[self.representation]), train["label"], flat(test[self.representation])
-        for shots in self.shots:
-            draws = [draw(labels, classes, shots, self.seed + i, data.classes) for i in range(self.draws)]
-            score, correct = np.zeros(len(self.l2)), np.zeros((self.draws, len(self.l2)))
-            for i, drawn in enumerate(draws):
+        headline = 10 if 10 in self.shots else max(self.shots)
+        for shots in dict.fromkeys(self.shots):
+            score, draws = np.zeros(len(self.l2)), []
+            for i in range(self.draws):
+                drawn = draw(labels, classes, shots, self.seed + i, data.classes)
                 rest = np.setdiff1d(np.arange(len(labels)), drawn)
                 rest = np.random.default_rng(self.seed + i).permutation(rest)[: self.held_out]
                 solutions = ridge(x[drawn], signs(labels[drawn], classes), self.l2)
                 if len(rest):
                     score += [accuracy(x[rest] @ w + b, labels[rest]) for w, b in solutions]
-                correct[i] = [accuracy(xt @ w + b, test["label"]) for w, b in solutions]
-            found = correct[:, int(np.argmax(score))]
-            yield f"{shots}-shot/accuracy", float(found.mean())
-            if self.draws > 1:
-                yield f"{shots}-shot/stderr", float(found.std(ddof=1) / np.sqrt(self.draws))
+                draws.append(solutions)
+            chosen, found = best(list(score)), []
+            for solutions in draws:
+                logits = xt @ solutions[chosen][0] + solutions[chosen][1]
+                check_finite(logits, f"{shots}-shot logits")
+                found.append(over_examples("accuracy", hits(logits, test["label"])))
+            yield over_runs(found, setting=f"{shots}-shot", baseline=baseline, headline=shots == headline and not baseline)
 
 
 def draw(

@@ -1,7 +1,7 @@
 """Fine-tuning as an evaluator: a recipe, the one loop, and the accuracy on the test split."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,11 +14,13 @@ from ssl_jax import data as kinds
 from ssl_jax import randomness
 from ssl_jax.config import Duration, read
 from ssl_jax.data.pipeline import Dataset, Stream, subset
+from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
 from ssl_jax.downstream.evaluators.baselines import majority
-from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
+from ssl_jax.downstream.evaluators.features import Encoder
 from ssl_jax.downstream.metrics import classification as metrics
 from ssl_jax.downstream.supervised.classification import Classification, freeze, partial
 from ssl_jax.errors import UserError
+from ssl_jax.reports.records import over_examples, over_runs
 from ssl_jax.task import Params
 from ssl_jax.training import sharding
 from ssl_jax.training.loop import Trainer
@@ -70,7 +72,7 @@ class Scratch(Recipe):
         self.beside(Recipe())
 
     def beside(self, finetune: Recipe) -> Recipe:
-        """The whole recipe, where fine-tuning takes `finetune`."""
+        """Return the whole recipe where fine-tuning takes `finetune`."""
         rates = ((5e-4, 1e-3, 2e-3) if self.optimizer is None else ()) if self.learning_rates is None else self.learning_rates
         return Recipe(
             model={**finetune.model, **self.model},
@@ -90,7 +92,7 @@ class FineTuner:
     def __init__(self, recipe: Recipe, data: EvaluationData):
         if data.config is None:
             raise UserError("fine-tuning needs the run's config; evaluate from a work directory")
-        self.recipe, config = recipe, data.config.to_dict()
+        self.recipe, self.log, config = recipe, data.log, data.config.to_dict()
         section = {**config["data"], "views": {}, **recipe.data, "batch_size": recipe.batch_size}
         self.train = kinds.build("images", section, split="train", train=True, workdir=data.workdir)
         self.plain, self.test = data.train, data.test
@@ -135,24 +137,40 @@ class FineTuner:
         return state.evaluated
 
     def fit_tuned(self, indices: Int[np.ndarray, "examples"], **options: Any) -> tuple[Params, float | None]:
-        """`fit` with the best of the recipe's learning rates, chosen by runs on four fifths of `indices`; (params, rate)."""
+        """`fit` with the best of the recipe's learning rates, chosen by runs on four fifths of `indices`.
+
+        Returns the parameters and the rate. A rate at which training diverges cannot be chosen.
+        """
         rates = self.recipe.learning_rates
         if len(rates) < 2:
             lr = rates[0] if rates else None
             return self.fit(indices, lr=lr, **options), lr
-        labels = self.train.labels()[indices]
-        kept, held = metrics.held_out(labels, 0.2, options["seed"])
-        scores = []
-        for lr in rates:
-            params = self.fit(indices[kept], lr=lr, **options)
-            scores.append(metrics.accuracy(self.logits(params, subset(self.plain, indices[held])), labels[held]))
-        best = rates[int(np.argmax(scores))]
+        kept, held = metrics.held_out(self.train.labels()[indices], 0.2, options["seed"])
+        scores = [self._score(indices[kept], indices[held], lr, options) for lr in rates]
+        if not np.isfinite(scores).any():
+            raise UserError(f"learning_rates={rates!r}: training diverged at each of them; lower them")
+        best = rates[metrics.best(scores)]
         return self.fit(indices, lr=best, **options), best
 
-    def logits(self, params: Params, dataset: Dataset | None = None) -> Float[np.ndarray, "examples classes"]:
-        """Of a data set; default, of the test split."""
+    def _score(self, kept: np.ndarray, held: np.ndarray, lr: float, options: dict[str, Any]) -> float:
+        """Return the accuracy on the examples `held` after training on `kept`; NaN where training diverged."""
+        try:
+            params = self.fit(kept, lr=lr, **options)
+            return metrics.accuracy(*self.logits(params, subset(self.plain, held)))
+        except UserError as error:
+            self.log(f"learning rate {lr:g} cannot be chosen: {error}")
+            return float("nan")
+
+    def logits(
+        self, params: Params, dataset: Dataset | None = None
+    ) -> tuple[Float[np.ndarray, "examples classes"], Int[np.ndarray, "examples"]]:
+        """Return logits and labels of the readable examples of a data set; default, of the test split.
+
+        Raises UserError for logits that are not finite.
+        """
         encoder = Encoder(self.task, params, self.trainer.program.mesh)
-        return encoder.extract(self.test if dataset is None else dataset, ("logits",))["logits"]
+        found = encoder.extract(self.test if dataset is None else dataset, ("logits",))
+        return found["logits"], found["label"]
 
     def running_moments(
         self, params: Params, indices: Int[np.ndarray, "examples"], *, seed: int, steps: int, batches: int = 100
@@ -198,61 +216,68 @@ class PartStream(Stream):
 
 
 @dataclasses.dataclass(frozen=True)
-class FineTune(Recipe):
+class FineTune(Recipe, Evaluator):
     """Fine-tunes the encoder on all labels, and trains the same model from scratch (`scratch=None`: not).
 
-    Yields "accuracy", "top5", "ece", "per_class/<name>" (of the first seed), "scratch/accuracy", "majority/accuracy"; with
-    several seeds "accuracy" is their mean and "stderr" stands beside.
+    Yields `metrics.classification` of the first seed, with several seeds the mean of their accuracies in place of its own,
+    and the baselines "scratch" and "majority".
     """
 
+    data: Mapping | tuple = dataclasses.field(default_factory=dict)
     scratch: Scratch | None = Scratch()
     seeds: int = 1
     seed: int = 0
 
-    requires_labels = True
+    requires_labels = ("train", "test")
 
     def __post_init__(self):
+        Evaluator.__post_init__(self)
         super().__post_init__()
         if self.seeds < 1:
             raise UserError(f"seeds={self.seeds}: must be at least 1")
 
     def check(self, data: EvaluationData) -> None:
-        """UserError for what labels, sizes and recipes alone tell."""
         metrics.check_labels(data.train.labels(), data.test.labels(), data.classes)
-        self._tuners(data)
+        for tuner in self._tuners(data):
+            if tuner is not None:
+                check_choice(tuner.recipe, data.train.labels(), "")
 
     def _tuners(self, data: EvaluationData) -> tuple[FineTuner, FineTuner | None]:
-        tuner = FineTuner(self, data)
+        recipe = dataclasses.replace(self, data=self.sources)
+        tuner = FineTuner(recipe, data)
         if self.scratch is None:
             return tuner, None
-        baseline = FineTuner(self.scratch.beside(self), data)
+        baseline = FineTuner(self.scratch.beside(recipe), data)
         same_or_longer(baseline, tuner, data.train.size, "on all labels")
         return tuner, baseline
 
-    def __call__(self, encoder: Encoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
-        labels, truth, everything = data.train.labels(), data.test.labels(), np.arange(data.train.size)
-        metrics.check_labels(labels, truth, data.classes)
+    def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
+        labels, everything = data.train.labels(), np.arange(data.train.size)
+        metrics.check_labels(labels, data.test.labels(), data.classes)
         tuner, baseline = self._tuners(data)
 
-        def runs(tuner, source):
-            for i in range(self.seeds):
-                options = dict(seed=self.seed + i, steps=tuner.steps(len(everything)), source=source)
-                yield tuner.logits(tuner.fit_tuned(everything, **options)[0])
+        def runs(tuner: FineTuner, source: Encoder | None) -> list[tuple[np.ndarray, np.ndarray]]:
+            options = dict(steps=tuner.steps(len(everything)), source=source)
+            fits = (tuner.fit_tuned(everything, seed=self.seed + i, **options)[0] for i in range(self.seeds))
+            return [tuner.logits(params) for params in fits]
 
-        logits = list(runs(tuner, encoder))
-        found = metrics.classification(logits[0], truth, data.classes)
-        yield from summary("", [metrics.accuracy(values, truth) for values in logits])
-        yield from ((name, value) for name, value in found.items() if name != "accuracy")
+        found = runs(tuner, encoder)
+        first, *rest = metrics.classification(*found[0], data.classes)
+        yield over_runs([over_examples("accuracy", metrics.hits(*each)) for each in found], headline=first.headline)
+        yield from rest
         if baseline is not None:
-            yield from summary("scratch/", [metrics.accuracy(values, truth) for values in runs(baseline, None)])
-        yield "majority/accuracy", majority(labels, truth)
+            accuracies = [over_examples("accuracy", metrics.hits(*each)) for each in runs(baseline, None)]
+            yield over_runs(accuracies, baseline="scratch")
+        yield majority(labels, found[0][1])
 
 
-def summary(prefix: str, values: list[float], name: str = "accuracy") -> Iterator[tuple[str, float]]:
-    """The mean under `name`, and the standard error of the mean where there are several values."""
-    yield f"{prefix}{name}", float(np.mean(values))
-    if len(values) > 1:
-        yield f"{prefix}stderr", float(np.std(values, ddof=1) / np.sqrt(len(values)))
+def check_choice(recipe: Recipe, labels: Int[np.ndarray, "examples"], what: str) -> None:
+    """Raise UserError where no example of `labels` can be held out to choose among the recipe's learning rates."""
+    if len(recipe.learning_rates) > 1 and np.bincount(labels).max() < 2:
+        raise UserError(
+            f"learning_rates={recipe.learning_rates!r}: {what}no class has two training examples, so none can be held out to"
+            " choose by; give one rate, or more examples"
+        )
 
 
 def same_or_longer(scratch: FineTuner, finetune: FineTuner, examples: int, what: str, duration: str | None = None) -> None:

@@ -24,16 +24,28 @@ class Linear:
     def __call__(self, x: Float[np.ndarray, "examples dim"]) -> Float[np.ndarray, "examples classes"]:
         return np.asarray(x @ self.weight + self.bias)
 
+    @property
+    def finite(self) -> bool:
+        """Whether training ended with finite weights."""
+        return bool(np.isfinite(self.weight).all() and np.isfinite(self.bias).all())
+
 
 def moments(x: Float[np.ndarray, "examples dim"]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each feature, f32; 1 in place of 0 for a constant feature."""
+    """Return mean and standard deviation of each feature, f32; 1 in place of 0 for a constant feature.
+
+    Raises UserError where these are not finite.
+    """
     mean = x.mean(axis=0, dtype=np.float64)
     square = np.zeros_like(mean)
     for start in range(0, len(x), 8192):
-        square += np.square(x[start : start + 8192] - mean.astype(np.float32)).sum(axis=0, dtype=np.float64)
+        square += np.square(x[start : start + 8192] - mean.astype(np.float32), dtype=np.float64).sum(axis=0)
     std = np.sqrt(square / len(x))
     std = np.where(std > 1e-6 * np.maximum(np.abs(mean), 1e-6), std, 1.0)
-    return mean.astype(np.float32), std.astype(np.float32)
+    with np.errstate(over="ignore"):
+        mean, std = mean.astype(np.float32), std.astype(np.float32)
+    if not (np.isfinite(mean).all() and np.isfinite(std).all()):
+        raise UserError("features are NaN, infinite or too large for f32; training diverged, or the input is not normalised")
+    return mean, std
 
 
 # Logistic regression ------------------------------------------------------------------------------------------------
@@ -139,7 +151,7 @@ class Descent:
         return tuple((lr, wd) for lr in self.learning_rates for wd in self.weight_decays)
 
 
-def descend(
+def train_linear_heads(
     x: Float[np.ndarray, "examples dim"] | Sequence[Float[np.ndarray, "examples _"]],
     labels: Int[np.ndarray, "examples"],
     classes: int,
@@ -151,11 +163,11 @@ def descend(
     Of several representations of the same examples, a list for each; a head does not depend on which others are trained.
     """
     if not isinstance(x, np.ndarray):
-        return _descend_all(tuple(x), labels, classes, settings, seed)
-    return _descend_all((x,), labels, classes, settings, seed)[0]
+        return _train_all(tuple(x), labels, classes, settings, seed)
+    return _train_all((x,), labels, classes, settings, seed)[0]
 
 
-def _descend_all(xs, labels, classes, settings: Descent, seed: int) -> list[list[Linear]]:
+def _train_all(xs, labels, classes, settings: Descent, seed: int) -> list[list[Linear]]:
     count = len(labels)
     batch = min(settings.batch_size, count)
     per_epoch = count // batch
@@ -172,7 +184,7 @@ def _descend_all(xs, labels, classes, settings: Descent, seed: int) -> list[list
     starts, scales = [settings.init_std * draw(x) for x in xs], [moments(x) for x in xs]
     if settings.norm == "batch":
         scales = [(np.zeros_like(mean), np.ones_like(std)) for mean, std in scales]
-    heads, running = _descend(
+    heads, running = _run_descent(
         [jnp.asarray(x) for x in xs], jnp.asarray(labels), starts, order, schedule, rates * batch / 256, decays, scales,
         optimizer=settings.optimizer, norm=settings.norm,
     )  # fmt: skip
@@ -194,7 +206,7 @@ def lars_ratio(
 
 
 @functools.partial(jax.jit, static_argnames=("optimizer", "norm"))
-def _descend(xs, labels, starts, order, schedule, rates, decays, scales, *, optimizer: str, norm: str):
+def _run_descent(xs, labels, starts, order, schedule, rates, decays, scales, *, optimizer: str, norm: str):
     """Momentum 0.9, weight decay in the gradient; LARS on the weight only. Batch norm keeps torch's running moments.
 
     The heads of a representation are one matrix [dim, classes * heads]: two multiplications a step, whatever their number.

@@ -2,26 +2,28 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
 from ssl_jax.downstream.evaluators.baselines import flat, majority
-from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
-from ssl_jax.downstream.metrics.classification import accuracy, check_labels
+from ssl_jax.downstream.evaluators.features import Encoder
+from ssl_jax.downstream.metrics.classification import check_finite, check_labels, classification, hits
 from ssl_jax.errors import UserError
+from ssl_jax.reports.records import over_examples
 
 
 @dataclasses.dataclass(frozen=True)
-class KNN:
+class KNN(Evaluator):
     """Weighted k-nearest-neighbour classification (Wu et al. 2018, section 3.4; the protocol of DINO).
 
-    Where the test split is the training split, each example leaves itself out. Yields "k=20/accuracy" for each k, "accuracy"
-    (the first k) and the baselines'. It says little about masked autoencoders, whose features are not made to be compared
-    by angle: a ViT-B with 46 % linear probe has 11 %.
+    Where the test split is the training split, each example leaves itself out. Yields "accuracy" (of the first k),
+    "balanced_accuracy" and "f1_macro" beside it, "accuracy" under "k=20" for each k, and the same accuracies of the
+    baselines. kNN says little about masked autoencoders, whose features are not made to be compared by angle: a ViT-B with
+    46 % linear probe has 11 %.
     """
 
     representation: str = "mean"
@@ -30,50 +32,54 @@ class KNN:
     baselines: bool = True
     batch_size: int = 128  # of the encoder's pass
 
-    requires_labels = True
+    requires_labels = ("train", "test")
     note = "kNN says little about masked autoencoders; judge them by fine-tuning and the linear probe"
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.ks or any(not isinstance(k, int) or k < 1 for k in self.ks):
             raise UserError(f"k={self.k}: must be a positive whole number, or several")
         if self.temperature <= 0:
             raise UserError(f"temperature={self.temperature}: must be positive")
 
     @property
-    def ks(self) -> tuple[int, ...]:
-        return (self.k,) if isinstance(self.k, int) else tuple(self.k)
+    def representations(self) -> tuple[str, ...]:
+        return (self.representation,)
 
-    def __call__(self, encoder: Encoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
-        own = self._votes(encoder, data)
-        yield "accuracy", own[self.ks[0]]
-        for k in self.ks:
-            yield f"k={k}/accuracy", own[k]
+    @property
+    def ks(self) -> tuple[int, ...]:
+        return (self.k,) if isinstance(self.k, int) else tuple(dict.fromkeys(self.k))
+
+    def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
+        yield from self._measure(encoder, data, None)
         if self.baselines:
             for name, baseline in encoder.baselines.items():
-                found = self._votes(baseline, data)
-                yield f"{name}/accuracy", found[self.ks[0]]
-                for k in self.ks:
-                    yield f"{name}/k={k}/accuracy", found[k]
+                yield from self._measure(baseline, data, name)
             train, test = (encoder.extract(d, (self.representation,))["label"] for d in (data.train, data.test))
-            yield "majority/accuracy", majority(train, test)
+            yield majority(train, test)
 
-    def _votes(self, encoder, data) -> dict[int, float]:
+    def _measure(self, encoder: Encoder, data: EvaluationData, baseline: str | None) -> Records:
         train, test = (encoder.extract(d, (self.representation,), self.batch_size) for d in (data.train, data.test))
         classes = check_labels(train.get("label"), test.get("label"), data.classes)
-        self._check_k(len(train["label"]) - data.one_split)
+        self._check_k(len(train["label"]) - data.same_split)
         bank = flat(train[self.representation])
-        queries = None if data.one_split else flat(test[self.representation])
+        queries = None if data.same_split else flat(test[self.representation])
         votes = knn_votes(bank, train["label"], queries, classes, ks=self.ks, temperature=self.temperature)
-        return {k: accuracy(votes[k], test["label"]) for k in self.ks}
+        found = classification(votes[self.ks[0]], test["label"], data.classes)
+        kept = ("accuracy",) if baseline else ("accuracy", "balanced_accuracy", "f1_macro")
+        for record in found:
+            if record.metric in kept and record.class_name is None:
+                yield record.of(baseline=baseline, headline=record.headline and baseline is None)
+        for k in self.ks:
+            yield over_examples("accuracy", hits(votes[k], test["label"]), baseline=baseline, setting=f"k={k}")
 
     def _check_k(self, neighbours: int) -> None:
         if max(self.ks) > neighbours:
             raise UserError(f"k={max(self.ks)}: there are only {neighbours} training examples to be neighbours")
 
     def check(self, data: EvaluationData) -> None:
-        """UserError for what labels and sizes alone tell."""
         check_labels(data.train.labels(), data.test.labels(), data.classes)
-        self._check_k(data.train.size - data.one_split)
+        self._check_k(data.train.size - data.same_split)
 
 
 def knn_votes(
@@ -114,10 +120,11 @@ def nearest_neighbours(
 
     Similarities are f32. Where these cannot tell which example is the last among the nearest `k`, or among so many as
     `exact` names, f64 decides among those and SPARE more. Without `queries` the bank queries itself and no example is its
-    own neighbour.
+    own neighbour. Raises UserError for features that are not finite.
     """
     own = queries is None
     queries = bank if own else queries
+    check_finite(bank, "features of the training split"), check_finite(queries, "features of the test split")
     if not 1 <= k <= len(bank) - own:
         raise UserError(f"k={k}: there are only {len(bank) - own} neighbours")
     wanted, k = k, min(k + SPARE, len(bank) - own)
@@ -155,7 +162,7 @@ def _decide(bank, queries, best, places, ends: tuple[int, ...]) -> None:
     for end in ends:
         if end < best.shape[1]:
             close |= best[:, end - 1] - best[:, end] < CLOSE
-    unit = lambda a: a / np.maximum(np.linalg.norm(a, axis=-1, keepdims=True), 1e-12)
+    unit = lambda a: a / np.maximum(np.linalg.norm(a, axis=-1, keepdims=True), np.finfo(np.float64).tiny)
     doubtful = np.flatnonzero(close)
     for rows in np.array_split(doubtful, -(-len(doubtful) // 64)) if len(doubtful) else ():
         near, query = unit(bank[places[rows]].astype(np.float64)), unit(queries[rows].astype(np.float64))
@@ -167,6 +174,9 @@ def _decide(bank, queries, best, places, ends: tuple[int, ...]) -> None:
 
 @jax.jit
 def _unit(x):
+    """Rows of norm 1, and 0 for 0. A power of two, which is exact, keeps the squares of large and small rows in range."""
+    _, exponent = jnp.frexp(jnp.max(jnp.abs(x), axis=1, keepdims=True))
+    x = jnp.ldexp(x, -exponent)
     return x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 

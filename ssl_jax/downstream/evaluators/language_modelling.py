@@ -14,13 +14,13 @@ from jaxtyping import Array, Int
 
 from ssl_jax.data.pipeline import eval_batches
 from ssl_jax.data.text.corpus_files import open_documents, whole_documents
-from ssl_jax.downstream.evaluators.features import EvaluationData, prepare
+from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
+from ssl_jax.downstream.evaluators.features import prepare
 from ssl_jax.errors import UserError
 from ssl_jax.models.cross_entropy import token_losses
 from ssl_jax.pretext.masked_token import masked_token_baselines
 from ssl_jax.randomness import stream
-
-Values = Iterator[tuple[str, float]]
+from ssl_jax.reports.records import Record, over_examples
 
 
 def _check(encoder: Any, name: str) -> None:
@@ -80,7 +80,7 @@ def token_counts(dataset: Any) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class NextTokenLoss:
+class NextTokenLoss(Evaluator):
     """Loss over the whole test split, in windows that do not overlap: every token but the first is predicted once.
 
     "loss" in nats a token, "perplexity" a token, "bits_per_byte" of the text; beside it "unigram/loss", what knowing only how
@@ -89,33 +89,37 @@ class NextTokenLoss:
 
     batch_size: int = 64
 
-    def __call__(self, encoder: Any, data: EvaluationData) -> Values:
+    def __call__(self, encoder: Any, data: EvaluationData) -> Records:
         _check(encoder, "next_token")
         found = _mean_over(encoder, data.test, self.batch_size)
         loss = found["cross_entropy"]
-        yield "loss", loss
-        yield "perplexity", math.exp(min(loss, 700.0))
-        yield "accuracy", found["accuracy"]
-        yield "bits_per_byte", loss * found["weight"] / math.log(2) / data.test.info.extra["bytes"]
-        yield "unigram/loss", masked_token_baselines(token_counts(data.train), token_counts(data.test))["unigram_entropy"]
+        n = int(found["weight"])
+        yield Record("loss", loss, n=n, lower_is_better=True, headline=True)
+        yield Record("perplexity", math.exp(min(loss, 700.0)), n=n, lower_is_better=True)
+        yield Record("accuracy", found["accuracy"], n=n)
+        bits = loss * found["weight"] / math.log(2) / data.test.info.extra["bytes"]
+        yield Record("bits_per_byte", bits, n=n, lower_is_better=True)
+        base = masked_token_baselines(token_counts(data.train), token_counts(data.test))
+        yield Record("loss", base["unigram_entropy"], "unigram", n=n, lower_is_better=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedTokenLoss:
+class MaskedTokenLoss(Evaluator):
     """Masked-token loss and accuracy over the whole test split, beside what token frequencies alone achieve."""
 
     batch_size: int = 64
 
-    def __call__(self, encoder: Any, data: EvaluationData) -> Values:
+    def __call__(self, encoder: Any, data: EvaluationData) -> Records:
         _check(encoder, "masked_token")
         found = _mean_over(encoder, data.test, self.batch_size)
-        yield "loss", found["cross_entropy"]
-        yield "accuracy", found["accuracy"]
+        n = int(found["weight"])
+        yield Record("loss", found["cross_entropy"], n=n, lower_is_better=True, headline=True)
+        yield Record("accuracy", found["accuracy"], n=n)
         if "next_sentence_accuracy" in found:
-            yield "next_sentence_accuracy", found["next_sentence_accuracy"]
+            yield Record("next_sentence_accuracy", found["next_sentence_accuracy"])
         base = masked_token_baselines(token_counts(data.train), token_counts(data.test))
-        yield "unigram/loss", base["unigram_entropy"]
-        yield "most_frequent/accuracy", base["most_frequent_accuracy"]
+        yield Record("loss", base["unigram_entropy"], "unigram", n=n, lower_is_better=True)
+        yield Record("accuracy", base["most_frequent_accuracy"], "most_frequent", n=n)
 
 
 # Scoring given texts --------------------------------------------------------------------------------------------------
@@ -175,7 +179,7 @@ def sliding_windows(tokens: Any, context: int, stride: int) -> Iterator[tuple[li
 
 
 @dataclasses.dataclass(frozen=True)
-class Perplexity:
+class Perplexity(Evaluator):
     """Perplexity of a text by a sliding window: "token", "word" (by white space) and "byte" perplexity, "bits_per_byte".
 
     Every document is read by itself, behind the token that begins a text (`Tokenizer.begin_ids`). `text` is a source with text
@@ -188,10 +192,11 @@ class Perplexity:
     batch_size: int = 16
 
     def __post_init__(self):
+        super().__post_init__()
         if self.stride is not None and self.stride < 1:
             raise UserError(f"stride={self.stride}: must be at least 1")
 
-    def __call__(self, encoder: Any, data: EvaluationData) -> Values:
+    def __call__(self, encoder: Any, data: EvaluationData) -> Records:
         _check(encoder, "next_token")
         context = encoder.task.model.context
         stride = self.stride or max(1, context // 2)
@@ -203,11 +208,11 @@ class Perplexity:
             nll, predicted = nll + loss, predicted + n
         if predicted == 0:
             raise UserError(f"downstream.perplexity.text={self.text}: holds no token to predict")
-        yield "loss", nll / predicted
-        yield "token", _exp(nll / predicted)
-        yield "word", _exp(nll / max(counts["words"], 1))
-        yield "byte", _exp(nll / counts["bytes"])
-        yield "bits_per_byte", nll / counts["bytes"] / math.log(2)
+        yield Record("loss", nll / predicted, n=predicted, lower_is_better=True)
+        yield Record("token", _exp(nll / predicted), n=predicted, lower_is_better=True)
+        yield Record("word", _exp(nll / max(counts["words"], 1)), n=counts["words"], lower_is_better=True, headline=True)
+        yield Record("byte", _exp(nll / counts["bytes"]), n=counts["bytes"], lower_is_better=True)
+        yield Record("bits_per_byte", nll / counts["bytes"] / math.log(2), n=counts["bytes"], lower_is_better=True)
 
     def _rows(self, data: EvaluationData, counts: dict, context: int, stride: int) -> Iterator[tuple[list[int], int]]:
         if self.text is None:
@@ -246,7 +251,7 @@ def continuation(tokenizer: Any, before: str, after: str) -> tuple[list[int], in
 
 
 @dataclasses.dataclass(frozen=True)
-class Lambada:
+class Lambada(Evaluator):
     """The last word of a passage given the rest (Paperno et al. 2016): "accuracy" of greedy decoding over all of the word's
     tokens, "perplexity" of the word, as GPT-2's authors score it (Radford et al. 2019, section 3.3, no stop-word filter).
 
@@ -258,18 +263,20 @@ class Lambada:
     batch_size: int = 16
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.text:
             raise UserError("text is missing: name a source of passages, such as jsonl:lambada_test.jsonl")
 
-    def __call__(self, encoder: Any, data: EvaluationData) -> Values:
+    def __call__(self, encoder: Any, data: EvaluationData) -> Records:
         _check(encoder, "next_token")
         tokenizer, context = data.test.info.tokenizer, encoder.task.model.context
         found = list(score(encoder, self._rows(tokenizer, context), self.batch_size))
         if not found:
             raise UserError(f"downstream.lambada.text={self.text}: holds no passage of two words or more")
-        yield "accuracy", sum(right for _, _, right in found) / len(found)
-        yield "perplexity", _exp(sum(nll for nll, _, _ in found) / len(found))
-        yield "passages", float(len(found))
+        yield over_examples("accuracy", np.array([right for _, _, right in found]), headline=True)
+        mean = sum(nll for nll, _, _ in found) / len(found)
+        yield Record("perplexity", _exp(mean), n=len(found), lower_is_better=True)
+        yield Record("passages", float(len(found)))
 
     def _rows(self, tokenizer: Any, context: int) -> Iterator[tuple[list[int], int]]:
         for passage in whole_documents(open_documents(self.text, column=self.column, documents="line")):

@@ -1,22 +1,24 @@
 """Linear probe: a linear classifier on frozen features, by one of three published protocols."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
 from ssl_jax.downstream.evaluators.baselines import flat, majority
-from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
-from ssl_jax.downstream.evaluators.heads import Descent, Linear, LogisticRegression, descend
+from ssl_jax.downstream.evaluators.features import Encoder
+from ssl_jax.downstream.evaluators.heads import Descent, Linear, LogisticRegression, train_linear_heads
 from ssl_jax.downstream.metrics import classification as metrics
 from ssl_jax.errors import UserError
+from ssl_jax.reports.records import Record, over_examples
 
 PROTOCOLS = ("lbfgs", "grid", "mae")
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearProbe:
+class LinearProbe(Evaluator):
     """Trains a linear head on the training split's features and measures it on the test split.
 
     "lbfgs": logistic regression on standardised features, its strength chosen on a held-out part of the training split,
@@ -28,7 +30,9 @@ class LinearProbe:
     (its class token), by the loop that trains everything. Without, on the features of the evaluation transform. Either way
     the test split is normalised by the running moments of the training batches (momentum 0.1, as torch keeps them).
 
-    Yields "accuracy", "top5", "ece", "per_class/<name>" and what was chosen; of each baseline "<baseline>/accuracy".
+    A head whose weights are not finite has diverged: it is named and cannot be chosen.
+
+    Yields `metrics.classification` and what was chosen; of each baseline its accuracy.
     """
 
     protocol: str = "lbfgs"
@@ -44,9 +48,10 @@ class LinearProbe:
     baselines: bool | tuple[str, ...] = True  # or the names of some, such as ("random_encoder",)
     seed: int = 0
 
-    requires_labels = True
+    requires_labels = ("train", "test")
 
     def __post_init__(self):
+        super().__post_init__()
         if self.protocol not in PROTOCOLS:
             raise UserError(f"protocol={self.protocol!r}: must be one of {', '.join(PROTOCOLS)}")
         if not self.representations:
@@ -73,32 +78,39 @@ class LinearProbe:
         own = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return Descent(**((mae if self.protocol == "mae" else {}) | own))
 
-    def __call__(self, encoder: Encoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
+    def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
         chosen, logits, labels = (self._probe if self.augment is None else self._augmented)(encoder, data)
-        yield from metrics.classification(logits, labels, data.classes).items()
-        yield from chosen.items()
+        yield from metrics.classification(logits, labels, data.classes)
+        yield from chosen
         if self.baselines:
             for name in encoder.baselines if self.baselines is True else self.baselines:
                 if name not in encoder.baselines:
                     raise UserError(f"baselines: {name!r} is none of {', '.join(encoder.baselines)}")
                 _, found, _ = self._probe(encoder.baselines[name], data)
-                yield f"{name}/accuracy", metrics.accuracy(found, labels)
-            yield "majority/accuracy", majority(encoder.extract(data.train, ())["label"], labels)
+                yield over_examples("accuracy", metrics.hits(found, labels), baseline=name)
+            yield majority(encoder.extract(data.train, ())["label"], labels)
 
-    def _probe(self, encoder, data) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-        """What was chosen, the test split's logits and its labels."""
+    def _probe(self, encoder: Encoder, data: EvaluationData) -> tuple[list[Record], np.ndarray, np.ndarray]:
+        """Return what was chosen, the test split's logits and its labels."""
         names = self.representations
         train, test = (encoder.extract(split, names) for split in (data.train, data.test))
         classes = metrics.check_labels(train.get("label"), test.get("label"), data.classes)
         if "input" in train:  # a baseline whose only representation is its input
             names = ("input",)
-        found = probe([flat(train[name]) for name in names], train["label"], classes, self)
-        best = int(np.argmax([score for score, _, _ in found]))
-        score, chosen, head = found[best]
-        place = {"chosen/representation": float(best)} if len(names) > 1 else {}
-        return {"held_out_accuracy": score, **chosen, **place}, head(flat(test[names[best]])), test["label"]
+        found = probe([flat(train[name]) for name in names], train["label"], classes, self, data.log)
+        scores = [choice.score for choice in found]
+        best = metrics.best(scores) if np.isfinite(scores).any() else 0
+        choice = found[best]
+        measured = "training_accuracy" if self.protocol == "mae" else "held_out_accuracy"  # "mae" trains on all of the split
+        records = [Record(measured, choice.score)] if np.isfinite(choice.score) else []
+        records += [Record(name, value, setting="chosen") for name, value in choice.settings.items()]
+        if len(names) > 1:
+            records.append(Record("representation", float(best), setting="chosen"))
+        if choice.diverged:
+            records.append(Record("diverged_heads", float(choice.diverged)))
+        return records, choice.head(flat(test[names[best]])), test["label"]
 
-    def _augmented(self, encoder, data) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+    def _augmented(self, encoder: Encoder, data: EvaluationData) -> tuple[list[Record], np.ndarray, np.ndarray]:
         """As `_probe`, the head trained by the loop on augmented images."""
         metrics.check_labels(data.train.labels(), data.test.labels(), data.classes)
         test = encoder.extract(data.test, ("cls",))
@@ -108,10 +120,9 @@ class LinearProbe:
         mean, var = tuner.running_moments(params, every, seed=self.seed, steps=steps)
         x = (test["cls"] - mean) / np.sqrt(var + 1e-6)
         head = params["head"]
-        return {}, x @ np.asarray(head["kernel"]) + np.asarray(head["bias"]), test["label"]
+        return [], x @ np.asarray(head["kernel"]) + np.asarray(head["bias"]), test["label"]
 
     def check(self, data: EvaluationData) -> None:
-        """UserError for what labels, sizes and settings alone tell."""
         metrics.check_labels(data.train.labels(), data.test.labels(), data.classes)
         if self.augment is not None:
             self._tuner(data)
@@ -132,41 +143,81 @@ class LinearProbe:
         return FineTuner(recipe, data)
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The best head of one representation."""
+
+    score: float  # accuracy on the held-out part (of "mae": trained on too); NaN where no example could be held out
+    settings: dict[str, float]  # what was chosen, by name
+    head: Linear
+    diverged: int = 0  # how many heads were not finite
+
+
 def probe(
     xs: Sequence[Float[np.ndarray, "examples _"]],
     labels: Int[np.ndarray, "examples"],
     classes: int,
     settings: LinearProbe,
-) -> list[tuple[float, dict[str, float], Linear]]:
-    """The best head for each representation: its accuracy on the held-out part, what was chosen, the head."""
+    log: Callable[[str], None] = lambda text: None,
+) -> list[Choice]:
+    """Return the best head for each representation. Raises UserError where every head of one has diverged."""
     kept, held = metrics.held_out(labels, settings.held_out, settings.seed)
     if settings.protocol == "lbfgs":
-        return [_logistic(x, labels, classes, settings.l2, held) for x in xs]
+        return [_logistic(x, labels, classes, settings.l2, held, log) for x in xs]
     if settings.protocol == "mae":  # nothing to choose: all of the split is trained on
-        heads = [found[0] for found in descend(xs, labels, classes, settings.descent, settings.seed)]
-        return [(metrics.accuracy(head(x[held]), labels[held]), {}, head) for x, head in zip(xs, heads, strict=True)]
-    grids = descend([x[kept] for x in xs], labels[kept], classes, settings.descent, settings.seed)
-    found = []
-    for x, heads in zip(xs, grids, strict=True):
-        scores = [metrics.accuracy(head(x[held]), labels[held]) for head in heads]
-        best = int(np.argmax(scores))
-        lr, wd = settings.descent.heads[best]
-        found.append((scores[best], {"chosen/lr": lr, "chosen/weight_decay": wd}, heads[best]))
-    return found
+        heads = train_linear_heads(xs, labels, classes, settings.descent, settings.seed)
+        names = [{"lr": settings.descent.heads[0][0]}]
+        own = [_choose(h, names, [h[0](x[held])], labels[held], log) for x, h in zip(xs, heads, strict=True)]
+        return [dataclasses.replace(choice, settings={}) for choice in own]
+    grids = train_linear_heads([x[kept] for x in xs], labels[kept], classes, settings.descent, settings.seed)
+    names = [{"lr": lr, "weight_decay": decay} for lr, decay in settings.descent.heads]
+    return [
+        _choose(heads, names, [head(x[held]) for head in heads], labels[held], log) for x, heads in zip(xs, grids, strict=True)
+    ]
 
 
-def _logistic(x, labels, classes, strengths, held):
-    problem = LogisticRegression(x, labels, classes)
-    if not len(held) or len(strengths) == 1:
-        best, start, score = strengths[0], None, float("nan")
+def _choose(
+    heads: Sequence[Linear],
+    settings: Sequence[dict[str, float]],
+    logits: Sequence[Float[np.ndarray, "held classes"]],
+    labels: Int[np.ndarray, "held"],
+    log: Callable[[str], None],
+) -> Choice:
+    """Return the head whose `logits` of the held-out part are the most accurate, diverged ones excluded and logged.
+
+    Where nothing was held out, that is the first finite head.
+    """
+    finite = [head.finite for head in heads]
+    bad = [", ".join(f"{k}={v:g}" for k, v in own.items()) for own, good in zip(settings, finite, strict=True) if not good]
+    if not any(finite):
+        raise UserError(f"every head diverged ({'; '.join(bad[:3])}): lower learning_rates or raise l2")
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        log(f"{len(bad)} of {len(heads)} heads diverged and cannot be chosen: {'; '.join(bad[:3])}{more}")
+    score = lambda own: metrics.accuracy(own, labels) if len(labels) else 0.0
+    scores = [score(own) if good else np.nan for own, good in zip(logits, finite, strict=True)]
+    place = metrics.best(scores)
+    return Choice(scores[place] if len(labels) else np.nan, settings[place], heads[place], len(bad))
+
+
+def _logistic(x, labels, classes, strengths, held, log) -> Choice:
+    problem, weights = LogisticRegression(x, labels, classes), np.ones(len(labels), np.float32)
+    weights[held] = 0
+    strengths = sorted(strengths, reverse=True) if len(held) else strengths[:1]
+    heads, start = [], None
+    for l2 in strengths if len(strengths) > 1 else ():
+        heads.append(problem.fit(l2, weights, start))
+        if all(np.isfinite(part).all() for part in heads[-1]):
+            start = heads[-1]  # a stronger penalty's optimum is a good start for the next
+    if heads:
+        settings = [{"l2": l2} for l2 in strengths]
+        logits = [problem.logits(head)[held] for head in heads]
+        choice = _choose([problem.linear(head) for head in heads], settings, logits, labels[held], log)
+        start = heads[strengths.index(choice.settings["l2"])]
+        head = problem.linear(problem.fit(choice.settings["l2"], start=start))
+        choice = dataclasses.replace(choice, head=head)
     else:
-        weights = np.ones(len(labels), np.float32)
-        weights[held] = 0
-        heads, start, scores = {}, None, {}
-        for l2 in sorted(strengths, reverse=True):  # the stronger penalty's optimum is a good start for the next
-            heads[l2] = start = problem.fit(l2, weights, start)
-            scores[l2] = metrics.accuracy(problem.logits(start)[held], labels[held])
-        best = max(scores, key=scores.get)
-        score, start = scores[best], heads[best]
-    head = problem.fit(best, start=start)
-    return score, {"chosen/l2": best}, problem.linear(head)
+        choice = Choice(np.nan, {"l2": strengths[0]}, problem.linear(problem.fit(strengths[0])))
+    if not choice.head.finite:
+        raise UserError(f"the head diverged (l2={choice.settings['l2']:g}): raise l2")
+    return choice

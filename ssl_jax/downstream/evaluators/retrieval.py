@@ -5,7 +5,6 @@ import functools
 import math
 import os
 import pathlib
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -16,23 +15,26 @@ from ssl_jax.data.images import decode
 from ssl_jax.data.pairs import Encode, captions_of, evaluation_image
 from ssl_jax.data.pipeline import BadExample
 from ssl_jax.data.sources import load_source
+from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
 from ssl_jax.downstream.evaluators.cross_modal import embed_texts, hit_chance, in_batches
-from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
+from ssl_jax.downstream.evaluators.features import Encoder
+from ssl_jax.downstream.metrics.classification import check_finite
 from ssl_jax.errors import UserError
 from ssl_jax.reports.contact_sheet import described, ranked
 from ssl_jax.reports.panels import save_panels, write
+from ssl_jax.reports.records import Record, over_examples
 
 BLOCK = 2**26  # similarities held at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class Retrieval:
+class Retrieval(Evaluator):
     """Recall at k and the median rank over the test split, both ways, with what chance gives beside them.
 
-    Yields "text_to_image/R@1" ..., "text_to_image/median_rank", the same for "image_to_text", and "chance/..." of each. A
-    rank is 1 + the number of candidates with a strictly higher score + half of the others with an equal one, and a
-    recall counts ties as broken at random: equal scores, as of two equal captions, are neither a hit nor a miss. With
-    captions="all" an image's best caption counts (the protocol of Flickr30k and COCO); "first": one caption an image.
+    Yields "R@1" ... and "median_rank" under "text_to_image" and "image_to_text", and the baseline "chance" of each. A rank
+    is 1 + the number of candidates with a strictly higher score + half of the others with an equal one, and a recall counts
+    ties as broken at random: equal scores, as of two equal captions, are neither a hit nor a miss. With captions="all" an
+    image's best caption counts (the protocol of Flickr30k and COCO); "first": one caption an image.
     """
 
     ks: tuple = (1, 5, 10)
@@ -41,31 +43,37 @@ class Retrieval:
     batch_size: int = 256
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.ks or any(not isinstance(k, int) or k < 1 for k in self.ks):
             raise UserError(f"ks={self.ks}: must be positive whole numbers")
         if self.captions not in ("first", "all"):
             raise UserError(f'captions={self.captions!r}: must be "first" or "all"')
 
-    def __call__(self, encoder: Encoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
-        images, texts, owner = self.vectors(encoder, data.test)
-        for name, values in recalls(images, texts, owner, self.ks).items():
-            yield name, values
-        for name, value in chance(len(images), owner, self.ks).items():
-            yield f"chance/{name}", value
+    @property
+    def representations(self) -> tuple[str, ...]:
+        return ("image_embedding", "text_embedding") if self.captions == "first" else ("image_embedding",)
+
+    def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
+        images, texts, owner, index = self.vectors(encoder, data.test)
+        for record in recalls(images, texts, owner, tuple(dict.fromkeys(self.ks))):
+            yield record.of(headline=record.metric == f"R@{self.ks[0]}")
+        yield from chance(len(images), owner, tuple(dict.fromkeys(self.ks)))
         if self.panels and data.workdir is not None and jax.process_index() == 0:
-            self.save(images, texts, owner, data)
+            self.save(images, texts, owner, index, data)
 
-    def vectors(self, encoder: Encoder, test) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(image vectors [N, dim], text vectors [M, dim], the image i32[M] that each text belongs to)."""
+    def vectors(self, encoder: Encoder, test) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return image vectors [N, dim], text vectors [M, dim], the image i32[M] that each text belongs to, and the places
+        i32[N] of the images in the data set."""
+        found = encoder.extract(test, self.representations, self.batch_size)
+        images, index = found["image_embedding"], found["index"]
         if self.captions == "first":
-            found = encoder.extract(test, ("image_embedding", "text_embedding"), self.batch_size)
-            return found["image_embedding"], found["text_embedding"], np.arange(len(found["image_embedding"]), dtype=np.int32)
-        texts = [_captions(test.source, i) for i in range(test.size)]
-        owner = np.repeat(np.arange(test.size, dtype=np.int32), [len(own) for own in texts])
+            return images, found["text_embedding"], np.arange(len(images), dtype=np.int32), index
+        texts = [_captions(test.source, int(i)) for i in index]
+        owner = np.repeat(np.arange(len(index), dtype=np.int32), [len(own) for own in texts])
         vectors = embed_texts(encoder, test.info, [text for own in texts for text in own], self.batch_size)
-        return encoder.extract(test, ("image_embedding",), self.batch_size)["image_embedding"], vectors, owner
+        return images, vectors, owner, index
 
-    def save(self, images, texts, owner, data: EvaluationData) -> None:
+    def save(self, images, texts, owner, index, data: EvaluationData) -> None:
         """The panels "retrieved" and "described": evenly spaced captions, each with its own image and the five best; their
         images, each with its own caption and the five best."""
         test = data.test
@@ -73,8 +81,8 @@ class Retrieval:
         scores = texts[chosen] @ images.T
         best = np.argsort(-scores, axis=1, kind="stable")[:, :5]
         needed = np.unique(np.concatenate([best.ravel(), owner[chosen]]))
-        pixels = np.stack([test.read(int(i), None)["image"] for i in needed]).astype(np.float32) / 255
-        words = lambda i: (_captions(test.source, int(owner[i])) or ("",))[int(np.sum(owner[:i] == owner[i]))]
+        pixels = np.stack([test.example(int(i), None)["image"] for i in index[needed]]).astype(np.float32) / 255
+        words = lambda i: (_captions(test.source, int(index[owner[i]])) or ("",))[int(np.sum(owner[:i] == owner[i]))]
         own = np.searchsorted(needed, owner[chosen])
         panel = ranked([words(i) for i in chosen], pixels, scores[:, needed], top=5, own=own)
         scores = images[owner[chosen]] @ texts.T
@@ -98,15 +106,18 @@ def recalls(
     texts: Float[np.ndarray, "texts dim"],
     owner: Int[np.ndarray, "texts"],
     ks: tuple,
-) -> dict[str, float]:
-    """Recalls and median ranks both ways; text j belongs to image owner[j]. Queries are ranked in blocks."""
-    found = {}
+) -> list[Record]:
+    """Return recalls and median ranks both ways; text j belongs to image owner[j]. Queries are ranked in blocks.
+
+    Raises UserError for vectors that are not finite.
+    """
+    check_finite(images, "image embeddings"), check_finite(texts, "text embeddings")
+    found = []
     counts = np.bincount(owner, minlength=len(images))
     own_texts = np.full((len(images), max(1, counts.max(initial=0))), -1, np.int32)
-    place = np.zeros(len(images), int)
-    for text, image in enumerate(owner):
-        own_texts[image, place[image]] = text
-        place[image] += 1
+    place = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)  # of each text among its image's
+    order = np.argsort(owner, kind="stable")
+    own_texts[owner[order], place] = order
     with_text = np.flatnonzero(counts)
     ways = {
         "text_to_image": (texts, images, owner[:, None]),
@@ -115,8 +126,9 @@ def recalls(
     for way, (queries, candidates, own) in ways.items():
         higher, tied, correct = _counts(queries, candidates, own.astype(np.int32))
         for k in ks:
-            found[f"{way}/R@{k}"] = float(np.mean(hit_chance(higher, tied, correct, k)))
-        found[f"{way}/median_rank"] = float(np.median(1 + higher + tied / 2))
+            found.append(over_examples(f"R@{k}", hit_chance(higher, tied, correct, k), setting=way))
+        median = float(np.median(1 + higher + tied / 2))
+        found.append(Record("median_rank", median, setting=way, n=len(queries), lower_is_better=True))
     return found
 
 
@@ -142,19 +154,20 @@ def _block(
     return jnp.sum(scores > best, axis=1), jnp.sum(scores == best, axis=1) - correct, correct
 
 
-def chance(images: int, owner: Int[np.ndarray, "texts"], ks: tuple) -> dict[str, float]:
-    """What a random order gives: k of the images, and 1 - C(texts - own, k) / C(texts, k) for an image's own texts."""
-    found, texts = {}, len(owner)
+def chance(images: int, owner: Int[np.ndarray, "texts"], ks: tuple) -> list[Record]:
+    """Return what a random order gives: k of the images, and 1 - C(texts - own, k) / C(texts, k) for an image's own texts."""
+    found, texts = [], len(owner)
     own = np.bincount(owner, minlength=images)
     own = own[own > 0]
     for k in ks:
-        found[f"text_to_image/R@{k}"] = min(1.0, k / images)
         miss = np.ones(len(own))
         for place in range(min(k, texts)):
             miss *= np.clip(texts - own - place, 0, None) / (texts - place)
-        found[f"image_to_text/R@{k}"] = float(np.mean(1 - miss))
-    found["text_to_image/median_rank"] = (images + 1) / 2
-    found["image_to_text/median_rank"] = float(np.median((texts + 1) / (own + 1)))  # the expected rank of the first own one
+        found.append(Record(f"R@{k}", min(1.0, k / images), "chance", "text_to_image"))
+        found.append(Record(f"R@{k}", float(np.mean(1 - miss)), "chance", "image_to_text"))
+    of_own = float(np.median((texts + 1) / (own + 1)))  # the expected rank of the first own one
+    for way, rank in (("text_to_image", (images + 1) / 2), ("image_to_text", of_own)):
+        found.append(Record("median_rank", rank, "chance", way, lower_is_better=True))
     return found
 
 

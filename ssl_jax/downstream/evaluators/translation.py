@@ -3,21 +3,23 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from ssl_jax.data.pipeline import eval_batches
-from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
-from ssl_jax.downstream.supervised.decoding import Search
+from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
+from ssl_jax.downstream.evaluators.features import Encoder
+from ssl_jax.downstream.supervised.decoding import NEVER, Search
 from ssl_jax.downstream.supervised.translation import detokenized
 from ssl_jax.errors import UserError
+from ssl_jax.reports.records import Record
 
 
 @dataclasses.dataclass(frozen=True)
-class TranslationMetrics:
+class TranslationMetrics(Evaluator):
     """BLEU and chrF of the test split by beam search, BLEU of greedy search, and of the source left as it is.
 
     sacrebleu's signature is logged. With a work directory, translations.jsonl holds every sentence and bleu.json the scores
@@ -30,23 +32,27 @@ class TranslationMetrics:
     examples: int | None = None  # the first so many of the test split; default: all
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise UserError(f"batch_size={self.batch_size}: must be at least 1")
+        super().__post_init__()
+        for name in ("batch_size", "examples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}={value}: must be at least 1")
 
-    def __call__(self, encoder: Encoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
+    def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
         count = min(self.examples or data.test.size, data.test.size)
         rows = [data.test.source[i] for i in range(count)]
         references, sources = [r["target"] for r in rows], [r["source"] for r in rows]
         found = translations(encoder, data.test, self.search, self.batch_size, count)
         scores, signatures = score(found, references)
-        yield from scores.items()
+        yield Record("bleu", scores["bleu"], n=count, headline=True)
+        yield from (Record(name, value, n=count) for name, value in scores.items() if name != "bleu")
         if self.greedy and self.search.beams > 1:
             greedy = translations(encoder, data.test, Search(beams=1), self.batch_size, count)
-            yield "greedy/bleu", score(greedy, references)[0]["bleu"]
-        yield "copied_source/bleu", score(sources, references)[0]["bleu"]
+            yield Record("bleu", score(greedy, references)[0]["bleu"], setting="greedy", n=count)
+        yield Record("bleu", score(sources, references)[0]["bleu"], baseline="copied_source", n=count)
         for split, dataset in (("train", data.train), ("test", data.test)):
             if dataset.info.extra.get("truncated"):
-                yield f"truncated/{split}", float(dataset.info.extra["truncated"])
+                yield Record(split, float(dataset.info.extra["truncated"]), setting="truncated")
         data.log(f"BLEU {scores['bleu']:.2f}  {signatures['bleu']}")
         if data.workdir:
             folder = pathlib.Path(data.workdir)
@@ -57,13 +63,21 @@ class TranslationMetrics:
 
 
 def translations(encoder: Encoder, dataset: Any, search: Search, batch_size: int, count: int | None = None) -> list[str]:
-    """The translation of every example of `dataset` (parallel text), in order."""
+    """Return the translation of every example of `dataset` (parallel text), in order.
+
+    Raises UserError where the model's probabilities are not finite.
+    """
     task = encoder.task
-    run = jax.jit(lambda params, raw: task.translate(params, dataset.on_device(raw, None), search))
+    run = jax.jit(lambda params, raw: task.search(params, dataset.on_device(raw, None), search))
     found: list[str] = []
     for raw, mask in eval_batches(dataset, min(batch_size, dataset.size)):
-        tokens = np.asarray(run(encoder.params, dict(raw)))
-        found += [detokenized(task.info.tokenizer, ids) for ids in tokens[np.asarray(mask)]]
+        tokens, scores = (np.asarray(values)[np.asarray(mask)] for values in run(encoder.params, dict(raw)))
+        if not np.all(np.isfinite(scores) & (scores > NEVER / 2)):
+            raise UserError(
+                f"translations of {dataset.source.name}: probabilities are NaN; training diverged: lower optimizer.lr, or"
+                " evaluate an earlier checkpoint"
+            )
+        found += [detokenized(task.info.tokenizer, ids) for ids in tokens]
         if count is not None and len(found) >= count:
             return found[:count]
     return found

@@ -1,33 +1,39 @@
 """Zero-shot classification: classes are texts, and an image belongs to the text that it is nearest to."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
+from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
 from ssl_jax.downstream.evaluators.baselines import majority
 from ssl_jax.downstream.evaluators.cross_modal import embed_texts, hit_chance
-from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
+from ssl_jax.downstream.evaluators.features import Encoder
+from ssl_jax.downstream.metrics.classification import check_finite
 from ssl_jax.errors import UserError
+from ssl_jax.reports.records import Record, over_examples
 
 
 @dataclasses.dataclass(frozen=True)
-class ZeroShot:
+class ZeroShot(Evaluator):
     """Class names in prompt templates (Radford et al. 2021, section 3.1.4); no label is used but to count.
 
     A class is the mean of the unit vectors of all its texts in all templates, made a unit vector again. A class may have
     several texts: `class_texts` here, else what the data set says of its classes, else the class's name. Yields "accuracy",
-    "top5/accuracy" (of more than five classes), "balanced/accuracy" (the mean over classes), "chance/accuracy" (one of the
-    classes at random) and "majority/accuracy" (always the training split's most frequent one). Ties are broken at random,
-    in expectation.
+    under "top5" (of more than five classes) and "balanced" (the mean over classes) too, and the baselines "chance" (one of
+    the classes at random) and "majority" (always the training split's most frequent one). Ties are broken at random, in
+    expectation.
     """
 
     templates: tuple = ("{}",)
     class_texts: Mapping | None = None  # class name -> text or texts
     batch_size: int = 256
 
+    requires_labels = ("test",)
+
     def __post_init__(self):
+        super().__post_init__()
         if not self.templates:
             raise UserError('templates=(): give at least one, such as ("a photo of a {}.",)')
         for template in self.templates:
@@ -38,11 +44,13 @@ class ZeroShot:
             if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
                 raise UserError(f"class_texts.{name}={texts!r}: must be a text or several, none of them empty")
 
+    @property
+    def representations(self) -> tuple[str, ...]:
+        return ("image_embedding",)
+
     def check(self, data: EvaluationData) -> None:
-        """UserError where there are no labels, no classes or no words for them: told before a run trains."""
+        """Raise UserError where there are no classes or no words for them."""
         labels = data.test.labels()
-        if labels is None:
-            raise UserError(f"{data.test.source.name} has no labels to compare with; leave zero_shot out")
         classes = self.classes(data)
         if labels.max() >= len(classes):
             raise UserError(f"{data.test.source.name} has label {labels.max()} but {len(classes)} class names")
@@ -54,21 +62,25 @@ class ZeroShot:
             raise UserError(f"{data.test.source.name} has no classes; give a source with labels and class names")
         return texts_of(names, self.class_texts or data.test.info.extra.get("class_texts") or {})
 
-    def __call__(self, encoder: Encoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
+    def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
         self.check(data)
         train_labels, vectors = data.train.labels(), self.classifier(encoder, data)
         found = encoder.extract(data.test, ("image_embedding",), self.batch_size)
         labels, scores = found["label"], found["image_embedding"] @ vectors.T
+        check_finite(scores, "similarities to the classes")
         own = scores[np.arange(len(labels)), labels][:, None]
         higher, tied = np.sum(scores > own, axis=1), np.sum(scores == own, axis=1) - 1
         hits = hit_chance(higher, tied, np.ones_like(tied), 1)
-        yield "accuracy", float(np.mean(hits))
+        yield over_examples("accuracy", hits, headline=True)
         if len(vectors) > 5:
-            yield "top5/accuracy", float(np.mean(hit_chance(higher, tied, np.ones_like(tied), 5)))
-        yield "balanced/accuracy", float(np.mean([np.mean(hits[labels == c]) for c in np.unique(labels)]))
-        yield "chance/accuracy", 1 / len(vectors)
+            yield over_examples("accuracy", hit_chance(higher, tied, np.ones_like(tied), 5), setting="top5")
+        of_classes = [hits[labels == c] for c in np.unique(labels)]
+        stderr = float(np.sqrt(sum(h.var() / len(h) for h in of_classes)) / len(of_classes))
+        balanced = float(np.mean([h.mean() for h in of_classes]))
+        yield Record("accuracy", balanced, setting="balanced", n=len(labels), stderr=stderr)
+        yield Record("accuracy", 1 / len(vectors), baseline="chance")
         if train_labels is not None:
-            yield "majority/accuracy", majority(train_labels, labels)
+            yield majority(train_labels, labels)
 
     def classifier(self, encoder: Encoder, data: EvaluationData) -> Float[np.ndarray, "classes dim"]:
         """A unit vector for each class."""

@@ -3,17 +3,36 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from ssl_jax.errors import UserError
+from ssl_jax.reports.records import Record, over_examples
 
 
-def accuracy(logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, "examples"], top: int = 1) -> float:
-    """The share of examples whose class is among the `top` largest logits; of equal logits the lower class goes first."""
+def hits(
+    logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, "examples"], top: int = 1
+) -> Bool[np.ndarray, "examples"]:
+    """Whether each example's class is among the `top` largest logits; of equal logits the lower class goes first.
+
+    An example with a logit that is not finite is a miss.
+    """
     own = np.take_along_axis(logits, labels[:, None], axis=1)
     before = np.arange(logits.shape[1]) < labels[:, None]
     rank = np.sum((logits > own) | ((logits == own) & before), axis=1)
-    return float(np.mean(rank < top))
+    return (rank < top) & np.isfinite(logits).all(axis=1)
+
+
+def accuracy(logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, "examples"], top: int = 1) -> float:
+    """Return the share of `hits`."""
+    return float(np.mean(hits(logits, labels, top)))
+
+
+def best(scores: Sequence[float]) -> int:
+    """Return the index of the largest finite score, the first of equal ones. Raises ValueError where none is finite."""
+    finite = np.where(np.isfinite(scores), scores, -np.inf)
+    if not len(finite) or finite.max() == -np.inf:
+        raise ValueError("no score is finite")
+    return int(np.argmax(finite))
 
 
 def per_class(
@@ -24,6 +43,38 @@ def per_class(
     right = np.bincount(labels[predicted == labels], minlength=classes)
     with np.errstate(invalid="ignore"):
         return right / total
+
+
+def confusion(
+    predicted: Int[np.ndarray, "examples"], labels: Int[np.ndarray, "examples"], classes: int
+) -> Int[np.ndarray, "classes classes"]:
+    """Return how many examples of class (row) were predicted as class (column)."""
+    return np.bincount(labels.astype(np.int64) * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def f1_of_classes(table: Int[np.ndarray, "classes classes"]) -> Float[np.ndarray, "classes"]:
+    """2 TP / (2 TP + FP + FN) of each class; 0 for a class that is neither present nor predicted."""
+    right, both = np.diag(table), table.sum(axis=0) + table.sum(axis=1)
+    return np.divide(2 * right, both, out=np.zeros(len(table)), where=both > 0)
+
+
+def average_precision(
+    scores: Float[np.ndarray, "examples classes"], targets: Bool[np.ndarray, "examples classes"]
+) -> Float[np.ndarray, "classes"]:
+    """Area under each class's precision-recall curve, sum of (R_n - R_{n-1}) P_n; NaN for a class without positives.
+
+    Equal scores are one threshold. Raises UserError for scores that are not finite.
+    """
+    check_finite(scores, "scores")
+    found = np.full(scores.shape[1], np.nan)
+    for c in range(scores.shape[1]):
+        order = np.argsort(-scores[:, c], kind="stable")
+        ranked, right = scores[order, c], targets[order, c].astype(np.float64)
+        ends = np.flatnonzero(np.diff(ranked, append=-np.inf))  # the last example at each threshold
+        if right.any():
+            true = np.cumsum(right)[ends]
+            found[c] = np.sum(np.diff(true, prepend=0.0) * true / (ends + 1)) / right.sum()
+    return found
 
 
 def softmax(logits: Float[np.ndarray, "examples classes"]) -> Float[np.ndarray, "examples classes"]:
@@ -43,18 +94,39 @@ def ece(probabilities: Float[np.ndarray, "examples classes"], labels: Int[np.nda
     return float(np.abs(gap).sum() / len(labels))
 
 
+def check_finite(values: Float[np.ndarray, "examples ..."], what: str) -> None:
+    """Raise UserError where `values` hold NaN or infinity; `what` names them and who made them."""
+    bad = int((~np.isfinite(values.reshape(len(values), -1)).all(axis=1)).sum())
+    if bad:
+        raise UserError(f"{what} of {bad:,} of {len(values):,} examples are NaN or infinite; lower the learning rate")
+
+
 def classification(
     logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, "examples"], classes: Sequence[str] = ()
-) -> dict[str, float]:
-    """ "accuracy", "top5" (of more than five classes), "ece" and "per_class/<name>"."""
-    found = {"accuracy": accuracy(logits, labels)}
-    if logits.shape[1] > 5:
-        found["top5"] = accuracy(logits, labels, top=5)
-    found["ece"] = ece(softmax(logits.astype(np.float64)), labels)
-    names = classes or tuple(str(i) for i in range(logits.shape[1]))
-    for name, value in zip(names, per_class(logits.argmax(axis=1), labels, logits.shape[1]), strict=True):
-        if np.isfinite(value):
-            found[f"per_class/{name}"] = float(value)
+) -> list[Record]:
+    """Return "accuracy", "top5" (of more than five classes), "balanced_accuracy", "f1_macro", "ece" and each class's accuracy.
+
+    Balanced accuracy and F1 are means over the classes that occur. Raises UserError for logits that are not finite.
+    """
+    check_finite(logits, "logits")
+    count, n = logits.shape[1], len(labels)
+    predicted = logits.argmax(axis=1)
+    table = confusion(predicted, labels, count)
+    total = table.sum(axis=1)
+    present = np.flatnonzero(total)
+    recall = np.diag(table)[present] / total[present]
+    spread = float(np.sqrt(np.sum(recall * (1 - recall) / total[present])) / len(present))
+    f1 = f1_of_classes(table)[table.sum(axis=0) + total > 0]
+    found = [over_examples("accuracy", hits(logits, labels), headline=True)]
+    if count > 5:
+        found.append(over_examples("top5", hits(logits, labels, top=5)))
+    found.append(Record("balanced_accuracy", float(recall.mean()), n=n, stderr=spread))
+    found.append(Record("f1_macro", float(f1.mean()), n=n))
+    found.append(Record("ece", ece(softmax(logits.astype(np.float64)), labels), n=n, lower_is_better=True))
+    for c, value in zip(present, recall, strict=True):
+        stderr = float(np.sqrt(value * (1 - value) / total[c]))
+        name = str(classes[c]) if classes else str(c)
+        found.append(Record("accuracy", float(value), class_name=name, n=int(total[c]), stderr=stderr))
     return found
 
 

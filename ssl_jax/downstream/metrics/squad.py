@@ -6,7 +6,11 @@ Answers are compared as strings after normalisation; scores are means over quest
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ssl_jax.reports.records import Record, over_examples
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -45,20 +49,29 @@ def gold_answers(answers: Sequence[str], version: str) -> list[str]:
 
 
 def score(predictions: Mapping[str, str], answers: Mapping[str, Sequence[str]], *, version: str = "1.1") -> dict[str, float]:
-    """Exact match and F1 in percent over all questions, best answer each; a question without a prediction counts 0.
+    """Return `records` as name -> value."""
+    return {record.name: record.value for record in records(predictions, answers, version=version)}
+
+
+def records(predictions: Mapping[str, str], answers: Mapping[str, Sequence[str]], *, version: str = "1.1") -> list[Record]:
+    """Return exact match and F1 in percent over all questions, best answer each; a question without a prediction counts 0.
 
     predictions: question id -> text, "" for no answer. answers: question id -> correct texts, () where there is none.
-    Version "2.0" adds both scores over questions with an answer ("has_answer/f1") and without ("no_answer/f1").
+    Version "2.0" adds both scores over questions with an answer ("has_answer") and without ("no_answer").
     """
     single = single_scores(predictions, answers, version=version)
-    result = _means(single, single)
+    parts = {"": list(single)}
     if version == "2.0":
-        answerable = [q for q in single if gold_answers(answers[q], version) != [""]]
-        impossible = [q for q in single if gold_answers(answers[q], version) == [""]]
-        for name, questions in (("has_answer", answerable), ("no_answer", impossible)):
+        gold = {q: gold_answers(answers[q], version) for q in single}
+        parts["has_answer"] = [q for q in single if gold[q] != [""]]
+        parts["no_answer"] = [q for q in single if gold[q] == [""]]
+    found = []
+    for setting, questions in parts.items():
+        for i, metric in enumerate(("exact_match", "f1")):
             if questions:
-                result |= {f"{name}/{metric}": value for metric, value in _means(single, questions).items()}
-    return result
+                values = 100 * np.array([single[q][i] for q in questions])
+                found.append(over_examples(metric, values, setting=setting, headline=metric == "f1" and not setting))
+    return found
 
 
 def single_scores(
@@ -74,12 +87,6 @@ def single_scores(
             max((f1(prediction, a, version=version) for a in gold), default=0.0),
         )
     return scores
-
-
-def _means(scores: Mapping[str, tuple[float, float]], questions: Iterable[str]) -> dict[str, float]:
-    rows = [scores[q] for q in questions]
-    count = max(len(rows), 1)
-    return {"exact_match": 100 * sum(r[0] for r in rows) / count, "f1": 100 * sum(r[1] for r in rows) / count}
 
 
 def best_threshold(

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator
 from typing import ClassVar
 
 import flax.linen as nn
@@ -15,7 +14,8 @@ from ml_collections import ConfigDict
 from ssl_jax import models
 from ssl_jax.config import read
 from ssl_jax.data.text.squad import SquadSource
-from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
+from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
+from ssl_jax.downstream.evaluators.features import Encoder
 from ssl_jax.downstream.metrics import squad
 from ssl_jax.downstream.supervised.spans import Answer, answers, likeliest_sentence
 from ssl_jax.downstream.supervised.text_encoder import (
@@ -28,6 +28,7 @@ from ssl_jax.models.language import Transformer
 from ssl_jax.models.layers import dropout
 from ssl_jax.pretext.text_features import hidden_states, real_tokens, representations, vocabulary_limits
 from ssl_jax.randomness import example_keys, substream
+from ssl_jax.reports.records import Record
 from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params, Task, Text
 
 IMPOSSIBLE = -1e9  # the score of a place where no answer can begin or end
@@ -124,7 +125,7 @@ class QuestionAnswering(FromPretext, Task):
 
 
 @dataclasses.dataclass(frozen=True)
-class QuestionAnsweringMetrics:
+class QuestionAnsweringMetrics(Evaluator):
     """Exact match and F1 in percent over whole questions, as the official SQuAD script of the data's version defines them.
 
     Where questions may have no answer (version 2.0), one is left unanswered when "no answer" scores more than
@@ -139,11 +140,16 @@ class QuestionAnsweringMetrics:
     batch_size: int = 64
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("n_best", "max_answer_length", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
 
-    def __call__(self, encoder: Encoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
+    @property
+    def representations(self) -> tuple[str, ...]:
+        return ("start_logits", "end_logits")
+
+    def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
         source, version = data.test.source, data.test.info.extra.get("version", "1.1")
         if not isinstance(source, SquadSource):
             raise UserError("data.test: question_answering is measured on squad:FILE")
@@ -156,18 +162,18 @@ class QuestionAnsweringMetrics:
         correct = {q.id: [text for _, text in q.answers] for q in source.questions}
         threshold = self.null_score_diff_threshold if version == "2.0" else None
         predictions = {q: answer.text(threshold) for q, answer in by_id.items()}
-        yield from squad.score(predictions, correct, version=version).items()
+        yield from squad.records(predictions, correct, version=version)
         if version == "2.0":
             doubt = {q: answer.doubt for q, answer in by_id.items()}
             certain = {q: answer.text() for q, answer in by_id.items()}
             for metric in ("exact_match", "f1"):
                 value, best = squad.best_threshold(certain, correct, doubt, metric=metric)
-                yield f"best_{metric}", value
+                yield Record(f"best_{metric}", value, n=len(correct))
                 if np.isfinite(best):
-                    yield f"best_{metric}_threshold", best
+                    yield Record(f"best_{metric}_threshold", best)
         baseline = {q.id: likeliest_sentence(q) for q in source.questions}
-        for name, value in squad.score(baseline, correct, version=version).items():
-            yield f"likeliest_sentence/{name}", value
+        for record in squad.records(baseline, correct, version=version):
+            yield record.of(baseline="likeliest_sentence", headline=False)
         if data.workdir:
             write_predictions(data.workdir, predictions, by_id, version)
 

@@ -1,7 +1,6 @@
 """Classification of sentences and pairs of sentences (Devlin et al. 2019, section 4.1), and its metrics."""
 
 import dataclasses
-from collections.abc import Iterator
 from typing import ClassVar
 
 import flax.linen as nn
@@ -12,9 +11,10 @@ from ml_collections import ConfigDict
 
 from ssl_jax import models
 from ssl_jax.config import read
+from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
 from ssl_jax.downstream.evaluators.baselines import majority
-from ssl_jax.downstream.evaluators.features import Encoder, EvaluationData
-from ssl_jax.downstream.metrics.classification import check_labels
+from ssl_jax.downstream.evaluators.features import Encoder
+from ssl_jax.downstream.metrics.classification import check_labels, confusion, f1_of_classes, hits
 from ssl_jax.downstream.supervised.text_encoder import (
     FromPretext,
     init_transformer,
@@ -25,6 +25,7 @@ from ssl_jax.models.language import Pooler, Transformer, pooled
 from ssl_jax.models.layers import dropout
 from ssl_jax.pretext.text_features import hidden_states, real_tokens, representations, vocabulary_limits
 from ssl_jax.randomness import example_keys, substream
+from ssl_jax.reports.records import Record, over_examples
 from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params, Task, Text
 
 POOLINGS = ("cls", "mean", "last")
@@ -141,19 +142,6 @@ class TextClassification(FromPretext, Task):
 # Metrics --------------------------------------------------------------------------------------------------------------
 
 
-def confusion(
-    predicted: Int[np.ndarray, "examples"], labels: Int[np.ndarray, "examples"], classes: int
-) -> Int[np.ndarray, "classes classes"]:
-    """How many examples of class (row) were said to be of class (column)."""
-    return np.bincount(labels.astype(np.int64) * classes + predicted, minlength=classes**2).reshape(classes, classes)
-
-
-def f1_of_classes(table: Int[np.ndarray, "classes classes"]) -> Float[np.ndarray, "classes"]:
-    """2 TP / (2 TP + FP + FN) of each class; 0 where a class is neither there nor predicted."""
-    right, both = np.diag(table), table.sum(axis=0) + table.sum(axis=1)
-    return np.divide(2 * right, both, out=np.zeros(len(table)), where=both > 0)
-
-
 def matthews(table: Int[np.ndarray, "classes classes"]) -> float:
     """Matthews correlation of any number of classes (Gorodkin 2004, equation 8); 0 where it is undefined."""
     true, said, total = table.sum(axis=1).astype(float), table.sum(axis=0).astype(float), float(table.sum())
@@ -171,25 +159,38 @@ def text_metrics(predicted: Int[np.ndarray, "examples"], labels: Int[np.ndarray,
 
 
 @dataclasses.dataclass(frozen=True)
-class TextClassificationMetrics:
+class TextClassificationMetrics(Evaluator):
     """The trained head over the whole test split, beside the majority class and a bag of tokens."""
 
     batch_size: int = 128
     bag_of_tokens: bool = True
 
-    requires_labels = True
+    requires_labels = ("train", "test")
 
-    def __call__(self, encoder: Encoder, data: EvaluationData) -> Iterator[tuple[str, float]]:
+    @property
+    def representations(self) -> tuple[str, ...]:
+        return ("logits",)
+
+    def check(self, data: EvaluationData) -> None:
+        check_labels(data.train.labels(), data.test.labels(), data.classes)
+
+    def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
         test = encoder.extract(data.test, ("logits",), self.batch_size)
-        train = data.train.labels()
-        classes = check_labels(train, test.get("label"), data.classes)
-        yield from text_metrics(test["logits"].argmax(axis=1), test["label"], classes).items()
-        yield "majority/accuracy", majority(train, test["label"])
+        train, labels = data.train.labels(), test.get("label")
+        classes = check_labels(train, labels, data.classes)
+        yield over_examples("accuracy", hits(test["logits"], labels), headline=True)
+        for name, value in text_metrics(test["logits"].argmax(axis=1), labels, classes).items():
+            if name != "accuracy":
+                yield Record(name, value, n=len(labels))
+        yield majority(train, labels)
         if self.bag_of_tokens:
             from ssl_jax.downstream.evaluators.bag_of_tokens import bag_of_tokens
 
-            guess = bag_of_tokens(data.train, data.test, classes)
-            yield from ((f"bag_of_tokens/{name}", v) for name, v in text_metrics(guess, test["label"], classes).items())
+            guess = bag_of_tokens(data.train, data.test, classes)[test["index"]]
+            yield over_examples("accuracy", guess == labels, baseline="bag_of_tokens")
+            for name, value in text_metrics(guess, labels, classes).items():
+                if name != "accuracy":
+                    yield Record(name, value, "bag_of_tokens", n=len(labels))
         for split, dataset in (("train", data.train), ("test", data.test)):
             if dataset.info.extra.get("truncated"):
-                yield f"truncated/{split}", float(dataset.info.extra["truncated"])
+                yield Record(split, float(dataset.info.extra["truncated"]), setting="truncated")

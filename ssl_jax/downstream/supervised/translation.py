@@ -104,12 +104,18 @@ class Translation(Task):
         return loss, {"cross_entropy": nll, "accuracy": accuracy, "weight": total}
 
     def translate(self, params: Params, batch: Batch, search: Search, length: int | None = None) -> Int[Array, "batch length"]:
-        """Token ids of the translations, ended by and filled up with the end token (jittable)."""
+        """Return token ids of the translations, ended by the end token and filled with it (jittable)."""
+        return self.search(params, batch, search, length)[0]
+
+    def search(
+        self, params: Params, batch: Batch, search: Search, length: int | None = None
+    ) -> tuple[Int[Array, "batch length"], Float[Array, "batch"]]:
+        """Return the translations' token ids and their log probabilities (jittable)."""
         first, last = sentence_ends(self.info.tokenizer)
         length = length or self.info.shapes["target"].shape[0] - 1
         cache, step, start = self.model.begin(params, batch, length, search.beams)
         begin = jnp.full(len(batch["source"]), first, jnp.int32)
-        return search(step, cache, begin, length=length, eos=last, start=start)[0]
+        return search(step, cache, begin, length=length, eos=last, start=start)
 
     def features(self, params: Params, batch: Batch) -> dict[str, Array]:
         """Representations of the source: "mean", "tokens", "block00/mean" ..."""

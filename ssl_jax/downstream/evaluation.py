@@ -1,0 +1,100 @@
+"""The evaluators of one run: the data and the weights that each reads, the checks before training, the records."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ssl_jax.downstream.evaluator import EvaluationData, Evaluator
+from ssl_jax.downstream.evaluators.baselines import baselines
+from ssl_jax.downstream.evaluators.features import Encoder
+from ssl_jax.errors import UserError
+from ssl_jax.reports.records import Record
+
+AUGMENTATION = ("augment", "views")  # of a section `data`: without influence on the evaluation transform
+
+
+class Evaluation:
+    """Runs a run's evaluators by name.
+
+    Args:
+        evaluators: by section name.
+        task: the run's task.
+        data: what an evaluator without `data` of its own reads.
+        build: sources (a section laid over the run's `data`) -> (train, test, config), read as the encoder's own images or
+            texts are.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        evaluators: Mapping[str, Evaluator],
+        task: Any,
+        data: EvaluationData,
+        build: Callable[[Mapping[str, Any]], EvaluationData],
+        *,
+        seed: int = 0,
+    ):
+        self.evaluators, self.task, self.data, self.build, self.seed = evaluators, task, data, build, seed
+        self._built: dict[str, EvaluationData] = {}
+
+    @functools.cached_property
+    def planned(self) -> tuple[str, ...]:
+        """Every representation that an evaluator will ask for. One pass serves all, and is the same whichever runs first."""
+        return tuple(dict.fromkeys(name for e in self.evaluators.values() for name in e.representations))
+
+    @functools.cached_property
+    def baselines(self) -> dict[str, Encoder]:
+        """Encoders that learnt nothing; they stay as they are while training goes on, and so do their features."""
+        return baselines(self.task, self.data.mesh, seed=self.seed, planned=self.planned)
+
+    def encoder(self, params: Any, cache: Any = None, checkpoint: str | None = None) -> Encoder:
+        """Return the encoder with `params` beside its baselines; `cache` and `checkpoint` as in `Encoder`."""
+        return Encoder(
+            self.task, params, self.data.mesh, seed=self.seed, baselines=self.baselines, planned=self.planned, cache=cache,
+            checkpoint=checkpoint,
+        )  # fmt: skip
+
+    def data_of(self, name: str) -> EvaluationData:
+        """Return what the evaluator `name` reads."""
+        sources = self.evaluators[name].sources
+        data = self.data
+        if set(sources) - set(AUGMENTATION):
+            key = json.dumps(sources, sort_keys=True, default=str)
+            if key not in self._built:
+                self._built[key] = self.build(sources)
+            data = self._built[key]
+        return data
+
+    def check(self) -> None:
+        """Check every evaluator against labels, sizes and settings before training.
+
+        Logs which are skipped for want of labels. Raises UserError for what cannot work.
+        """
+        for name, evaluator in self.evaluators.items():
+            try:
+                data = self.data_of(name)
+                missing = evaluator.missing_labels(data)
+                if missing is None:
+                    evaluator.check(data)
+            except UserError as error:
+                raise UserError(f"downstream.{name}: {error}") from None
+            if missing is not None:
+                self.data.log(f"{name}: skipped, {missing} has no labels")
+
+    def measure(self, name: str, encoders: Mapping[str, Encoder], **changes: Any) -> list[Record]:
+        """Return the records of the evaluator `name`; none where labels are missing.
+
+        Args:
+            encoders: by weights, "ema" and "student".
+            changes: other values of fields of `EvaluationData`, such as `workdir` and `log`.
+        """
+        evaluator, data = self.evaluators[name], dataclasses.replace(self.data_of(name), **changes)
+        if evaluator.missing_labels(data) is not None:
+            return []
+        found = list(evaluator(encoders[evaluator.weights], data))
+        if data.train is not self.data.train:  # those of the run's own data stand by themselves
+            skipped = {"train": data.train.skipped(), "test": data.test.skipped()}
+            found += [Record("skipped", float(count), setting=split) for split, count in skipped.items() if count]
+        return [record.of(evaluator=name) for record in found]
