@@ -46,6 +46,7 @@ class Trainer:
     def __init__(self, task: Task, stream: Any, *, training: TrainingSettings, optimizer: OptimizerSettings,
                  schedules: Schedules = NO_SCHEDULES, mesh: Mesh | MeshSettings | None = None):  # fmt: skip
         self.program = Program(task, stream, training=training, optimizer=optimizer, schedules=schedules, mesh=mesh)
+        self.stacks: dict[int, Program] = {}  # of replicas.py, by their number
 
     def run(
         self,
