@@ -46,7 +46,7 @@ def test_the_sheet_shows_evaluation_augmentation_views_and_mask(config):
 def test_the_command(config, tmp_path, capsys):
     assert cli.main(["data", "inspect", f"--config={config}", f"--to={tmp_path / 'sheets' / 'a.png'}"]) == 0
     said = capsys.readouterr().out
-    assert "kind       images, without labels" in said and "examples as they are trained on" in said
+    assert "kind      images, without labels" in said and "examples as they are trained on" in said
     assert Image.open(tmp_path / "sheets" / "a.png").format == "PNG"
     assert cli.main(["data", "inspect", f"folder:{tmp_path / 'images'}", "--to=a.png"]) == 2
     assert "--to=a.png needs --config=FILE" in capsys.readouterr().err

@@ -52,9 +52,9 @@ def inspect(
         facts["text"] = f"{median:,} characters in the median, {most:,} at 95 %, {longest:,} at most{without}"
     problems = [of.problem for of in found if of.problem is not None]
     if problems:
-        facts["unreadable"] = f"{len(problems):,} of {_of(len(sample))}; the first: {problems[0]}"
-    lines = [uri, *(f"  {name:10} {value}" for name, value in facts.items())]
-    lines += [f"  {'not read':10} {line}" for line in source.unread()]
+        facts["bad"] = f"{len(problems):,} of {_of(len(sample))}; the first: {problems[0]}"
+    lines = [uri, *(f"  {name:9} {value}" for name, value in facts.items())]
+    lines += [f"  not read  {line}" for line in source.unread()]
     return "\n".join([*lines, *(_example(source, good[0]) if good else ())])
 
 

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.config import read
+from ssl_jax.data.existing import existing
 from ssl_jax.data.images import colour, decode
 from ssl_jax.data.images.augment import Augment
 from ssl_jax.data.images.dataset import NORMALIZE, STATISTICS_EXAMPLES, check_columns, labelled, pixel_statistics
 from ssl_jax.data.labels import match_classes
-from ssl_jax.data.pipeline import BadExample, Dataset, existing
+from ssl_jax.data.pipeline import BadExample, Dataset
 from ssl_jax.data.sources import HINT, Source, load_source
 from ssl_jax.data.sources.image_table import require_images
 from ssl_jax.data.text.supervised import tokenizer_of

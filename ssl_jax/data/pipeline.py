@@ -4,12 +4,10 @@ Workers and prefetch hide the latency of decoding and change no value. A data se
 then a host batch holds only indices, and the gather and the augmentation run inside the jitted step.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
 import re
 import signal
-import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -21,7 +19,7 @@ from absl import flags
 from jaxtyping import Array, Key
 
 from ssl_jax import randomness, signals
-from ssl_jax.data.sources import MISSING, BadExample, Source
+from ssl_jax.data.sources import BadExample, Source
 from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo
 
@@ -185,70 +183,6 @@ def whole(source: Source) -> Source:
     while isinstance(source, Part):
         source = source.parent.source
     return source
-
-
-# Which examples exist -----------------------------------------------------------------------------------------------
-
-_READABLE: weakref.WeakKeyDictionary[Source, dict[str, np.ndarray]] = weakref.WeakKeyDictionary()
-_UNCHECKED, _GOOD, _BAD = 0, 1, 2
-
-
-def existing(dataset: Dataset, *, scan: bool, augmented: bool = False) -> Dataset:
-    """Return the examples that a run has: with a label where the source has labels, of a known class, and readable.
-
-    This is the one place that decides it: size, labels, order and subsets of what is returned are those of these examples, so
-    that features and labels are always of equal length. `left_out` says how many are not there and why.
-
-    With `scan` every example is read once, if bad ones are skipped; the outcome is shared by all data sets of the source in
-    this process. Without it (an unlabelled training set, which may be too large to read before training) a bad example is
-    found when it is read, and the next one takes its place. Raises UserError for a missing label unless bad examples are
-    skipped, and where no example is left.
-    """
-    keep, left_out, source = np.ones(dataset.size, bool), dict(dataset.left_out), dataset.source
-    labels = None if whole(source).all_labelled else dataset.labels()
-    if labels is not None:
-        missing, unknown = labels == MISSING, labels < MISSING
-        if missing.any() and not dataset.skip_bad:
-            raise UserError(
-                f"{source.describe(int(np.argmax(missing)))} has no label ({np.sum(missing):,} of {dataset.size:,} have none); "
-                'fill it in, or set data.on_bad_example="skip" to leave such examples out'
-            )
-        left_out |= {"without a label": int(np.sum(missing)), "of classes that training does not have": int(np.sum(unknown))}
-        keep = labels >= 0
-    if scan and dataset.skip_bad and dataset.arrays is None:
-        candidates = np.flatnonzero(keep)
-        bad = candidates[~readable(dataset, candidates)]
-        keep[bad] = False
-        left_out["that cannot be read"] = len(bad)
-        if not augmented:  # what breaks from now on must not change the number of features
-            dataset = dataclasses.replace(dataset, skip_bad=False)
-    if not keep.any():
-        raise UserError(f"{source.name}: not one of its {dataset.size:,} examples can be read")
-    dataset = dataset if keep.all() else subset(dataset, np.flatnonzero(keep))
-    return dataclasses.replace(dataset, left_out=left_out)
-
-
-def readable(dataset: Dataset, indices: np.ndarray) -> np.ndarray:
-    """Return bool[len(indices)]: whether each example can be read, by reading it under the evaluation transform."""
-    root, places = dataset, np.asarray(indices)
-    while isinstance(root.source, Part):
-        places, root = root.source.indices[places], root.source.parent
-    source, kind = getattr(root.source, "base", root.source), type(root.example).__name__
-    states = _READABLE.setdefault(source, {}).setdefault(kind, np.full(len(source), _UNCHECKED, np.uint8))
-
-    def check(pair: tuple[int, int]) -> None:
-        index, place = pair
-        try:
-            dataset.example(index, None)
-            states[place] = _GOOD
-        except BadExample:
-            states[place] = _BAD
-
-    todo = states[places] == _UNCHECKED
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        for _ in pool.map(check, zip(np.asarray(indices)[todo].tolist(), places[todo].tolist(), strict=True)):
-            pass
-    return states[places] == _GOOD
 
 
 def balanced_subset(

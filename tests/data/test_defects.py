@@ -186,3 +186,28 @@ def test_labels_are_those_of_the_pictures_whatever_is_damaged(kind, states, hold
         assert sum(part.skipped() for part in parts) == len(examples) - len(readable)
     else:
         assert sorted(seen[0]) == sorted(seen[1]) == readable and parts[1].skipped() == len(examples) - len(readable)
+
+
+def test_what_was_found_of_a_large_source_is_stored(tmp_path, monkeypatch):
+    """Another process reads what was bad again, and nothing that was good."""
+    from ssl_jax.data import existing as module
+    from ssl_jax.data import sources
+
+    monkeypatch.setattr(module, "LARGE", 4)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    uri = write("folder", tmp_path / "train", [("ant", "bad"), *good("ant", "bee")])
+    assert data(uri, uri, on_bad_example="skip").size == 4
+
+    def another_process():
+        sources._load.cache_clear()
+        read = []
+        monkeypatch.setattr(sources.folder.Folder, "__getitem__", lambda self, i, get=GET: read.append(i) or get(self, i))
+        dataset = data(uri, uri, on_bad_example="skip")
+        return read, dataset
+
+    GET = sources.folder.Folder.__getitem__
+    read, dataset = another_process()
+    assert read == [0] and dataset.size == 4
+    Image.fromarray(picture(LEVELS["ant"], 0)).save(tmp_path / "train" / "ant" / "000.png")
+    read, dataset = another_process()
+    assert read == [0] and dataset.size == 5 and dataset.skipped() == 0

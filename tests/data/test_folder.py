@@ -57,7 +57,7 @@ def test_what_is_not_read_is_counted(tmp_path):
     )
     section = dict(train=f"folder:{tmp_path}", test=f"folder:{tmp_path}", batch_size=1, image_size=4, normalize=None)
     assert f"folder:{tmp_path}: not read: 1 class folder without images (dog)" in build("images", section).notes()
-    assert "not read   1 link to nothing (emu)" in inspect(f"folder:{tmp_path}")
+    assert "not read  1 link to nothing (emu)" in inspect(f"folder:{tmp_path}")
     shutil.rmtree(tmp_path / "cat")
     with pytest.raises(UserError, match="holds no image, in it or in class folders below it .*1 link to nothing"):
         Folder(str(tmp_path))
@@ -103,9 +103,9 @@ def test_inspecting_counts_what_cannot_be_decoded(tmp_path):
     images(tmp_path / "cat", *(f"{i}.png" for i in range(4)))
     (tmp_path / "cat" / "2.png").write_bytes(b"GIF89a")
     text = inspect(f"folder:{tmp_path}")
-    assert "kind       images, labelled" in text and "sizes      6 x 4 pixels (3 examples read)" in text
-    assert f"unreadable 1 of 4 examples read; the first: folder:{tmp_path}: {tmp_path}/cat/2.png" in text
-    assert "0 (cat)" in text and "examples   4" in text
+    assert "kind      images, labelled" in text and "sizes     6 x 4 pixels (3 examples read)" in text
+    assert f"bad       1 of 4 examples read; the first: folder:{tmp_path}: {tmp_path}/cat/2.png" in text
+    assert "0 (cat)" in text and "examples  4" in text
     with pytest.raises(UserError, match="has no example 4; its 4 examples are 0 to 3"):
         inspect(f"folder:{tmp_path}", 4)
 

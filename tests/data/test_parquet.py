@@ -84,7 +84,7 @@ def test_paths_captions_and_missing_images(tmp_path):
 
 def test_text(tmp_path):
     uri = write(tmp_path / "a.parquet", {"text": ["one", "two"], "label": [1, 0]}, ["neg", "pos"])
-    assert load_source(uri)[0] == {"text": "one", "label": "pos"} and "kind       text" in inspect(uri)
+    assert load_source(uri)[0] == {"text": "one", "label": "pos"} and "kind      text" in inspect(uri)
     table = read_table(uri, {"text": "text", "label": "label"})
     assert table.columns == {"text": ("one", "two"), "label": ("pos", "neg")}
     with pytest.raises(UserError, match="no column of 'text', 'label' is known to hold the image; set data.columns.image"):

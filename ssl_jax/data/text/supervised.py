@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.config import read
+from ssl_jax.data.existing import existing
 from ssl_jax.data.labels import UNKNOWN, vocabulary
-from ssl_jax.data.pipeline import Dataset, balanced_subset, existing, subset
+from ssl_jax.data.pipeline import Dataset, balanced_subset, subset
 from ssl_jax.data.sources import MISSING
 from ssl_jax.data.sources.text_columns import Column, Table, read_table
 from ssl_jax.data.splits import held_out

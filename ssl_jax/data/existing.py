@@ -1,0 +1,122 @@
+"""Which examples of a source a run has: the one place that decides it."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import os
+import pathlib
+import weakref
+from collections.abc import Iterable
+
+import numpy as np
+
+from ssl_jax.cache import user_cache
+from ssl_jax.data.pipeline import Dataset, Part, subset, whole
+from ssl_jax.data.sources import MISSING, BadExample, Source
+from ssl_jax.errors import UserError
+
+LARGE = 10_000  # examples from which on reading them shows a bar, and its outcome is stored
+_READABLE: weakref.WeakKeyDictionary[Source, dict[str, np.ndarray]] = weakref.WeakKeyDictionary()
+_UNCHECKED, _GOOD, _BAD = 0, 1, 2
+
+
+def existing(dataset: Dataset, *, scan: bool, augmented: bool = False) -> Dataset:
+    """Return the examples that a run has: with a label where the source has labels, of a known class, and readable.
+
+    This is the one place that decides it: size, labels, order and subsets of what is returned are those of these examples, so
+    that features and labels are always of equal length. `left_out` says how many are not there and why.
+
+    With `scan` every example is read once, if bad ones are skipped; the outcome is shared by all data sets of the source in
+    this process, and of a large source by later ones. Without it (an unlabelled training set, which may be too large to read
+    before training) a bad example is found when it is read, and the next one takes its place. Raises UserError for a missing
+    label unless bad examples are skipped, and where no example is left.
+    """
+    keep, left_out, source = np.ones(dataset.size, bool), dict(dataset.left_out), dataset.source
+    labels = None if whole(source).all_labelled else dataset.labels()
+    if labels is not None:
+        missing, unknown = labels == MISSING, labels < MISSING
+        if missing.any() and not dataset.skip_bad:
+            raise UserError(
+                f"{source.describe(int(np.argmax(missing)))} has no label ({np.sum(missing):,} of {dataset.size:,} have none); "
+                'fill it in, or set data.on_bad_example="skip" to leave such examples out'
+            )
+        left_out |= {"without a label": int(np.sum(missing)), "of classes that training does not have": int(np.sum(unknown))}
+        keep = labels >= 0
+    if scan and dataset.skip_bad and dataset.arrays is None:
+        candidates = np.flatnonzero(keep)
+        bad = candidates[~readable(dataset, candidates)]
+        keep[bad] = False
+        left_out["that cannot be read"] = len(bad)
+        if not augmented:  # what breaks from now on must not change the number of features
+            dataset = dataclasses.replace(dataset, skip_bad=False)
+    if not keep.any():
+        raise UserError(f"{source.name}: not one of its {dataset.size:,} examples can be read")
+    dataset = dataset if keep.all() else subset(dataset, np.flatnonzero(keep))
+    return dataclasses.replace(dataset, left_out=left_out)
+
+
+def readable(dataset: Dataset, indices: np.ndarray) -> np.ndarray:
+    """Return bool[len(indices)]: whether each example can be read, by reading it under the evaluation transform.
+
+    What was found of a large source is stored in the user's cache: what was bad is read again, what was good is not.
+    """
+    root, places = dataset, np.asarray(indices)
+    while isinstance(root.source, Part):
+        places, root = root.source.indices[places], root.source.parent
+    source, kind = getattr(root.source, "base", root.source), type(root.example).__name__
+    known = _READABLE.setdefault(source, {})
+    if kind not in known:
+        known[kind] = _stored(source, kind)
+    states = known[kind]
+
+    def check(pair: tuple[int, int]) -> None:
+        index, place = pair
+        try:
+            dataset.example(index, None)
+            states[place] = _GOOD
+        except BadExample:
+            states[place] = _BAD
+
+    todo = states[places] == _UNCHECKED
+    pairs = list(zip(np.asarray(indices)[todo].tolist(), places[todo].tolist(), strict=True))
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for _ in _bar(pool.map(check, pairs), len(pairs), source.name):
+            pass
+    if len(pairs) >= LARGE:
+        _store(source, kind, states)
+    return states[places] == _GOOD
+
+
+def _file(source: Source, kind: str) -> pathlib.Path:
+    name = hashlib.sha256(f"{source.name}\0{source.fingerprint()}\0{kind}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return user_cache() / "readable" / f"{name}.npy"
+
+
+def _stored(source: Source, kind: str) -> np.ndarray:
+    """Return u8[len(source)]: what is known of each example from an earlier process."""
+    if len(source) >= LARGE:
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            states = np.load(_file(source, kind), allow_pickle=False)
+            if states.shape == (len(source),) and states.dtype == np.uint8:
+                return np.where(states == _GOOD, states, np.uint8(_UNCHECKED))
+    return np.full(len(source), _UNCHECKED, np.uint8)
+
+
+def _store(source: Source, kind: str, states: np.ndarray) -> None:
+    file = _file(source, kind)
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as handle:
+            np.save(handle, states)
+        os.replace(partial, file)
+
+
+def _bar(items: Iterable, total: int, name: str) -> Iterable:
+    if total < LARGE:
+        return items
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, f"reading {name} once", total=total, console=Console(stderr=True), transient=True)
