@@ -46,6 +46,7 @@ class Ours:
                 optimizer=parts.optimizer,
                 schedules=parts.schedules,
                 mesh=mesh,
+                mesh_rules=parts.mesh_settings.rules,
             )
             self.count = self.step.steps_per_call
             self.resident = sharding.put_replicated(parts.stream.resident, self.step.mesh)

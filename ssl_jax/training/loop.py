@@ -43,9 +43,9 @@ def train(task: Task, stream: Any, *, training: TrainingSettings, optimizer: Opt
 class Trainer:
     """Runs of one compiled program: they may differ in seed, initial parameters, length, learning rate and data."""
 
-    def __init__(self, task: Task, stream: Any, *, training: TrainingSettings, optimizer: OptimizerSettings,
-                 schedules: Schedules = NO_SCHEDULES, mesh: Mesh | MeshSettings | None = None):  # fmt: skip
-        self.program = Program(task, stream, training=training, optimizer=optimizer, schedules=schedules, mesh=mesh)
+    def __init__(self, task: Task, stream: Any, **options: Any):
+        """options: those of `Program`."""
+        self.program = Program(task, stream, **options)
         self.stacks: dict[int, Program] = {}  # of replicas.py, by their number
 
     def run(

@@ -38,12 +38,14 @@ class Program:
     replicas = 1  # runs that one State holds
 
     def __init__(self, task: Task, stream: Any, *, training: TrainingSettings, optimizer: OptimizerSettings,
-                 schedules: Schedules = NO_SCHEDULES, mesh: Mesh | MeshSettings | None = None):  # fmt: skip
+                 schedules: Schedules = NO_SCHEDULES, mesh: Mesh | MeshSettings | None = None,
+                 mesh_rules: tuple = ()):  # fmt: skip
         self.task, self.stream, self.training, self.settings, self.schedules = task, stream, training, optimizer, schedules
         self.averages = training.ema is not None or schedules.ema is not None
         if task.needs_teacher and not self.averages:
             raise UserError(f"training.ema: task {task.name} has a teacher; set its decay here or as schedules.ema")
-        self.layout = mesh if isinstance(mesh, MeshSettings) else MeshSettings()
+        # of a mesh that is made already, `mesh_rules` (the settings' own) say where parameters lie
+        self.layout = mesh if isinstance(mesh, MeshSettings) else MeshSettings(rules=mesh_rules)
         rows = sharding.shared_rows(stream.batch_size, training.accumulation, task.relates_examples)
         self.mesh = sharding.fitted(mesh, rows) if isinstance(mesh, Mesh) else sharding.make_mesh(self.layout, rows=rows)
         sharding.check_batch(self.mesh, stream.batch_size, training.accumulation, task.relates_examples)

@@ -25,7 +25,7 @@ from ssl_jax.task import Params
 from ssl_jax.training import sharding
 from ssl_jax.training.loop import Trainer
 from ssl_jax.training.optimizer import OptimizerSettings
-from ssl_jax.training.settings import TrainingSettings
+from ssl_jax.training.settings import MeshSettings, TrainingSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +108,9 @@ class FineTuner:
             optimizer = freeze(optimizer, partial(self.task.encoder.config.depth, recipe.blocks))
         stream = Stream(self.train, batch_size=recipe.batch_size, seed=0)
         self.trainer = Trainer(
-            self.task, stream, training=training, optimizer=read(OptimizerSettings, optimizer, "optimizer"), mesh=data.mesh
-        )
+            self.task, stream, training=training, optimizer=read(OptimizerSettings, optimizer, "optimizer"), mesh=data.mesh,
+            mesh_rules=read(MeshSettings, config.get("mesh"), "mesh").rules,
+        )  # fmt: skip
 
     def steps(self, examples: int, duration: str | None = None) -> int:
         """The length of a run on so many examples."""
