@@ -182,18 +182,20 @@ from tests.training.test_replicas import distance, prepared, replicas_of, single
 from ssl_jax.training.replicas import train_replicas
 from tests.test_runs import two_kinds
 np.savez("{0}/train.npz", **two_kinds(48, 0))
-trainer, stream = prepared(
+sections = dict(
     data=dict(train="npz:{0}/train.npz", batch_size=8), task=dict(name="masked_image", decoder=dict(width=8, depth=1, heads=2)),
     model=dict(name="vit", patch_size=4, width=16, depth=1, heads=2), optimizer=dict(lr=1e-3))
+(trainer, stream), (one, _) = prepared(**sections), prepared(mesh=dict(data=1), **sections)  # rows over cores round otherwise
 for count in (2, 4):
     replicas = replicas_of(stream, count=count)
     found = train_replicas(trainer, replicas, total_steps=6)
-    assert trainer.stacks[count].mesh.size == 2
-    print([distance(state.params, single(trainer, r, total_steps=6).params) < 1e-5 for r, state in zip(replicas, found)])
+    assert trainer.stacks[count].mesh.size == 2 and one.program.mesh.size == 1
+    print(max(distance(state.params, single(one, r, total_steps=6).params) for r, state in zip(replicas, found)))
 """
 
 
 @pytest.mark.slow
 def test_replicas_over_devices_are_their_single_runs(child, tmp_path):
     """One on each of two devices, and two on each."""
-    assert child(SEVERAL_DEVICES.format(tmp_path), devices=2).split("\n")[:2] == [str([True] * 2), str([True] * 4)]
+    found = [float(line) for line in child(SEVERAL_DEVICES.format(tmp_path), devices=2).split()]
+    assert len(found) == 2 and max(found) < 1e-6
