@@ -61,9 +61,9 @@ def readable(dataset: Dataset, indices: np.ndarray) -> np.ndarray:
 
     What was found of a large source is stored in the user's cache: what was bad is read again, what was good is not.
     """
-    root, places = dataset, np.asarray(indices)
+    places, root = dataset.places()[indices], dataset
     while isinstance(root.source, Part):
-        places, root = root.source.indices[places], root.source.parent
+        root = root.source.parent
     source, kind = getattr(root.source, "base", root.source), type(root.example).__name__
     known = _READABLE.setdefault(source, {})
     if kind not in known:

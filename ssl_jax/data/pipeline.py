@@ -85,6 +85,13 @@ class Dataset:
         """i32[size] without decoding any example; None without labels."""
         return self.source.labels() if self.label_array is None else self.label_array
 
+    def places(self) -> np.ndarray:
+        """Return i64[size]: the place of each example in the whole source, before any split or skipping."""
+        places, dataset = np.arange(self.size), self
+        while isinstance(dataset.source, Part):
+            places, dataset = dataset.source.indices[places], dataset.source.parent
+        return places
+
     def skipped(self) -> int:
         """Return how many examples of the source were passed over: unreadable, without a label, of an unknown class."""
         return len(self.bad) + sum(self.left_out.values())

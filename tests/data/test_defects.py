@@ -128,6 +128,7 @@ def test_an_unreadable_example_is_named_or_left_out_of_everything(kind, tmp_path
     assert "is not an image" in message and 'data.on_bad_example="skip"' in message
     test = data(uri, uri, on_bad_example="skip")
     assert classes_seen(test) == ["ant"] * 2 + ["bee"] * 3 and test.skipped() == 1
+    assert test.places().tolist() == [0, 2, 3, 4, 5] and subset(test, [4, 0]).places().tolist() == [5, 0]
     part = subset(test, [4, 0])
     assert classes_seen(part) == ["bee", "ant"]
     train = data(uri, uri, split="train", augmented=True, on_bad_example="skip")  # what is fine-tuned has the same indices

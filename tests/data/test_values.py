@@ -68,6 +68,30 @@ def test_an_array_of_another_scale_is_no_picture():
         decode.from_array(BYTES[0].astype(np.int64) * 100, 1)
 
 
+@pytest.mark.parametrize(
+    ("pixels", "shown"),
+    [
+        (BYTES[0, ..., 0].astype(np.uint16) * 257, BYTES[0, ..., 0]),
+        (BYTES[0, ..., 0].astype(np.int32), BYTES[0, ..., 0]),
+        ((BYTES[0, ..., 0] / 255).astype(np.float32), BYTES[0, ..., 0]),
+        (BYTES[0, ..., 0].astype(np.int32) * 100, "the image: image is int32 with values from 0 to 25500"),
+        (BYTES[0, ..., 0].astype(np.float32), "the image: a value is "),
+        (BYTES[0, ..., 0].astype(np.uint16), "image is uint16 and reaches no higher than 255"),
+    ],
+)
+def test_tiff_files_of_more_than_eight_bits(pixels, shown):
+    """Pillow itself clips 32-bit and float images to 0 ... 255: one in [0, 1] would come out black."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "TIFF")
+    if isinstance(shown, str):
+        with pytest.raises(decode.Unreadable) as caught:
+            decode.decode(buffer.getvalue(), 1)
+        assert shown in str(caught.value)
+    else:
+        np.testing.assert_array_equal(np.asarray(decode.decode(buffer.getvalue(), 1)), shown)
+        assert decode.decode(buffer.getvalue(), 3).mode == "RGB"
+
+
 # EXIF -----------------------------------------------------------------------------------------------------------------
 
 ORIENTATION, RESOLUTION_UNIT = 0x0112, 0x0128

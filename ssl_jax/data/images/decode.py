@@ -33,7 +33,11 @@ def decode(data: bytes, channels: int, draft: tuple[int, int] | None = None, sha
             side = max(draft) / math.sqrt(share)
             image.draft("RGB" if channels == 3 else "L", (math.ceil(side), math.ceil(side)))
         image.load()
+        if image.mode == "I" and image.format == "PNG":  # PNG has 16 bits at most, which older versions of Pillow widen
+            image = Image.fromarray(np.asarray(image).astype(np.uint16))
         return convert(upright(image), channels)
+    except Unreadable:
+        raise
     except Image.UnidentifiedImageError:
         raise Unreadable(_broken(data) or "is not an image that PIL can read") from None
     except MemoryError:
@@ -86,10 +90,16 @@ def _broken(data: bytes) -> str | None:
 
 
 def convert(image: Image.Image, channels: int) -> Image.Image:
-    """Any PIL mode as "L" or "RGB"; what is transparent shows white."""
+    """Return an image of any PIL mode as "L" or "RGB"; what is transparent shows white. Raises Unreadable.
+
+    What the numbers of modes beyond 8 bits mean is decided by `values.as_stored`.
+    """
     mode = "L" if channels == 1 else "RGB"
-    if image.mode.startswith("I"):  # 16 bits, in PIL's modes I;16 and I
-        return Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)).convert(mode)
+    if image.mode.startswith("I") or image.mode == "F":  # 16 bits (I;16), 32 bits, floats
+        try:
+            return Image.fromarray(as_uint8(np.asarray(image), "the image")).convert(mode)
+        except UserError as error:
+            raise Unreadable(f"cannot be read: {error}") from None
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
