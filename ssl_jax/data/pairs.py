@@ -14,7 +14,14 @@ from ssl_jax.config import read
 from ssl_jax.data.existing import existing
 from ssl_jax.data.images import colour, decode
 from ssl_jax.data.images.augment import Augment
-from ssl_jax.data.images.dataset import NORMALIZE, STATISTICS_EXAMPLES, check_columns, labelled, pixel_statistics
+from ssl_jax.data.images.dataset import (
+    NORMALIZE,
+    STATISTICS_EXAMPLES,
+    check_columns,
+    holdout,
+    labelled,
+    pixel_statistics,
+)
 from ssl_jax.data.labels import match_classes
 from ssl_jax.data.pipeline import BadExample, Dataset
 from ssl_jax.data.sources import HINT, Source, load_source
@@ -88,8 +95,9 @@ class PairsSettings:
     """
 
     train: str
-    test: str
     batch_size: int
+    test: str | None = None
+    holdout: float = 0.1  # without `test`, this share of the training source is held out (as for images)
     image_size: int | tuple | None = None  # int or (height, width); needed where images differ in size
     context_length: int = 77  # tokens of a caption, special ones included; longer captions are cut and counted
     tokenizer: TokenizerSettings = dataclasses.field(default_factory=lambda: TokenizerSettings("wordpiece"))
@@ -107,6 +115,8 @@ class PairsSettings:
     def __post_init__(self):
         if self.batch_size < 1:
             raise UserError(f"batch_size={self.batch_size}: must be at least 1")
+        if not 0 <= self.holdout < 1:
+            raise UserError(f"holdout={self.holdout}: must lie in [0, 1)")
         sizes = (self.image_size,) if isinstance(self.image_size, int) else self.image_size or ()
         if any(not isinstance(n, int) or not 1 <= n <= 16384 for n in sizes) or len(sizes) > 2:
             raise UserError(f"image_size={self.image_size}: must be a number of pixels or (height, width)")
@@ -129,7 +139,7 @@ class PairsSettings:
         check_columns(self.columns)
 
     def source(self, split: str) -> Source:
-        uri = self.train if split == "train" else self.test
+        uri = self.test if split == "test" and self.test is not None else self.train
         return load_source(uri, dir=self.dir, columns=self.columns)
 
 
@@ -180,6 +190,8 @@ def build(
         workers=settings.workers,
         skip_bad=settings.on_bad_example == "skip",
     )
+    if settings.test is None:
+        dataset = holdout(dataset, split, settings.holdout)
     return existing(dataset, scan=labelled(source) or split == "test", augmented=train)
 
 

@@ -229,6 +229,17 @@ def test_a_damaged_table_is_told_in_one_line(tmp_path, text, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_without_a_test_table_a_share_is_held_out_by_path(tmp_path):
+    uri = table(tmp_path, [{"image": f"{i}.png", "caption": f"number {i}"} for i in range(30)])
+    splits = [
+        pairs.build(section(train=uri, test=None, holdout=0.3, image_size=8), split=s, train=False) for s in ("train", "test")
+    ]
+    captions = [{d.source.captions(i)[0] for i in range(d.size)} for d in splits]
+    assert captions[0] | captions[1] == {f"number {i}" for i in range(30)} and not captions[0] & captions[1]
+    with pytest.raises(UserError, match="data.holdout=0 holds nothing out"):
+        pairs.build(section(train=uri, test=None, holdout=0.0, image_size=8), split="test", train=False)
+
+
 # Tar shards -----------------------------------------------------------------------------------------------------------
 
 

@@ -151,6 +151,20 @@ def test_a_held_out_part_of_the_training_split_stands_in_for_the_test_split(writ
     assert texts(train) | texts(held) == texts(dataset(path, fraction=0.8))
 
 
+def test_without_a_test_file_a_tenth_is_held_out_by_its_text(write):
+    lines = [f"sentence {i}\t{i % 2}\n" for i in range(60)]
+    texts = lambda d: {d.source[i]["text"] for i in range(d.size)}
+
+    def parts(name, lines):
+        keys = dict(train="tsv:" + write(name, "".join(["text\tlabel\n", *lines])), tokenizer=BYTES, max_length=16)
+        return [texts(labelled_text(keys, split=split, train=False)) for split in ("train", "test")]
+
+    train, test = parts("a.tsv", lines)
+    assert train | test == {f"sentence {i}" for i in range(60)} and not train & test and test
+    longer = parts("b.tsv", ["new\t0\n", *lines, *(f"more {i}\t1\n" for i in range(60))])
+    assert not train & longer[1] and test <= longer[1]
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.text("abcdefgh", max_size=20), st.text("ABCDEFGH", max_size=20), st.integers(4, 40))
 def test_a_pair_that_is_too_long_loses_the_end_of_its_longer_sentence(a, b, limit):

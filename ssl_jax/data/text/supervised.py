@@ -64,6 +64,7 @@ class TextSettings:
 class LabelledText(TextSettings):
     """`config.data` of labelled sentences and pairs."""
 
+    test: str | None = None  # without one, `held_out` of the training split
     columns: Columns = dataclasses.field(default_factory=Columns)
     test_columns: Columns | None = None  # where the test file names them otherwise
     header: bool | None = None  # default: there is one where columns are asked for by name
@@ -72,10 +73,12 @@ class LabelledText(TextSettings):
     unknown_classes: str = "error"  # test examples of a class that training does not have; or "skip": left out and counted
     fraction: float | None = None  # train on a class-balanced part of the labels
     fraction_seed: int = 0
-    held_out: float | None = None  # test on so much of the training split, and train on the rest: to choose settings
+    held_out: float | None = None  # test on so much of the training split, and train on the rest; 0.1 where there is no test
 
     def __post_init__(self):
         super().__post_init__()
+        if self.test is None and self.held_out is None:
+            object.__setattr__(self, "held_out", 0.1)
         if self.max_length < 4:
             raise UserError(f"max_length={self.max_length}: must be at least 4")
         if self.fraction is not None and not 0 < self.fraction <= 1:
