@@ -25,6 +25,7 @@ from PIL import Image
 from ssl_jax import bench, devices, runs
 from ssl_jax import config as configs
 from ssl_jax.data.images import dataset as image_data
+from ssl_jax.data.images.normalization import NORMALIZATIONS
 from ssl_jax.data.pipeline import Stream
 from ssl_jax.reports.tables import markdown
 
@@ -59,7 +60,7 @@ def theirs(folder: pathlib.Path, batch: int, workers: int) -> Iterator:
     import torch
     from torch.utils.data import DataLoader, Dataset
 
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in image_data.NORMALIZE["imagenet"])
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in NORMALIZATIONS["imagenet"])
     paths = sorted(folder.glob("*.jpg"))
 
     class Folder(Dataset):

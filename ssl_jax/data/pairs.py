@@ -14,25 +14,15 @@ from ssl_jax.config import read
 from ssl_jax.data.existing import existing
 from ssl_jax.data.images import colour, decode
 from ssl_jax.data.images.augment import Augment
-from ssl_jax.data.images.dataset import (
-    NORMALIZE,
-    STATISTICS_EXAMPLES,
-    check_columns,
-    holdout,
-    labelled,
-    pixel_statistics,
-)
-from ssl_jax.data.labels import match_classes
+from ssl_jax.data.images.normalization import moments, source_moments
+from ssl_jax.data.images.settings import ImageDataSettings, labelled
 from ssl_jax.data.pipeline import BadExample, Dataset
-from ssl_jax.data.sources import HINT, Source, load_source
-from ssl_jax.data.sources.image_table import require_images
+from ssl_jax.data.sources import HINT, Source
 from ssl_jax.data.text.supervised import tokenizer_of
 from ssl_jax.data.text.tokenizers import Tokenizer, TokenizerSettings
 from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo
 
-# The statistics of CLIP's training images (Radford et al. 2021, published with its code).
-NORMALIZATIONS = {**NORMALIZE, "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))}
 TOKENIZER_EXAMPLES = 1_000_000  # a tokenizer is trained on the captions of so many examples, evenly spaced
 
 
@@ -87,60 +77,22 @@ class PairAugment(Augment):
 
 
 @dataclasses.dataclass(frozen=True)
-class PairsSettings:
-    """The config's section `data` for images with captions.
+class PairsSettings(ImageDataSettings):
+    """The config's section `data` for images with captions. Evaluation takes the first caption."""
 
-    Evaluation scales an image so that `image_size` is `eval_crop` of it in the tighter direction, cuts centrally, and takes
-    the first caption.
-    """
-
-    train: str
-    batch_size: int
-    test: str | None = None
-    holdout: float = 0.1  # without `test`, this share of the training source is held out (as for images)
-    image_size: int | tuple | None = None  # int or (height, width); needed where images differ in size
     context_length: int = 77  # tokens of a caption, special ones included; longer captions are cut and counted
     tokenizer: TokenizerSettings = dataclasses.field(default_factory=lambda: TokenizerSettings("wordpiece"))
     augment: PairAugment = PairAugment()
     eval_crop: float = 1.0
-    normalize: str | tuple | None = "clip"  # "clip", "imagenet", "half", "dataset", None ([0, 1]) or (means, stds)
-    columns: Mapping | None = None  # of a table: dict(image=..., text=..., label=...); None: not read; default: usual names
+    normalize: str | tuple | None = "clip"
     placement: str = "host"
-    workers: int = 0  # processes that decode; 0: threads of this process
-    on_bad_example: str = "error"  # or "skip": unreadable examples and those without a label are left out and counted
-    classes: tuple = ()  # class names in their order; default: the training source's, if it has labels
-    unknown_classes: str = "error"  # test examples of a class that training does not have; or "skip": left out and counted
-    dir: str | None = None  # where prepared TFDS data lies
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise UserError(f"batch_size={self.batch_size}: must be at least 1")
-        if not 0 <= self.holdout < 1:
-            raise UserError(f"holdout={self.holdout}: must lie in [0, 1)")
-        sizes = (self.image_size,) if isinstance(self.image_size, int) else self.image_size or ()
-        if any(not isinstance(n, int) or not 1 <= n <= 16384 for n in sizes) or len(sizes) > 2:
-            raise UserError(f"image_size={self.image_size}: must be a number of pixels or (height, width)")
+        super().__post_init__()
         if not 2 <= self.context_length <= 65536:
             raise UserError(f"context_length={self.context_length}: must be at least 2 tokens, the second ends the text")
-        if not 0 < self.eval_crop <= 1:
-            raise UserError(f"eval_crop={self.eval_crop}: must lie in (0, 1]")
-        if isinstance(self.normalize, str) and self.normalize not in ("dataset", *NORMALIZATIONS):
-            raise UserError(
-                f"normalize={self.normalize!r}: must be {', '.join(NORMALIZATIONS)}, dataset, None or (means, stds)"
-            )
         if self.placement not in ("auto", "host"):
             raise UserError(f'placement={self.placement!r}: pairs are drawn and decoded on the host; use "host"')
-        if not 0 <= self.workers <= 256:
-            raise UserError(f"workers={self.workers}: must lie in [0, 256]")
-        if self.on_bad_example not in ("error", "skip"):
-            raise UserError(f'on_bad_example={self.on_bad_example!r}: must be "error" or "skip"')
-        if self.unknown_classes not in ("error", "skip"):
-            raise UserError(f'unknown_classes={self.unknown_classes!r}: must be "error" or "skip"')
-        check_columns(self.columns)
-
-    def source(self, split: str) -> Source:
-        uri = self.test if split == "test" and self.test is not None else self.train
-        return load_source(uri, dir=self.dir, columns=self.columns)
 
 
 def build(
@@ -158,11 +110,7 @@ def build(
     `info.extra` holds "class_texts", what each class is in words, where the source knows it.
     """
     settings = read(PairsSettings, section, "data")
-    training = settings.source("train")
-    classes, named_by = (settings.classes, "data.classes") if settings.classes else (training.classes, settings.train)
-    source = settings.source(split)
-    require_images(source)
-    source = match_classes(source, classes, named_by, settings.unknown_classes)
+    training, source = settings.open(settings.train), settings.source(split)
     if not source.has_text:
         raise UserError(f"{source.name}: no column is known to hold the captions; set data.columns.text")
     size = _size(settings, source)
@@ -171,7 +119,7 @@ def build(
     encode = Encode(tokenizer, settings.context_length)
     augment = settings.augment if train else PairAugment()
     examples = Examples(source, size, encode, augment, settings.eval_crop)
-    mean, std = _normalization(settings, training, size)
+    mean, std = moments(settings.normalize, 3, lambda: source_moments(training, tuple(size), 3, settings.eval_crop))
     shapes = {
         "image": jax.ShapeDtypeStruct((*size, 3), jnp.float32),
         "tokens": jax.ShapeDtypeStruct((settings.context_length,), jnp.int32),
@@ -190,9 +138,7 @@ def build(
         workers=settings.workers,
         skip_bad=settings.on_bad_example == "skip",
     )
-    if settings.test is None:
-        dataset = holdout(dataset, split, settings.holdout)
-    return existing(dataset, scan=labelled(source) or split == "test", augmented=train)
+    return existing(settings.part(dataset, split), scan=labelled(source) or split == "test", augmented=train)
 
 
 @dataclasses.dataclass
@@ -253,21 +199,9 @@ class Examples:
 
     def _image(self, example: Mapping[str, Any], generator: np.random.Generator | None):
         if generator is None:
-            return evaluation_image(example, self.size, self.eval_crop)
-        image = decode.augment(_decoded(example), generator, self.augment, self.size, self.eval_crop)
+            return decode.evaluation_image(example, self.size, 3, self.eval_crop)
+        image = decode.augment(decode.stored_image(example, 3), generator, self.augment, self.size, self.eval_crop)
         return image if self.augment.affine is None else self.augment.affine(image, generator)
-
-
-def evaluation_image(example: Mapping[str, Any], size: tuple[int, int], share: float) -> np.ndarray:
-    """An example's image as evaluation sees it, u8[*size, 3]; decode.Unreadable where there is none."""
-    return np.asarray(decode.centre_crop(_decoded(example), size, share), np.uint8)
-
-
-def _decoded(example: Mapping[str, Any]):
-    stored = example.get("image")
-    if stored is None:
-        raise decode.Unreadable("has no image")
-    return decode.decode(stored, 3) if isinstance(stored, bytes) else decode.from_array(np.asarray(stored), 3)
 
 
 def captions_of(example: Mapping[str, Any]) -> tuple[str, ...]:
@@ -293,9 +227,9 @@ def _on_device(raw, keys, *, settings, mean, std):
 
 
 def _size(settings: PairsSettings, source: Source) -> tuple[int, int]:
-    size = settings.image_size
-    if size is not None:
-        return (size, size) if isinstance(size, int) else tuple(size) * (2 // len(size))
+    """Return (height, width) of what a task sees. Raises UserError where images may differ in size."""
+    if settings.size is not None:
+        return settings.size
     if source.arrays is not None and "image" in source.arrays:
         return source.arrays["image"].shape[1:3]
     raise UserError(
@@ -311,31 +245,3 @@ def _all_captions(source: Source) -> Iterator[str]:
             yield from own(int(index)) if own is not None else captions_of(source[int(index)])
         except BadExample:
             continue  # told, or skipped, when the stream meets it
-
-
-def _normalization(settings: PairsSettings, training: Source, size: tuple[int, int]) -> tuple[tuple, tuple]:
-    """(mean, std) per channel of pixels in [0, 1]."""
-    wanted = settings.normalize
-    if wanted is None:
-        return (0.0,) * 3, (1.0,) * 3
-    if wanted == "dataset":
-        return _statistics(training, size, settings.eval_crop)
-    mean, std = NORMALIZATIONS[wanted] if isinstance(wanted, str) else (wanted if len(wanted) == 2 else ((), ()))
-    good = all(isinstance(v, tuple) and len(v) in (1, 3) for v in (mean, std))
-    if not good or not all(math.isfinite(m) for m in mean) or not all(math.isfinite(s) and s > 0 for s in std):
-        raise UserError(f"data.normalize={wanted}: expected (means, stds) such as ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))")
-    return tuple(map(float, mean * (3 // len(mean)))), tuple(map(float, std * (3 // len(std))))
-
-
-@functools.lru_cache(maxsize=8)
-def _statistics(source: Source, size: tuple[int, int], share: float) -> tuple[tuple, tuple]:
-    """Over 2,048 evenly spaced training images."""
-    images = []
-    for index in np.unique(np.linspace(0, len(source) - 1, min(len(source), STATISTICS_EXAMPLES)).astype(int)):
-        try:
-            images.append(evaluation_image(source[int(index)], size, share))
-        except (decode.Unreadable, BadExample):
-            continue
-    if not images:
-        raise UserError(f"{source.name}: not one of its images can be read")
-    return pixel_statistics(np.stack(images))

@@ -9,7 +9,7 @@ from PIL import Image
 from ssl_jax import randomness
 from ssl_jax.data import build
 from ssl_jax.data.images import augment, decode
-from ssl_jax.data.images.dataset import pixel_statistics
+from ssl_jax.data.images.normalization import pixel_moments
 from ssl_jax.data.pipeline import Stream
 from ssl_jax.errors import UserError
 
@@ -41,10 +41,10 @@ def first_batch(dataset, seed=0):
 def test_statistics_are_those_of_the_pixels():
     images = np.random.default_rng(0).integers(0, 256, (3000, 4, 5, 3), np.uint8)
     images[..., 2] = 7
-    mean, std = pixel_statistics(images)
+    mean, std = pixel_moments(images)
     np.testing.assert_allclose(mean, (images / 255).mean((0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(std, [*(images / 255).std((0, 1, 2))[:2], 1.0], rtol=1e-12)
-    np.testing.assert_allclose(pixel_statistics(np.float32(images / 255))[0], mean, rtol=1e-6)
+    np.testing.assert_allclose(pixel_moments(np.float32(images / 255))[0], mean, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import io
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -117,6 +119,20 @@ def from_array(array: np.ndarray, channels: int) -> Image.Image:
     except UserError as error:
         raise Unreadable(f"cannot be read: {error}") from None
     return convert(Image.fromarray(array[..., 0] if array.shape[2] == 1 else array), channels)
+
+
+def stored_image(example: Mapping[str, Any], channels: int) -> Image.Image:
+    """Return the image of a source's example, encoded or an array, as a PIL image. Raises Unreadable."""
+    stored = example.get("image")
+    if stored is None:
+        raise Unreadable("has no image")
+    return decode(stored, channels) if isinstance(stored, bytes) else from_array(np.asarray(stored), channels)
+
+
+def evaluation_image(example: Mapping[str, Any], size: tuple[int, int], channels: int, share: float) -> np.ndarray:
+    """Return the image of a source's example as evaluation sees it, u8[*size, channels]. Raises Unreadable."""
+    array = np.asarray(centre_crop(stored_image(example, channels), size, share), np.uint8)
+    return array[..., None] if array.ndim == 2 else array
 
 
 # Cropping -----------------------------------------------------------------------------------------------------------

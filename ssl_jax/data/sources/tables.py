@@ -12,7 +12,6 @@ from typing import Any
 from ssl_jax.data.sources.files import lines_of, read_text, without_surrogates
 from ssl_jax.errors import UserError
 
-csv.field_size_limit(sys.maxsize)  # a document may be a field; Python's limit is 128 KiB, for the whole process
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -29,7 +28,8 @@ def separated(uri: str, path: str, *, separator: str = ",", quotes: bool = True)
     if "\n" not in text:
         text = text.replace("\r", "\n")  # the line ends of old Macs
     width, first = None, 0
-    rows = _quoted(uri, text, separator) if quotes else ((n, line.split(separator)) for n, line in lines_of(text) if line)
+    plain = ((number, line.split(separator)) for number, line in lines_of(text) if line)
+    rows = _quoted(uri, text, separator) if quotes else plain
     for number, cells in rows:
         if width is None:
             width, first = len(cells), number
@@ -39,19 +39,20 @@ def separated(uri: str, path: str, *, separator: str = ",", quotes: bool = True)
         yield number, cells
 
 
-def _quoted(uri: str, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+def _quoted(uri: str, text: str, separator: str) -> list[tuple[int, list[str]]]:
+    """Parse csv whole, so that the module's limit of 128 KiB a field is lifted for no one else."""
     reader = csv.reader(io.StringIO(text, newline="\n"), delimiter=separator, strict=True)
-    start = 1
-    while True:
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise UserError(f"{uri}: line {start:,} {_problem(str(error), start, reader.line_num)}") from None
-        if cells is None:
-            return
-        if cells:
-            yield start, cells
-        start = reader.line_num + 1
+    rows, start, limit = [], 1, csv.field_size_limit(sys.maxsize)
+    try:
+        for cells in reader:
+            if cells:
+                rows.append((start, cells))
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{uri}: line {start:,} {_problem(str(error), start, reader.line_num)}") from None
+    finally:
+        csv.field_size_limit(limit)
+    return rows
 
 
 def _problem(message: str, start: int, stop: int) -> str:

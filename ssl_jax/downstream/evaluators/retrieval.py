@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ssl_jax.data.images import decode
-from ssl_jax.data.pairs import Encode, captions_of, evaluation_image
+from ssl_jax.data.pairs import Encode, captions_of
 from ssl_jax.data.pipeline import BadExample
 from ssl_jax.data.sources import load_source
 from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
@@ -227,7 +227,7 @@ def _nearest_images(embed, query, text, info, uri, top, to, batch_size) -> list[
         index, pixels = [], []
         for i in range(start, min(start + batch_size, len(source))):
             try:
-                pixels.append(evaluation_image(source[i], size, 1.0))
+                pixels.append(decode.evaluation_image(source[i], size, 3, 1.0))
                 index.append(i)
             except (decode.Unreadable, BadExample):
                 unreadable += 1

@@ -1,0 +1,99 @@
+"""What every kind of data with images shares in the config's section `data`: sources, splits, classes, size."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from ssl_jax.data.images.normalization import NORMALIZATIONS
+from ssl_jax.data.labels import match_classes
+from ssl_jax.data.pipeline import Dataset, subset
+from ssl_jax.data.sources import Source, load_source
+from ssl_jax.data.sources.image_table import require_images
+from ssl_jax.data.splits import held_out
+from ssl_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageDataSettings:
+    """Where images come from, and what evaluation sees of them.
+
+    Without `test`, a random share `holdout` of the training source is held out as test set: by a hash of each example's name
+    (of its content, for arrays), so that the split is the same in every run and stays when the source grows.
+    Evaluation scales an image so that `image_size` is `eval_crop` of it in the tighter direction, and cuts centrally; an image
+    of that size is left as it is.
+    """
+
+    train: str
+    batch_size: int
+    test: str | None = None
+    holdout: float = 0.1
+    image_size: int | tuple | None = None  # int or (height, width); needed where images differ in size
+    eval_crop: float = 0.875
+    normalize: str | tuple | None = "dataset"  # "dataset", "imagenet", "half", "clip", None ([0, 1]) or (means, stds)
+    workers: int = 0  # processes that decode; 0: threads of this process
+    on_bad_example: str = "error"  # or "skip": unreadable examples and those without a label are left out and counted
+    classes: tuple = ()  # class names in their order; default: the training source's
+    unknown_classes: str = "error"  # test examples of a class that training does not have; or "skip": left out and counted
+    columns: Mapping | None = None  # of a table: dict(image=..., text=..., label=...); None: not read; default: usual names
+    dir: str | None = None  # where prepared TFDS data lies; else $TFDS_DATA_DIR or ~/tensorflow_datasets
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise UserError(f"batch_size={self.batch_size}: must be at least 1")
+        if not 0 <= self.holdout < 1:
+            raise UserError(f"holdout={self.holdout}: must lie in [0, 1)")
+        sizes = (self.image_size,) if isinstance(self.image_size, int) else self.image_size or ()
+        if any(not isinstance(n, int) or not 1 <= n <= 16384 for n in sizes) or len(sizes) > 2:
+            raise UserError(f"image_size={self.image_size}: must be a number of pixels or (height, width)")
+        if not 0 < self.eval_crop <= 1:
+            raise UserError(f"eval_crop={self.eval_crop}: must lie in (0, 1]")
+        if isinstance(self.normalize, str) and self.normalize not in ("dataset", *NORMALIZATIONS):
+            known = ", ".join(NORMALIZATIONS)
+            raise UserError(f"normalize={self.normalize!r}: must be dataset, {known}, None or (means, stds)")
+        if not 0 <= self.workers <= 256:
+            raise UserError(f"workers={self.workers}: must lie in [0, 256]")
+        for name in ("on_bad_example", "unknown_classes"):
+            if getattr(self, name) not in ("error", "skip"):
+                raise UserError(f'{name}={getattr(self, name)!r}: must be "error" or "skip"')
+        for role, column in (self.columns or {}).items():
+            if role not in ("image", "text", "label"):
+                raise UserError(f"columns.{role}: unknown; valid keys are image, text, label")
+            if column is not None and not isinstance(column, str):
+                raise UserError(f"columns.{role}={column!r}: must be a column's name, or None")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width), or None where `image_size` is not set."""
+        size = self.image_size
+        if size is None:
+            return None
+        return (size, size) if isinstance(size, int) else tuple(size) * (2 // len(size))
+
+    def open(self, uri: str) -> Source:
+        """Open a source of images. Raises UserError where it has none."""
+        source = load_source(uri, dir=self.dir, columns=self.columns)
+        require_images(source)
+        return source
+
+    def source(self, split: str) -> Source:
+        """Open the source of a split, its labels numbered by the classes of the run. Raises UserError for an unknown class."""
+        training = self.open(self.train)
+        classes, named_by = (self.classes, "data.classes") if self.classes else (training.classes, self.train)
+        source = self.open(self.test) if split == "test" and self.test is not None else training
+        return match_classes(source, classes, named_by, self.unknown_classes)
+
+    def part(self, dataset: Dataset, split: str) -> Dataset:
+        """Return what a split has of `source(split)`: all of it, or without `test` what is trained on or held out."""
+        if self.test is not None or (self.holdout == 0 and split != "test"):
+            return dataset
+        held = held_out(dataset.source.keys(), self.holdout, dataset.source.labels())
+        if split == "test" and not held.any():
+            why = f"data.holdout={self.holdout:g} of {dataset.size:,} examples"
+            raise UserError(f"data.test is missing, and {why} holds nothing out for it")
+        return subset(dataset, np.flatnonzero(held if split == "test" else ~held)) if held.any() else dataset
+
+
+def labelled(source: Source) -> bool:
+    """Whether a source has labels, without reading them where it says so."""
+    return bool(source.all_labelled) or source.labels() is not None
