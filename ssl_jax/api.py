@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ssl_jax.data.images.values import as_unit_range
-from ssl_jax.data.text.supervised import encode_sentences, encode_texts
+from ssl_jax.data.text.encoding import encode_sentences, encode_texts
 from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo, Params, Task, by_default
 from ssl_jax.training.rules import flatten

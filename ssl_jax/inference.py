@@ -9,7 +9,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax import data, runs
+from ssl_jax.data.sources import Source
 from ssl_jax.data.sources.files import without_surrogates
+from ssl_jax.data.sources.text_columns import Table
 from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo, Params, Task
 from ssl_jax.workdir import Workdir
@@ -83,17 +85,83 @@ def fill_mask(workdir: str, *, text: str, top: int) -> None:
         print("  ".join(f"{word} {probability:.3f}" for word, probability in place))
 
 
-def embed(workdir: str, *, data: str, features: tuple[str, ...], to: str) -> None:
-    """Write the named features (and labels) of a source to an npz file."""
-    from ssl_jax.downstream.evaluators.features import Encoder
+TEXT_KINDS = ("tokens", "sequences", "labelled_text")  # kinds of data whose features are of one text
 
+
+def embed(workdir: str, *, data: str, features: tuple[str, ...], to: str) -> None:
+    """Write the named features of a source to an npz file, one row an example in the source's order.
+
+    Beside them: "index" i64[rows], each row's number in the source; "name", what the source calls it (a file, a line);
+    "skipped", the names of examples without a row; "label" i32[rows] where there are labels. Of text every line or record is
+    an example, cut where it is longer than the model reads.
+    """
     path = pathlib.Path(to)
     if path.suffix != ".npz" or not path.absolute().parent.is_dir():
         raise UserError(f"--to={to}: name a .npz file in a directory that exists")
     task, params, info = restore_task(workdir, (), "embed")
-    arrays = Encoder(task, params).extract(dataset_of(workdir, task, data, info), features)
-    np.savez(path, **{name.replace("/", "."): value for name, value in arrays.items()})
-    print(f"{path}: " + ", ".join(f"{name} {list(value.shape)}" for name, value in arrays.items()))
+    of_text = task.data in TEXT_KINDS
+    source, index, arrays = (text_features if of_text else dataset_features)(workdir, task, params, info, data, features)
+    name = lambda i: source.describe(i).removeprefix(f"{source.name}: ")
+    skipped = [name(i) for i in sorted(set(range(len(source))) - set(index.tolist()))]
+    places = {"index": index, "name": np.array([name(i) for i in index.tolist()]), "skipped": np.array(skipped, str)}
+    np.savez(path, **{key.replace("/", "."): value for key, value in arrays.items()}, **places)
+    print(f"{path}: " + ", ".join(f"{key} {list(value.shape)}" for key, value in arrays.items()))
+    if skipped:
+        more = f" and {len(skipped) - 5:,} more" if len(skipped) > 5 else ""
+        print(f"skipped {len(skipped):,} of {len(source):,} examples: {', '.join(skipped[:5])}{more}")
+
+
+def dataset_features(
+    workdir: str, task: Task, params: Params, info: DataInfo, uri: str, names: tuple[str, ...]
+) -> tuple[Source, np.ndarray, dict[str, np.ndarray]]:
+    """(source, index of each row in it, features) of a source that is read as the run's own data are."""
+    from ssl_jax.data.pipeline import Part
+    from ssl_jax.downstream.evaluators.features import Encoder
+
+    dataset = dataset_of(workdir, task, uri, info)
+    arrays = Encoder(task, params).extract(dataset, names)
+    index = np.array([i for i in range(dataset.size) if i not in dataset.bad], np.int64)
+    source = dataset.source
+    while isinstance(source, Part):
+        index, source = source.indices[index], source.parent.source
+    return source, index, arrays
+
+
+def text_features(
+    workdir: str, task: Task, params: Params, info: DataInfo, uri: str, names: tuple[str, ...]
+) -> tuple[Source, np.ndarray, dict[str, np.ndarray]]:
+    """(table of texts, index of each row in it, features) of a source of text, one row a line or record."""
+    from ssl_jax.data.text.encoding import bucket, encode_sentences, encode_texts
+    from ssl_jax.data.text.lines import text_dataset, text_rows
+    from ssl_jax.downstream.evaluators.features import Encoder
+
+    section = {} if workdir.startswith("hf:") else Workdir.existing(workdir).config().data
+    table, labels = text_rows(uri, section, info.classes)
+    causal, tokenizer = task.data == "tokens", info.tokenizer
+    longest = info.shapes["tokens"].shape[0] - causal
+    index = np.arange(len(table))
+    if causal and not tokenizer.begin_ids:  # a model cannot read an empty text
+        index = np.array([i for i, text in enumerate(table.columns["text"]) if tokenizer.encode(text)], np.int64)
+    column = lambda name: [table.columns[name][i] for i in index]
+    if len(index) == 0:
+        raise UserError(f"{uri}: holds nothing but empty texts")
+    if causal:
+        tokens, length = encode_texts(tokenizer, column("text"), longest)
+        arrays = {"tokens": tokens, "length": length}
+    else:
+        pairs = column("pair") if "pair" in table.columns else None
+        tokens, token_types, length, _ = encode_sentences(tokenizer, column("text"), pairs, longest)
+        arrays = {"tokens": tokens, "length": length, "token_types": token_types}
+    encoder, found = Encoder(task, params), {}
+    every_token = any("tokens" in name for name in names)  # features of one shape
+    width = np.array([longest if every_token else bucket(n, longest) for n in length.tolist()])
+    for size in np.unique(width):
+        rows = np.flatnonzero(width == size)
+        part = {name: value[rows] if value.ndim == 1 else value[rows, :size] for name, value in arrays.items()}
+        places = Table(table.name, {}, tuple(table.places[i] for i in index[rows]))
+        for name, value in encoder.extract(text_dataset(info, part, places), names).items():
+            found.setdefault(name, np.zeros((len(index), *value.shape[1:]), value.dtype))[rows] = value
+    return table, index, found if labels is None else found | {"label": labels[index]}
 
 
 def retrieve(workdir: str, *, text: str | None, images: str | None, image: str | None, texts: str | None, top: int,

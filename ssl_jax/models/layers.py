@@ -283,11 +283,12 @@ class Attention(nn.Module):
         kv_segments = own if context is None else context_segments
         if cache is not None:  # write the new keys behind the old ones; places not yet written lie in the future
             start = cache["length"]
-            k = jax.lax.dynamic_update_slice(cache["key"], k.astype(cache["key"].dtype), (0, 0, start, 0))
-            v = jax.lax.dynamic_update_slice(cache["value"], v.astype(cache["value"].dtype), (0, 0, start, 0))
+            write = jax.lax.dynamic_update_slice_in_dim
+            k = write(cache["key"], k.astype(cache["key"].dtype), start, axis=2)
+            v = write(cache["value"], v.astype(cache["value"].dtype), start, axis=2)
             written = {"key": k, "value": v, "length": start + x.shape[1]}
             if "segments" in cache:  # where what was read before holds padding
-                kv_segments = jax.lax.dynamic_update_slice(cache["segments"], segments, (0, start))
+                kv_segments = write(cache["segments"], segments, start, axis=1)
                 written["segments"] = kv_segments
             cache, kv_positions = written, jnp.arange(k.shape[2])[None]
         y = attention(

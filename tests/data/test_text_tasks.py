@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_jax.data.sources.text_columns import read_table
-from ssl_jax.data.text.supervised import encode_sentences, labelled_text, parallel_text
+from ssl_jax.data.text.encoding import encode_sentences
+from ssl_jax.data.text.supervised import labelled_text, parallel_text
 from ssl_jax.data.text.tokenizers import ByteTokenizer
 from ssl_jax.errors import UserError
 

@@ -17,6 +17,8 @@ from ssl_jax.data.sources import MISSING
 from ssl_jax.data.sources.text_columns import Column, Table, read_table
 from ssl_jax.data.splits import held_out
 from ssl_jax.data.text import tokenizer_files, vocabularies
+from ssl_jax.data.text.encoding import encode_sentences
+from ssl_jax.data.text.lines import text_batch
 from ssl_jax.data.text.tokenizers import Tokenizer, TokenizerSettings
 from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo
@@ -135,7 +137,7 @@ def labelled_text(section: Any, *, split: str, train: bool, task_section=None, w
         tokenizer=tokenizer,
         extra={"truncated": truncated},
     )
-    dataset = existing(in_memory(info, arrays, table, _sentences, settings, labels), scan=False)
+    dataset = existing(in_memory(info, arrays, table, text_batch, settings, labels), scan=False)
     return settings.part(split, dataset) if settings.of_training(split) else dataset
 
 
@@ -163,62 +165,6 @@ def _labels(table: Table, classes: tuple[str, ...], settings: LabelledText) -> n
             'or set data.unknown_classes="skip" to leave such examples out'
         )
     return labels
-
-
-def encode_sentences(
-    tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Sentences or pairs as the tokenizer's own model expects them: (tokens, token_types, length, how many were cut).
-
-    tokens i32[N, max_length] and token_types u8[N, max_length], padded with the padding token and 0; length i32[N]. A text that
-    is too long loses its last tokens, a pair those of the longer sentence first (`cut_pair`); special tokens stay.
-    """
-    template = tokenizer.template(pair=pairs is not None)
-    room = max(max_length - template.special, 0)
-    first = tokenizer.encode_batch(texts)
-    second = [()] * len(first) if pairs is None else tokenizer.encode_batch(pairs)
-    tokens = np.full((len(first), max_length), tokenizer.pad_id or 0, np.int32)
-    token_types, length = np.zeros((len(first), max_length), np.uint8), np.empty(len(first), np.int32)
-    truncated = 0
-    for i, (a, b) in enumerate(zip(first, second, strict=True)):
-        n, m = cut_pair(len(a), len(b), room)
-        truncated += n + m < len(a) + len(b)
-        ids, kinds = template.fill(a[:n], b[:m])
-        length[i] = min(len(ids), max_length)
-        tokens[i, : length[i]], token_types[i, : length[i]] = ids[:max_length], kinds[:max_length]
-    return tokens, token_types, length, truncated
-
-
-def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Texts as a causal model reads them, behind what the tokenizer itself puts before a text: (tokens i32[N, max_length],
-    padded, and length i32[N]). A text that is too long loses its last tokens; an empty one is the token that begins a text.
-
-    Raises UserError for an empty text where there is no such token.
-    """
-    tokens = np.full((len(texts), max_length), tokenizer.pad_id or 0, np.int32)
-    length = np.empty(len(texts), np.int32)
-    for i, ids in enumerate(tokenizer.encode_batch(texts)):
-        row = ([*tokenizer.prefix_ids, *ids] if ids else list(tokenizer.begin_ids))[:max_length]
-        if not row:
-            raise UserError(f"text: number {i} is empty, and this tokenizer has no token that begins a text")
-        tokens[i, : len(row)], length[i] = row, len(row)
-    return tokens, length
-
-
-def cut_pair(a: int, b: int, room: int) -> tuple[int, int]:
-    """How many tokens of two texts of `a` and `b` tokens stay: the longer one loses its last token until both fit into `room`,
-    of equal ones the second (`_truncate_seq_pair` of BERT's code)."""
-    kept = min(a, max(room - b, (room + 1) // 2))
-    return kept, min(b, room - kept)
-
-
-def _sentences(raw: Mapping[str, Any], keys) -> dict[str, Any]:
-    """Raw arrays -> the task's batch; there is nothing to augment."""
-    tokens = raw["tokens"].astype(jnp.int32)
-    segments = (jnp.arange(tokens.shape[1])[None] < raw["length"][:, None]).astype(jnp.int32)
-    token_types = raw["token_types"].astype(jnp.int32) if "token_types" in raw else jnp.zeros_like(tokens)
-    rest = {name: value for name, value in raw.items() if name not in ("tokens", "length", "token_types")}
-    return {"tokens": tokens, "segments": segments, "token_types": token_types, **rest}
 
 
 # Parallel text ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from jaxtyping import Array, Int
 
 from ssl_jax.data.pipeline import eval_batches
 from ssl_jax.data.text.corpus_files import open_documents, whole_documents
+from ssl_jax.data.text.encoding import bucket
 from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
 from ssl_jax.downstream.evaluators.features import prepare
 from ssl_jax.errors import UserError
@@ -123,13 +124,6 @@ class MaskedTokenLoss(Evaluator):
 
 
 # Scoring given texts --------------------------------------------------------------------------------------------------
-
-SHORTEST = 32  # tokens of the shortest compiled program
-
-
-def bucket(size: int, most: int, least: int = SHORTEST) -> int:
-    """The least power of two from `least` on that holds `size`, but at most `most`: few shapes, and little padding."""
-    return min(max(least, 1 << max(size - 1, 0).bit_length()), most)
 
 
 def score(encoder: Any, rows: Iterable[tuple[list[int], int]], batch_size: int) -> Iterator[tuple[float, int, bool]]:

@@ -59,11 +59,11 @@ def greedy(
         logp = jax.nn.log_softmax(logits.astype(jnp.float32))
         token = jnp.where(done, eos, jnp.argmax(logp, axis=-1).astype(jnp.int32))
         score = score + jnp.where(done, 0.0, jnp.take_along_axis(logp, token[:, None], axis=1)[:, 0])
-        tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, i))
+        tokens = tokens.at[:, i].set(token)
         return i + 1, token, tokens, done | (token == eos), score, cache
 
     tokens = jnp.full((batch, length), eos, jnp.int32)
-    state = (jnp.int32(0), first.astype(jnp.int32), tokens, jnp.zeros(batch, bool), jnp.zeros(batch), cache)
+    state = (jnp.int32(0), first.astype(jnp.int32), tokens, jnp.zeros(batch, bool), jnp.zeros(batch, jnp.float32), cache)
     _, _, tokens, _, score, _ = jax.lax.while_loop(going, advance, state)
     return tokens, score
 
@@ -112,7 +112,7 @@ def beam_search(
         # twice as many candidates as beams: even if each open hypothesis ends here, `beams` others stay open
         scores, flat = jax.lax.top_k(total, min(2 * beams, total.shape[-1]))
         beam, token = flat // vocabulary, (flat % vocabulary).astype(jnp.int32)
-        tokens = jax.lax.dynamic_update_slice(of_beam(open_tokens, beam), token[..., None], (0, 0, i))
+        tokens = of_beam(open_tokens, beam).at[..., i].set(token)
         ends = token == eos
 
         finished = jnp.where(ends, scores / length_norm(i + 1, length_penalty), NEVER)
@@ -125,9 +125,9 @@ def beam_search(
         return i + 1, last, open_tokens, open_scores, ended_tokens, ended_scores, cache
 
     blank = jnp.full((batch, beams, length), eos, jnp.int32)
-    alone = jnp.full((batch, beams), NEVER).at[:, 0].set(0.0)  # at first all beams are the same one
+    alone = jnp.full((batch, beams), NEVER, jnp.float32).at[:, 0].set(0.0)  # at first all beams are the same one
     last = jnp.repeat(first.astype(jnp.int32)[:, None], beams, axis=1)
-    state = (jnp.int32(0), last, blank, alone, blank, jnp.full((batch, beams), NEVER), jax.tree.map(repeat, cache))
+    state = (jnp.int32(0), last, blank, alone, blank, jnp.full((batch, beams), NEVER, jnp.float32), jax.tree.map(repeat, cache))
     _, _, open_tokens, open_scores, ended_tokens, ended_scores, _ = jax.lax.while_loop(going, advance, state)
     # what is open at full length competes with what has ended; earlier stops leave nothing open that could win
     reached = jnp.where(open_scores > NEVER / 2, open_scores / length_norm(length, length_penalty), NEVER)

@@ -1,0 +1,71 @@
+"""Texts one by one, without targets: the lines or records that a trained model is given."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ssl_jax.data.pipeline import Dataset
+from ssl_jax.data.sources import MISSING
+from ssl_jax.data.sources.files import lines_of, read_text
+from ssl_jax.data.sources.text_columns import Table, read_table
+from ssl_jax.data.text.corpus_files import TextFiles
+from ssl_jax.errors import UserError
+from ssl_jax.task import DataInfo
+
+
+def text_rows(uri: str, section: Mapping[str, Any], classes: Sequence[str] = ()) -> tuple[Table, np.ndarray | None]:
+    """Every line (text:GLOB, blank ones too) or record of a source, under "text" and perhaps "pair"; and the labels i32[rows].
+
+    `section` is the `data` of the model's run, for the names of its columns. Labels are numbers of `classes` (MISSING: none of
+    them), None where the source has no such column.
+    """
+    if uri.startswith("text:"):
+        return _lines(uri), None
+    columns = dict(section.get("columns") or {})
+    wanted = {"text": columns.get("text", section.get("column", "text"))}
+    if columns.get("pair") is not None:
+        wanted["pair"] = columns["pair"]
+    header = section.get("header")
+    if not classes:
+        return read_table(uri, wanted, header=header), None
+    try:
+        table = read_table(uri, {**wanted, "label": columns.get("label", "label")}, header=header)
+    except UserError:  # of a source without labels; what else is wrong comes up again
+        return read_table(uri, wanted, header=header), None
+    number = {name: i for i, name in enumerate(classes)}
+    return table, np.array([number.get(label, MISSING) for label in table.columns["label"]], np.int32)
+
+
+def _lines(uri: str) -> Table:
+    files = TextFiles(uri, uri.removeprefix("text:")).files
+    texts, places = [], []
+    for file in files:
+        for number, line in lines_of(read_text(uri, file)):
+            texts.append(line)
+            places.append(f"line {number:,}" if len(files) == 1 else f"{file}, line {number:,}")
+    return Table(uri, {"text": tuple(texts)}, tuple(places))
+
+
+def text_dataset(info: DataInfo, arrays: Mapping[str, np.ndarray], table: Table) -> Dataset:
+    """The Dataset of encoded texts: "tokens" i32[N, T], "length" i32[N] and perhaps "token_types" u8[N, T]; one a row of `table`."""
+    return Dataset(
+        info=info,
+        size=len(table),
+        example=lambda index, generator: {name: array[index] for name, array in arrays.items()},
+        source=table,
+        resident=dict(arrays),
+        on_device=text_batch,
+        arrays=dict(arrays),
+        placement="device",
+    )
+
+
+def text_batch(raw: Mapping[str, Any], keys: Any = None) -> dict[str, Any]:
+    """Raw arrays -> a task's batch: "segments" are 1 on text and 0 on padding; what else `raw` holds stays."""
+    tokens = raw["tokens"].astype(jnp.int32)
+    segments = (jnp.arange(tokens.shape[1])[None] < raw["length"][:, None]).astype(jnp.int32)
+    token_types = raw["token_types"].astype(jnp.int32) if "token_types" in raw else jnp.zeros_like(tokens)
+    rest = {name: value for name, value in raw.items() if name not in ("tokens", "length", "token_types")}
+    return {"tokens": tokens, "segments": segments, "token_types": token_types, **rest}
