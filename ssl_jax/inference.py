@@ -120,8 +120,7 @@ def dataset_features(
 
     dataset = dataset_of(workdir, task, uri, info)
     arrays = Encoder(task, params).extract(dataset, names)
-    index = np.array([i for i in range(dataset.size) if i not in dataset.bad], np.int64)
-    source = dataset.source
+    index, source = arrays.pop("index").astype(np.int64), dataset.source
     while isinstance(source, Part):
         index, source = source.indices[index], source.parent.source
     return source, index, arrays
@@ -135,7 +134,7 @@ def text_features(
     from ssl_jax.data.text.lines import text_dataset, text_rows
     from ssl_jax.downstream.evaluators.features import Encoder
 
-    section = {} if workdir.startswith("hf:") else Workdir.existing(workdir).config().data
+    section = {} if workdir.startswith("hf:") else Workdir.existing(workdir).config().data.to_dict()
     table, labels = text_rows(uri, section, info.classes)
     causal, tokenizer = task.data == "tokens", info.tokenizer
     longest = info.shapes["tokens"].shape[0] - causal
@@ -159,8 +158,10 @@ def text_features(
         rows = np.flatnonzero(width == size)
         part = {name: value[rows] if value.ndim == 1 else value[rows, :size] for name, value in arrays.items()}
         places = Table(table.name, {}, tuple(table.places[i] for i in index[rows]))
-        for name, value in encoder.extract(text_dataset(info, part, places), names).items():
+        extracted = encoder.extract(text_dataset(info, part, places), names)
+        for name, value in extracted.items():
             found.setdefault(name, np.zeros((len(index), *value.shape[1:]), value.dtype))[rows] = value
+    del found["index"]  # within one width
     return table, index, found if labels is None else found | {"label": labels[index]}
 
 

@@ -49,7 +49,10 @@ def _lines(uri: str) -> Table:
 
 
 def text_dataset(info: DataInfo, arrays: Mapping[str, np.ndarray], table: Table) -> Dataset:
-    """The Dataset of encoded texts: "tokens" i32[N, T], "length" i32[N] and perhaps "token_types" u8[N, T]; one a row of `table`."""
+    """The Dataset of encoded texts, one a row of `table`.
+
+    Arrays: "tokens" i32[N, T], "length" i32[N] and perhaps "token_types" u8[N, T].
+    """
     return Dataset(
         info=info,
         size=len(table),
