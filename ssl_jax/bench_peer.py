@@ -27,6 +27,7 @@ def reference(task: Any, config: Any) -> dict[str, Any]:
     makers = {"masked_image": _vit_mae, "next_token": _gpt2, "masked_token": _bert, "image_text": _clip}
     if task.name not in makers:
         raise UserError(f"--peer: there is no reference class for the task {task.name}; it works for {', '.join(makers)}")
+    _need(config.training.get("accumulation", 1) == 1, "accumulation")
     return makers[task.name](task, int(config.data.batch_size))
 
 
@@ -102,10 +103,7 @@ def _bert(task: Any, batch: int) -> dict[str, Any]:
 def _clip(task: Any, batch: int) -> dict[str, Any]:
     m = task.model
     image, text, size = m.config.image, m.config.text, m.image_size
-    _need(
-        task.config.loss == "infonce" and task.config.mask is None and task.chunks == 1,
-        "sigmoid loss, dropped patches or pieces",
-    )
+    _need(task.config.loss == "infonce" and task.config.mask is None, "sigmoid loss or dropped patches")
     _need(image.class_token and image.pooling == "cls" and image.positions == "learned", "image tower other than CLIP's")
     _need(text.causal and text.pooling == "eos" and text.positions == "learned", "text tower other than CLIP's")
     _need(size[0] == size[1] and image.patch[0] == image.patch[1], "image that is not square")

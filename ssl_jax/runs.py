@@ -66,7 +66,7 @@ def task_class(config: ConfigDict) -> type:
     return look_up({**pretext.TASKS, **downstream.TASKS}, config.task.get("name"), "task.name")
 
 
-def prepare(config: ConfigDict, workdir: str | None = None) -> Parts:
+def prepare(config: ConfigDict, workdir: str | None = None, build: Callable[..., Any] = data.build) -> Parts:
     """Build and check everything a config names. Raises UserError for all that a user can get wrong."""
     from ssl_jax.data.pipeline import Stream
     from ssl_jax.training import sharding
@@ -93,7 +93,7 @@ def prepare(config: ConfigDict, workdir: str | None = None) -> Parts:
 
     @functools.cache
     def dataset(split: str, augmented: bool) -> Any:
-        return data.build(cls.data, config.data, split=split, train=augmented, task_section=config.task, workdir=workdir)
+        return build(cls.data, config.data, split=split, train=augmented, task_section=config.task, workdir=workdir)
 
     train = dataset("train", True)
     task = cls.from_config(config, train.info)

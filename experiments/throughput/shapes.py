@@ -9,16 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
-from ssl_jax import runs
+from ssl_jax import runs, stand_in
 from ssl_jax.cpu import configure
-from ssl_jax.data.pipeline import Dataset, Stream
 from ssl_jax.task import DataInfo
-from ssl_jax.training.optimizer import OptimizerSettings
-from ssl_jax.training.settings import CheckpointSettings, MeshSettings, TrainingSettings
 
 ROOT = pathlib.Path(__file__).parents[2]
 BERT = dict(
@@ -115,70 +111,21 @@ def cpu(dtype: str = "float32") -> dict[str, Shape | ConfigDict]:
     }
 
 
-class Random:
-    """A source of examples that lie in memory."""
-
-    name, classes = "random", ()
-
-    def __init__(self, arrays: dict[str, np.ndarray]):
-        self.arrays = arrays
-
-    def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {name: array[index] for name, array in self.arrays.items()}
-
-    def labels(self) -> None:
-        return None
-
-    def describe(self, index: int) -> str:
-        return f"random:{index}"
-
-
-class Words:
-    """The numbers of a tokenizer that a task asks for."""
-
-    pad_id, cls_id, sep_id, separator_id, mask_id = 0, 1, 2, 2, 3
-    special_ids = (0, 1, 2, 3)
-
-    def __init__(self, size: int):
-        self.size = size
-
-    def require(self, *names: str) -> None:
-        pass
-
-
 def prepare(shape: Shape | ConfigDict) -> Any:
     """What bench.measure takes: of a config its own data, of a Shape random examples that lie on the device."""
     configure()
     if isinstance(shape, ConfigDict):
         return runs.prepare(shape)
-    config, count = shape.config, 2 * int(shape.config.data.batch_size)
-    generator, arrays, shapes = np.random.default_rng(0), {}, {}
+    shapes = {}
     if shape.image:
-        arrays["image"] = generator.integers(0, 256, (count, *shape.image), np.uint8)
         shapes["image"] = jax.ShapeDtypeStruct(shape.image, jnp.float32)
     if shape.tokens:
-        arrays["tokens"] = generator.integers(4, shape.vocabulary, (count, shape.tokens), np.int32)
-        arrays["tokens"][:, -1] = Words.separator_id
         shapes["tokens"] = jax.ShapeDtypeStruct((shape.tokens,), jnp.int32)
-    extra = {"tokens_per_example": shape.tokens - 1} if config.task.name == "next_token" else {}  # the last is only a label
-    info = DataInfo(shapes, tokenizer=Words(shape.vocabulary) if shape.tokens else None, extra=extra)
-    source = Random(arrays)
-    dataset = Dataset(info, count, lambda i, generator: source[i], source, arrays, on_device=_normalised, arrays=arrays,
-                      placement="device")  # fmt: skip
-    task = runs.task_class(config).from_config(config, info)
-    stream = Stream(dataset, batch_size=config.data.batch_size, seed=0)
-    read = lambda cls, name: configs.read(cls, config.get(name), name)
-    layout, training = read(MeshSettings, "mesh"), read(TrainingSettings, "training")
-    rows = sharding.shared_rows(stream.batch_size, training.accumulation, task.whole_batch)
-    return runs.Parts(
-        config, task, lambda split, augmented: dataset, training, read(OptimizerSettings, "optimizer"),
-        read(CheckpointSettings, "checkpoint"), layout, sharding.make_mesh(layout, rows=rows), stream, {},
-    )  # fmt: skip
-
-
-def _normalised(batch: dict, keys: Any) -> dict:
-    """u8 images to f32 of about unit variance."""
-    return {name: (x.astype(jnp.float32) - 127.5) / 73.9 if name == "image" else x for name, x in batch.items()}
+    extra = (
+        {"tokens_per_example": shape.tokens - 1} if shape.config.task.name == "next_token" else {}
+    )  # the last is only a label
+    channels = shape.image[-1] if shape.image else 0
+    tokenizer = stand_in.Words(shape.vocabulary) if shape.tokens else None
+    info = DataInfo(shapes, (), (0.5,) * channels, (0.29,) * channels, tokenizer, extra)
+    dataset = stand_in.dataset(info, 2 * int(shape.config.data.batch_size))
+    return runs.prepare(shape.config, build=lambda *arguments, **options: dataset)
