@@ -24,7 +24,6 @@ REASONS = {  # why other settings may not, by the start of their key
     "task": "the saved parameters were trained by it",
     "": "the steps already taken used it",
 }
-EXTENDABLE = ()  # schedules whose rate so far does not depend on the length of the run
 
 
 def check_directory(wd: Workdir, config: ConfigDict) -> None:
@@ -48,6 +47,8 @@ def check_directory(wd: Workdir, config: ConfigDict) -> None:
 def why_not(key: str, old: ConfigDict, new: ConfigDict) -> str | None:
     """Return why the setting `key` may not change on a new start, or None: it may."""
     if key == "training.duration":
+        from ssl_jax.training.length import EXTENDABLE
+
         schedule = new.optimizer.get("schedule", "warmup_cosine")
         if schedule in EXTENDABLE and not new.get("schedules"):
             return None

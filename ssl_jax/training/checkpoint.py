@@ -26,6 +26,7 @@ import numpy as np
 from ssl_jax.errors import UserError
 from ssl_jax.training import rules, sharding
 from ssl_jax.training.exceptions import SaveFailed
+from ssl_jax.training.selection import best_step
 from ssl_jax.training.settings import CheckpointSettings
 
 MANIFEST, EXTRA, STATE = "manifest.json", "extra.json", "state"
@@ -45,14 +46,16 @@ def _orbax():
 class Checkpoints:
     """The checkpoints of one run. `save` returns when the arrays are on the host; the files are written behind it."""
 
-    def __init__(self, directory: pathlib.Path, settings: CheckpointSettings):
+    def __init__(self, directory: pathlib.Path, settings: CheckpointSettings, *, first: bool = False):
         self.directory, self.settings = pathlib.Path(directory).absolute(), settings
+        self.first = first  # whether step 0 is saved too
         self.primary = jax.process_index() == 0
         self._checkpointer = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._lock = threading.RLock()
         self.saved: int | None = None  # the newest step that is complete, or will be if nothing fails
+        self.last_save = time.monotonic()
         self.seconds = 0.0  # of the last save, from start to complete
 
     def steps(self) -> list[int]:
@@ -60,6 +63,20 @@ class Checkpoints:
         return complete_steps(self.directory)
 
     # Saving -------------------------------------------------------------------------------------------------------------
+
+    def is_due(self, step: int) -> bool:
+        """Return whether the settings ask for a checkpoint of `step`; the same in all processes."""
+        every, minutes = self.settings.every, self.settings.every_minutes
+        if step == 0:
+            return self.first
+        if every and step % every == 0:
+            return True
+        if minutes is None:
+            return False
+        due = time.monotonic() - self.last_save >= 60 * minutes
+        if jax.process_count() == 1:
+            return due
+        return step % 100 == 0 and sharding.from_primary(due)  # clocks differ: the first process decides for all
 
     def save(self, step: int, state: Any, extra: dict) -> None:
         """Save unless this step is saved already. Raises SaveFailed when this or an earlier save failed."""
@@ -86,7 +103,7 @@ class Checkpoints:
                 raise SaveFailed(_reason(folder, error)) from error
             self._thread = threading.Thread(target=self._finish, args=(step, folder, extra, started), name="save")
             self._thread.start()
-            self.saved = step
+            self.saved, self.last_save = step, time.monotonic()
 
     def _finish(self, step: int, folder: pathlib.Path, extra: dict, started: float) -> None:
         try:
@@ -133,15 +150,13 @@ class Checkpoints:
             distributed.global_state.client.wait_at_barrier(f"ssl_jax/{name}/{time_free_id(name)}", 300_000)
 
     def _retain(self) -> None:
-        """Delete what no rule keeps: the newest `keep`, every `keep_every`, the best."""
+        """Delete all but the newest `keep`, every `keep_every`-th step and the best."""
         steps, s = self.steps(), self.settings
         keep = set(steps[-s.keep :])
         if s.keep_every:
             keep |= {step for step in steps if step % s.keep_every == 0}
         if s.best:
-            scores = {step: read_extra(self.directory, step).get("evaluation", {}).get(s.best) for step in steps}
-            scored = [(v if s.mode == "max" else -v, step) for step, v in scores.items() if v is not None]
-            keep |= {max(scored)[1]} if scored else set()
+            keep.add(best_step({step: read_extra(self.directory, step) for step in steps}, s.best, s.mode))
         for step in steps:
             if step not in keep:
                 delete(self.directory / f"{step:08d}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssl_jax import config as configs
 from ssl_jax.errors import UserError
@@ -71,16 +72,54 @@ def at_least_one(text: str, path: str, stream: Any, total: int | None = None) ->
     return steps
 
 
-def hyper(program: Program, stream: Any, seed: int, total: int, **given: Any) -> dict[str, Any]:
-    """Return the hyper-parameters of a run of `total` steps; `given`: lr and weight_decay where they are not the config's."""
-    settings = program.settings
-    steps_of = lambda name, schedule: in_steps(schedule.over, f"schedules.{name}.over", stream, total)
-    return program.hyper(
-        batch_size=stream.batch_size, seed=seed, total_steps=total,
-        warmup_steps=in_steps(settings.warmup, "optimizer.warmup", stream, total),
-        cooldown_steps=in_steps(settings.cooldown, "optimizer.cooldown", stream, total),
+def hyper(program: Program, stream: Any, seed: int, total: int | None, **given: Any) -> dict[str, Any]:
+    """Return the hyper-parameters of a run of `total` steps (None: not known yet).
+
+    given: lr and weight_decay where they are not the config's. Raises UserError for a schedule that does not fit the run.
+    """
+    settings, steps = program.settings, 1 if total is None else total
+    steps_of = lambda name, schedule: in_steps(schedule.over, f"schedules.{name}.over", stream, steps)
+    found = program.hyper(
+        batch_size=stream.batch_size, seed=seed, total_steps=steps,
+        warmup_steps=in_steps(settings.warmup, "optimizer.warmup", stream, steps),
+        cooldown_steps=in_steps(settings.cooldown, "optimizer.cooldown", stream, steps),
         schedules={name: s.numbers(steps_of(name, s)) for name, s in program.schedules.by_name().items()}, **given,
     )  # fmt: skip
+    if total is not None:
+        try:
+            warmup, cooldown = int(found["warmup_steps"]), int(found["cooldown_steps"])
+            settings.check_lengths(peak=float(found["lr"]), total=total, warmup=warmup, cooldown=cooldown)
+        except UserError as error:
+            raise UserError(f"optimizer.{error}") from None
+    return found
+
+
+EXTENDABLE = ("constant", "warmup_stable_decay")  # schedules whose rate so far does not depend on the length of the run
+
+
+def extended(program: Program, saved: dict[str, Any], wanted: dict[str, Any], step: int) -> dict[str, Any]:
+    """Return the hyper-parameters of a run that `step` steps have been taken of, with the length that is `wanted` now.
+
+    Raises UserError where another length would have changed one of these steps.
+    """
+    number = lambda values, name: int(np.ravel(values[name])[0])
+    old, new, warmup = number(saved, "total_steps"), number(wanted, "total_steps"), number(saved, "warmup_steps")
+    if new == old:
+        return saved
+    path, schedule, cooldown = "training.duration", program.settings.schedule, number(wanted, "cooldown_steps")
+    if schedule not in EXTENDABLE or program.schedules.by_name():
+        raise UserError(
+            f"{path}: a run of {old:,} steps with this schedule cannot become one of {new:,}; take another --workdir"
+        )
+    if number(wanted, "warmup_steps") != warmup:
+        raise UserError(f"{path}: the warm-up was {warmup:,} steps; give it in steps, not in % of a length that changes")
+    if step > new:
+        raise UserError(f"{path}: {step:,} steps are done already, more than {new:,}")
+    decay = min(old - number(saved, "cooldown_steps"), new - cooldown)
+    if schedule == "warmup_stable_decay" and step > decay:
+        raise UserError(f"{path}: with {old:,} or {new:,} steps the rate decays from step {decay:,} on, and {step:,} are done")
+    like = lambda value, name: np.full_like(saved[name], value)
+    return saved | {"total_steps": like(new, "total_steps"), "cooldown_steps": like(cooldown, "cooldown_steps")}
 
 
 def measured(program: Program, state: Any, stream: Any, resident: Any, minutes: float, seconds: float = 5.0) -> int:

@@ -4,12 +4,13 @@ metrics.jsonl holds what the training computed and nothing of the clock, so that
 same file, byte for byte; speed.jsonl holds the speed.
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -87,6 +88,13 @@ class Speed:
         self.started, self.steps = time.monotonic(), 0
         self.waited = 0.0  # seconds waited for data
         self.paused = 0.0  # seconds of evaluating and compiling
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave out the time of a block from what is measured."""
+        started = time.monotonic()
+        yield
+        self.paused += time.monotonic() - started
 
     def report(self) -> dict[str, float]:
         """Throughput since the last report: examples or tokens per second, share of the time spent waiting for data, MFU."""

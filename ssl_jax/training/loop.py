@@ -9,15 +9,14 @@ next one is dispatched; the loop waits for the device nowhere else.
 import contextlib
 import functools
 import pathlib
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from ssl_jax.task import Params, Task
-from ssl_jax.training import divergence, preemption, sharding, startup
+from ssl_jax.training import divergence, preemption, startup
 from ssl_jax.training import length as lengths
 from ssl_jax.training.checkpoint import Checkpoints
 from ssl_jax.training.exceptions import Preempted
@@ -26,6 +25,7 @@ from ssl_jax.training.logging import Console, Logger, Speed
 from ssl_jax.training.optimizer import OptimizerSettings
 from ssl_jax.training.program import Program
 from ssl_jax.training.schedules import NO_SCHEDULES, Schedules
+from ssl_jax.training.selection import Selection
 from ssl_jax.training.settings import CheckpointSettings, MeshSettings, TrainingSettings
 from ssl_jax.training.state import State
 from ssl_jax.training.step import lines_of, logged, nonfinite
@@ -68,10 +68,9 @@ class Trainer:
         """Train to the end, from the newest checkpoint in `workdir` where there is one.
 
         total_steps: default, from training.duration. stream: other data of the same shapes and transforms. init_params:
-        parameters to start from, or a function from the task's own; init_variables: a function from the task's own.
-        evaluate: State -> numbers, at every training.evaluate_every. console: default, one line under `name`. Without a
-        workdir nothing is written.
-        Raises Preempted, Diverged or SaveFailed when the run stops before its end.
+        parameters, or a function of the task's own; init_variables: a function of the task's own. evaluate: State -> numbers,
+        at every training.evaluate_every. console: default, one line under `name`. Without a workdir nothing is written.
+        Raises Preempted, Diverged, ReadingFailed or SaveFailed when the run stops before its end.
         """
         saving = checkpoint or CheckpointSettings()
         with contextlib.ExitStack() as stack:
@@ -80,7 +79,8 @@ class Trainer:
                 workdir = pathlib.Path(workdir)
                 signals = stack.enter_context(preemption.active(saving.grace))
                 stack.enter_context(locked(workdir))
-                checkpoints = Checkpoints(workdir / "checkpoints", saving)
+                rewinds = self.program.training.on_nonfinite == "rewind"
+                checkpoints = Checkpoints(workdir / "checkpoints", saving, first=rewinds)
                 stack.callback(checkpoints.settle)  # whatever ends the run, a save that has begun is finished
             stream = stream or self.program.stream
             hyper = functools.partial(lengths.hyper, self.program, stream, seed, lr=lr, weight_decay=weight_decay)
@@ -107,8 +107,9 @@ class Run:
         self.extra = begun.extra  # saved beside the State: the logger's sums, the last evaluation, rewinds
         self.resident, self.batches = begun.resident, begun.batches
         self.speed = Speed(program.task, stream, program.training.dtype)
+        self.selection = Selection.of(saving, program.training, self.extra)
+        self.save_now = functools.partial(self.save, wait=True)
         self.logger: Logger | None = None
-        self.last_save = time.monotonic()
 
     # The loop -----------------------------------------------------------------------------------------------------------
 
@@ -138,15 +139,12 @@ class Run:
             if count not in programs:
                 self.record(pending)
                 pending = None
-                with self.may_block():
+                with self.may_block(), self.speed.pause():
                     programs[count] = self.program.compiled(count, self.resident)
             pending = self.between_calls(pending, ahead=count)
-            try:
-                batch = next(self.batches)
-            except Exception:  # a reader died, or an example cannot be read: the work done so far is not lost
-                self.record(pending)
-                self.save()
-                raise
+            if self.selection.over:
+                return
+            batch, pending = self.next_batch(pending)
             self.state, metrics = programs[count](self.state, batch, self.resident)
             self.step += count
             self.speed.steps += count * self.program.replicas
@@ -155,23 +153,38 @@ class Run:
             pending = (self.step - count, count, metrics)
         self.between_calls(pending, ahead=0)
 
+    def next_batch(self, pending: Any) -> tuple[Any, Any]:
+        """Return the next call's batch and the metrics still to be read; a slow or dead reader loses no work done so far."""
+        try:
+            if not self.batches.is_ready(seconds=1.0):
+                self.record(pending)
+                pending = None
+                signals = self.signals if jax.process_count() == 1 else None  # several processes stop at one step
+                with startup.may_block(signals, self.save_now):
+                    self.batches.is_ready()
+            return next(self.batches), pending
+        except Exception:
+            self.record(pending)
+            self.save()
+            raise
+
     def between_calls(self, pending: Any, ahead: int) -> Any:
         """Evaluate, save, stop when asked; return the metrics still to be read. `ahead`: the next call's steps."""
         step, last = self.step, self.step == self.length.total
         if self.signals and self.signals.must_stop(step, ahead):
             self.record(pending)
-            self.save()
-            self.checkpoints.wait()
+            self.save_now()
             raise Preempted(f"stopped after step {step}, which is saved; the same command continues", self.signals.status)
-        evaluates, saves = self.length.evaluates(step), self.checkpoints is not None and self.must_save(last)
-        if evaluates or saves or last:
+        evaluates, saves = self.length.evaluates(step), last or bool(self.checkpoints and self.checkpoints.is_due(step))
+        if evaluates or saves:
             self.record(pending)
             pending = None
         if evaluates and self.extra.get("evaluated") != step:
-            with self.may_block():
+            with self.may_block(), self.speed.pause():
                 results = self.measure()
             self.extra |= {"evaluated": step, "evaluation": results}
             self.logger.flush_line(results, step)
+            saves |= self.selection.update(step, results)
         if saves:
             self.save()
         if self.checkpoints:
@@ -203,40 +216,27 @@ class Run:
 
     # Save, go back -----------------------------------------------------------------------------------------------------
 
-    def must_save(self, last: bool) -> bool:
-        every, minutes, step = self.saving.every, self.saving.every_minutes, self.step
-        if last or (every and step and step % every == 0):
-            return True
-        if step == 0 or minutes is None:
-            return step == 0 and self.program.training.on_nonfinite == "rewind"
-        due = time.monotonic() - self.last_save >= 60 * minutes
-        if jax.process_count() == 1:
-            return due
-        return step % 100 == 0 and sharding.from_primary(due)  # clocks differ: the first process decides for all
-
-    def save(self) -> None:
-        """Save the state of the last completed step; the files are written behind the loop's back."""
+    def save(self, *, wait: bool = False) -> None:
+        """Save the state of the last completed step; the files are written in the background unless `wait` is set."""
         if self.checkpoints is None:
             return
         if self.logger is not None:
             self.logger.sync()
             self.extra["logger"] = self.logger.state()
-        self.checkpoints.save(self.step, self.state, dict(self.extra))
-        self.last_save = time.monotonic()
+        self.checkpoints.save(self.step, self.state, {**self.extra, "selection": self.selection.state()})
+        if wait:
+            self.checkpoints.wait()
 
-    @contextlib.contextmanager
-    def may_block(self) -> Iterator[None]:
-        """Around compilations and evaluations: a signal then saves this step from another thread, and no speed is measured."""
-        started = time.monotonic()
-        with startup.may_block(self.signals, lambda: (self.save(), self.checkpoints.wait())):
-            yield
-        self.speed.paused += time.monotonic() - started
+    def may_block(self) -> contextlib.AbstractContextManager:
+        """Around compilations and evaluations: a signal then saves this step from another thread."""
+        return startup.may_block(self.signals, self.save_now)
 
     def go_back(self, bad: divergence.Rewind) -> None:
         """Continue from the last checkpoint before a bad step, with the batches after the bad one."""
         self.close()
         abstract, mesh, rewinds = self.program.abstract, self.program.mesh, self.extra.get("rewinds", 0)
         self.step, self.state, self.extra = divergence.rewound(bad, self.checkpoints, abstract, mesh, rewinds)
+        self.selection = Selection.of(self.saving, self.program.training, self.extra)
         if self.signals:
             self.signals.begin(self.step)
         offset = int(self.state.hyper["data_offset"])

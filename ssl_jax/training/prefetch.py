@@ -1,5 +1,6 @@
 """Put batches onto the devices ahead of the loop, in a thread; values and order are the stream's."""
 
+import contextlib
 import queue
 import threading
 import time
@@ -19,6 +20,8 @@ class Prefetch:
         self._queue: queue.Queue = queue.Queue(depth)
         self._stop = threading.Event()
         self.waited = self.last_wait = 0.0  # seconds waited for all batches, and for the last one
+        self._taken: Any = None  # the next item, where `is_ready` has taken it from the queue
+        self._waiting = 0.0  # seconds waited for the next item so far
         self._thread = threading.Thread(target=self._run, args=(batches, counts, put), name="prefetch", daemon=True)
         self._thread.start()
 
@@ -49,10 +52,19 @@ class Prefetch:
                 continue
         return False
 
-    def __next__(self) -> Any:
+    def is_ready(self, seconds: float | None = None) -> bool:
+        """Wait, for so many seconds at most, and return whether the next batch, or the error in its place, is there."""
         started = time.monotonic()
-        batch, error = self._queue.get()
-        self.last_wait = time.monotonic() - started
+        if self._taken is None:
+            with contextlib.suppress(queue.Empty):
+                self._taken = self._queue.get(timeout=seconds)
+        self._waiting += time.monotonic() - started
+        return self._taken is not None
+
+    def __next__(self) -> Any:
+        self.is_ready()
+        (batch, error), self._taken = self._taken, None
+        self.last_wait, self._waiting = self._waiting, 0.0
         self.waited += self.last_wait
         if error is not None:
             raise error

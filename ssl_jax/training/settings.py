@@ -18,6 +18,8 @@ class TrainingSettings:
     log_every: int = 50  # steps; a line holds the mean since the last one
     evaluate_every: str | None = None  # a duration; None: not during training
     evaluators: tuple = ()  # names in `downstream`; empty: all of them
+    patience: int | None = None  # stop after so many evaluations in which checkpoint.best got no better
+    validation: float = 0.1  # share of the training examples held out for checkpoint.best to select on
     on_nonfinite: str = "stop"  # "stop", "skip" (the update) or "rewind" (to the last checkpoint, past the batches since)
     skip_outliers: float | None = None  # skip updates whose gradient norm lies so many standard deviations above the mean
     tensorboard: bool = True
@@ -40,6 +42,10 @@ class TrainingSettings:
             raise UserError(f"log_every={self.log_every}: must be at least 1 step")
         if self.on_nonfinite not in ("stop", "skip", "rewind"):
             raise UserError(f"on_nonfinite={self.on_nonfinite!r}: must be stop, skip or rewind")
+        if self.patience is not None and self.patience < 1:
+            raise UserError(f"patience={self.patience}: must be at least 1 evaluation")
+        if not 0 < self.validation < 1:
+            raise UserError(f"validation={self.validation}: must lie in (0, 1)")
         if self.skip_outliers is not None and not self.skip_outliers > 0:
             raise UserError(f"skip_outliers={self.skip_outliers}: must be above 0 standard deviations")
 
@@ -51,11 +57,11 @@ class CheckpointSettings:
     every: int | None = None  # steps
     every_minutes: float | None = 5.0
     keep: int = 2  # the newest
-    keep_every: int | None = None  # and every one whose step this divides
-    best: str | None = None  # and the one best by this metric of the evaluation, such as "linear_probe/accuracy"
-    mode: str = "max"  # or "min"
-    features: bool = False  # keep what the evaluators extract in the work directory, for the next evaluation
-    grace: float = 25.0  # seconds from SIGTERM or SIGINT to the end of the process
+    keep_every: int | None = None  # also keep every N-th step
+    best: str | None = None  # also keep the best by this result of training.evaluate_every, such as "linear_probe/accuracy"
+    mode: str = "max"  # the best is the largest; "min": the smallest
+    features: bool = False  # cache what the evaluators extract in the work directory, for the next evaluation
+    grace: float = 25.0  # seconds from a shutdown signal to the end of the process
 
     def __post_init__(self):
         for name in ("every", "keep", "keep_every"):

@@ -32,13 +32,13 @@ class Begun:
 
 def begin(
     program: Program, stream: Any, checkpoints: Checkpoints | None, signals: Preemption | None,
-    hyper: Callable[[int], dict[str, Any]], *, total: int | None, init_params: Any, init_variables: Any, evaluates: bool,
+    hyper: Callable[[int | None], dict[str, Any]], *, total: int | None, init_params: Any, init_variables: Any, evaluates: bool,
     save_every: int | None,
 ) -> Begun:  # fmt: skip
     """Begin a run at the newest checkpoint, or at step 0.
 
-    hyper: steps in all -> the hyper-parameters. total: steps; default, from training.duration. evaluates: whether the run
-    has something to call at training.evaluate_every.
+    hyper: steps in all (None: not known yet) -> the hyper-parameters. total: steps; default, from training.duration.
+    evaluates: whether the run has something to call at training.evaluate_every.
     """
     training = program.training
     newest = checkpoints.newest() if checkpoints else None
@@ -50,13 +50,13 @@ def begin(
     if total is not None and (newest or 0) < total:
         program.compile_ahead(program.steps_per_call_of(total), stream.resident)
     if newest is not None:
-        return resumed(program, stream, checkpoints, signals, newest, of)
+        return resumed(program, stream, checkpoints, signals, newest, of, hyper, total)
 
     begun = Begun(0, None, Length(0))
     if total is not None:
         begun.length = of(total)
         begun.batches = read_ahead(program, stream, begun.length, 0)
-    begun.state = program.create(hyper(total or 1), init_params, init_variables)
+    begun.state = program.create(hyper(total), init_params, init_variables)
     begun.resident = sharding.put_replicated(stream.resident, program.mesh)
     with may_block(signals, lambda: save(checkpoints, begun)):
         if total is None:  # a budget in minutes
@@ -73,10 +73,14 @@ def begin(
 
 
 def resumed(
-    program: Program, stream: Any, checkpoints: Checkpoints, signals: Preemption | None, step: int, of: Callable[[int], Length]
-) -> Begun:
-    """Restore the checkpoint of `step`; its length is the one the run was begun with."""
+    program: Program, stream: Any, checkpoints: Checkpoints, signals: Preemption | None, step: int, of: Callable[[int], Length],
+    hyper: Callable[[int | None], dict[str, Any]], total: int | None,
+) -> Begun:  # fmt: skip
+    """Restore the checkpoint of `step`, as part of a run of `total` steps (None: of the length that it was begun with)."""
     state, extra = checkpoints.restore(step, program.abstract)
+    if total is not None and total != first_of(state.hyper["total_steps"]):
+        numbers = lengths.extended(program, sharding.to_host(state.hyper), hyper(total), step)
+        state = state.replace(hyper=sharding.put_replicated(numbers, program.mesh))
     begun = Begun(step, state, of(first_of(state.hyper["total_steps"])), extra)
     if step < begun.length.total:
         begun.resident = sharding.put_replicated(stream.resident, program.mesh)

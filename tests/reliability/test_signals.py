@@ -124,10 +124,25 @@ def test_a_signal_to_the_process_group_saves_the_state(running, numbers):
 
 
 @pytest.mark.chaos
-def test_a_killed_reader_ends_the_run_in_one_line(running):
+def test_a_killed_reader_ends_the_run_in_one_line_with_its_state_saved(running):
+    logged = running.steps()
     os.kill(running.readers()[0], signal.SIGKILL)  # as the kernel does when memory runs out
     assert running.end() == 1 and running.output.count("ssl-jax:") == 1
+    assert_saved(running, logged)
     assert "a reader process died (SIGKILL)" in running.output and running.is_gone()
+
+
+@pytest.mark.chaos
+def test_a_signal_saves_the_state_while_readers_hang(running):
+    """As they do on a network file system that stalls."""
+    for pid in running.readers():
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(3)  # until what was read ahead is used up
+    logged = running.steps()
+    running.process.send_signal(signal.SIGTERM)
+    assert running.end() == 143
+    assert_saved(running, logged)
+    assert "the grace period is over" not in running.output
 
 
 @pytest.mark.chaos

@@ -89,7 +89,8 @@ def test_saving_while_the_state_is_donated_keeps_the_values(tmp_path, monkeypatc
 def test_retention(tmp_path, settings, left):
     kept = Checkpoints(tmp_path, CheckpointSettings(**settings))
     for step in range(10):
-        kept.save(step, tree(step), {"evaluation": {"probe/accuracy": -((step - 3) ** 2) if step else -99}})
+        score = -((step - 3) ** 2) if step else -99
+        kept.save(step, tree(step), {"evaluated": step, "evaluation": {"probe/accuracy": score}})
     kept.close()
     assert complete_steps(tmp_path) == left
 

@@ -1,0 +1,75 @@
+"""Which checkpoint is the best by a metric of the evaluation during training, and when to stop for want of a better one."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ssl_jax.config import nearest
+from ssl_jax.errors import UserError
+from ssl_jax.training import sharding
+from ssl_jax.training.settings import CheckpointSettings, TrainingSettings
+
+
+@dataclasses.dataclass
+class Selection:
+    """The best value so far of the metric that checkpoint.best names; part of a checkpoint (`state`)."""
+
+    metric: str | None  # None: nothing is selected
+    mode: str = "max"
+    patience: int | None = None  # evaluations without a better value after which training stops
+    value: float | None = None
+    step: int | None = None  # of the best value
+    without: int = 0  # evaluations since
+
+    @classmethod
+    def of(cls, saving: CheckpointSettings, training: TrainingSettings, extra: Mapping[str, Any]) -> "Selection":
+        """Return the selection of a run as `extra`, what its checkpoint holds, left it."""
+        stored = extra.get("selection") or {}
+        same = (stored.get("metric"), stored.get("mode")) == (saving.best, saving.mode)
+        return cls(**(stored if same else dict(metric=saving.best, mode=saving.mode)), patience=training.patience)
+
+    @property
+    def over(self) -> bool:
+        """Whether the last `patience` evaluations brought no better value."""
+        return self.patience is not None and self.without >= self.patience
+
+    def update(self, step: int, results: Mapping[str, float]) -> bool:
+        """Take the results of the evaluation after `step`; return whether its state must be saved: it is the best so far, or
+        the last one. A value that is not finite is never the best. Raises UserError where the results lack the metric.
+        """
+        if self.metric is None:
+            return False
+        if self.metric not in results:
+            raise UserError(
+                f"checkpoint.best={self.metric!r}: the evaluation has no such result{nearest(self.metric, results)}"
+            )
+        value = results[self.metric]
+        better = math.isfinite(value) and (self.value is None or is_better(value, self.value, self.mode))
+        if sharding.from_primary(better):
+            self.value, self.step, self.without = value, step, 0
+        else:
+            self.without += 1
+        return self.without == 0 or self.over
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of it."""
+        return {name: getattr(self, name) for name in ("metric", "mode", "value", "step", "without")}
+
+
+def is_better(value: float, than: float, mode: str) -> bool:
+    """Return whether one value of a metric is better than another; mode: "max" or "min"."""
+    return value > than if mode == "max" else value < than
+
+
+def best_step(evaluations: Mapping[int, Mapping[str, Any]], metric: str, mode: str) -> int | None:
+    """Return the step with the best finite value of `metric`, the earliest of equal ones.
+
+    evaluations: what the checkpoint of each step holds beside its State. Only an evaluation of that very step counts.
+    """
+    best: tuple[float, int] | None = None
+    for step, extra in sorted(evaluations.items()):
+        value = (extra.get("evaluation") or {}).get(metric) if extra.get("evaluated") == step else None
+        if value is not None and math.isfinite(value) and (best is None or is_better(value, best[0], mode)):
+            best = value, step
+    return None if best is None else best[1]
