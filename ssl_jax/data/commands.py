@@ -19,7 +19,7 @@ FORMS = {
 
 
 def list_sources(dir: str | None = None) -> str:
-    """The schemes, the bundled data sets, and what is prepared for `tfds:` in `dir` (or TFDS_DATA_DIR)."""
+    """Return the schemes, the bundled data sets, and what is prepared for `tfds:` in `dir` (or TFDS_DATA_DIR), as text."""
     lines = ["sources:", *("  " + FORMS.get(scheme, scheme + ":...") for scheme in SCHEMES), "bundled:"]
     lines += [f"  bundled:{name}" for name in BUNDLED]
     root = tfds.data_dir(dir)
@@ -29,7 +29,7 @@ def list_sources(dir: str | None = None) -> str:
 
 
 def prepare(uri: str, *, dir: str | None = None) -> str:
-    """Prepares a `tfds:` data set as ArrayRecord, once; every other source is read as it is."""
+    """Prepare a `tfds:` data set as ArrayRecord, once; every other source is read as it is."""
     scheme, _, rest = uri.partition(":")
     if scheme != "tfds":
         return f"{uri}: {len(load_source(uri)):,} examples; needs no preparation"

@@ -46,7 +46,7 @@ class Affine:
             raise UserError(f"fill={self.fill}: must lie in [0, 255]")
 
     def __call__(self, image, generator: np.random.Generator):
-        """The transformed PIL image, of the same size."""
+        """Return the transformed PIL image, of the same size."""
         from PIL import Image
 
         width, height = image.size
@@ -103,10 +103,10 @@ def build(
     task_section: Any = None,
     workdir: str | None = None,
 ) -> Dataset:
-    """The pairs of the config's section `data`; train=False: no augmentation, and the first of several captions.
+    """Build the pairs of the config's section `data`; train=False: no augmentation, and the first of several captions.
 
     Task batches: {"image": f32[B, H, W, 3] normalised, "tokens": i32[B, T], "truncated": bool[B], "label"?: i32[B]}. A
-    tokenizer without a published vocabulary is trained on the training captions and kept in the work directory.
+    tokenizer without a published vocabulary is trained on the training captions and stored in the work directory.
     `info.extra` holds "class_texts", what each class is in words, where the source knows it.
     """
     settings = read(PairsSettings, section, "data")
@@ -152,7 +152,7 @@ class Encode:
     length: int
 
     def __call__(self, text: str) -> tuple[np.ndarray, bool]:
-        """(i32[length], whether the text was cut)."""
+        """Return (i32[length], whether the text was cut)."""
         ids, end = self.tokenizer.encode(text, special=True), self.tokenizer.separator_id
         if end is not None and (not ids or ids[-1] != end):
             ids = [*ids, end]
@@ -164,7 +164,7 @@ class Encode:
         return tokens, cut
 
     def batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """(i32[n, length], bool[n])."""
+        """Return (i32[n, length], bool[n]: whether each text was cut)."""
         rows = [self(text) for text in texts]
         return np.stack([tokens for tokens, _ in rows]), np.array([cut for _, cut in rows])
 
@@ -205,7 +205,7 @@ class Examples:
 
 
 def captions_of(example: Mapping[str, Any]) -> tuple[str, ...]:
-    """The captions of an example, without empty ones: under "captions", "caption" or "text", as text, bytes or several.
+    """Return the captions of an example, without empty ones: under "captions", "caption" or "text", as text, bytes or several.
 
     TFDS keeps COCO's as {"text": [...], "id": [...]}.
     """
@@ -238,10 +238,10 @@ def _size(settings: PairsSettings, source: Source) -> tuple[int, int]:
 
 
 def _all_captions(source: Source) -> Iterator[str]:
-    """The captions that a tokenizer is trained on, read without the images where the source can."""
+    """Yield the captions that a tokenizer is trained on, read without the images where the source can."""
     own = source.captions
     for index in np.unique(np.linspace(0, len(source) - 1, min(len(source), TOKENIZER_EXAMPLES)).astype(int)):
         try:
             yield from own(int(index)) if own is not None else captions_of(source[int(index)])
         except BadExample:
-            continue  # told, or skipped, when the stream meets it
+            continue  # reported, or skipped, when the stream meets it

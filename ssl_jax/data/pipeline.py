@@ -41,14 +41,14 @@ class ReaderDied(Exception):
 
 
 def grain() -> Any:
-    """grain, imported when it is first asked for: that takes as long as half of JAX, and a run has other work meanwhile."""
+    """Import grain lazily: that takes as long as half of JAX, and a run has other work meanwhile."""
     import grain
 
     return grain
 
 
 def gather_rows(resident: Arrays, index: Array | np.ndarray) -> dict[str, Any]:
-    """Row `index[b]` of every resident array."""
+    """Return row `index[b]` of every resident array."""
     return {name: array[index] for name, array in resident.items()}
 
 
@@ -62,7 +62,7 @@ class Dataset:
 
     `example(i, generator)` decodes example i into arrays of fixed shape; a generator turns host augmentation on, None is
     the evaluation transform. `arrays`, where given, holds the same raw examples as arrays (leading axis: examples), so
-    that no example is fetched by itself. `resident` is what lies on the device for placement "device"; `gather` takes a
+    that no example is fetched by itself. `resident` is what is put on the device for placement "device"; `gather` takes a
     raw batch out of it. `on_device` makes the task's batch of a raw one, augmented where keys are given.
     """
 
@@ -82,7 +82,7 @@ class Dataset:
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)  # why -> of how many examples (see `existing`)
 
     def labels(self) -> np.ndarray | None:
-        """i32[size] without decoding any example; None without labels."""
+        """Return i32[size] without decoding any example; None without labels."""
         return self.source.labels() if self.label_array is None else self.label_array
 
     def places(self) -> np.ndarray:
@@ -108,7 +108,7 @@ class Dataset:
         return {"source": source.name, "examples": len(source), "digest": source.fingerprint()}
 
     def read(self, index: int, generator: np.random.Generator | None) -> dict[str, np.ndarray]:
-        """example(index), or the next readable one where bad examples are skipped."""
+        """Return example(index), or the next readable one if bad examples are skipped. Raises BadExample otherwise."""
         state = generator.bit_generator.state if generator is not None else None
         for candidate in range(index, index + self.size):
             candidate %= self.size
@@ -124,7 +124,7 @@ class Dataset:
         raise UserError(f"{self.source.name}: not one of its {self.size:,} examples can be read")
 
     def rows(self, index: np.ndarray, generators: list[np.random.Generator] | None = None) -> HostBatch:
-        """The raw examples at `index` as one batch of arrays."""
+        """Return the raw examples at `index` as one batch of arrays."""
         if self.arrays is not None:
             return {name: array[index] for name, array in self.arrays.items()}
         examples = [self.read(int(i), generators[b] if generators else None) for b, i in enumerate(index)]
@@ -132,7 +132,7 @@ class Dataset:
 
 
 def subset(dataset: Dataset, indices: Any) -> Dataset:
-    """The examples of `dataset` at `indices` (i64[n], repeats allowed), in that order."""
+    """Return the examples of `dataset` at `indices` (i64[n], repeats allowed), in that order."""
     indices = np.asarray(indices, np.int64)
     if indices.ndim != 1 or len(indices) == 0 or indices.min() < 0 or indices.max() >= dataset.size:
         raise ValueError(f"indices must be a non-empty list within [0, {dataset.size})")
@@ -195,7 +195,7 @@ def whole(source: Source) -> Source:
 def balanced_subset(
     labels: np.ndarray, *, fraction: float | None = None, per_class: int | None = None, seed: int = 0
 ) -> np.ndarray:
-    """Sorted i64 indices of a random subset with equally many examples of each class.
+    """Return sorted i64 indices of a random subset with equally many examples of each class.
 
     `fraction` of all examples (at least one a class) or `per_class` of each. A class with fewer gives all it has. The
     subsets of one seed are nested: a smaller one lies inside a larger one.
@@ -241,14 +241,14 @@ class Stream:
 
     @functools.cached_property
     def _order(self) -> Any:
-        """position in the run -> example, for ever."""
+        """Map each position in the run to an example, without end."""
         order = grain().MapDataset.range(self.dataset.size)
         # grain shuffles epoch e with seed + e: neighbouring seeds would share their epochs, so the seed is hashed first
         hashed = int(np.random.SeedSequence([zlib.crc32(b"order"), self.seed % 2**64]).generate_state(1)[0])
         return (order.shuffle(seed=hashed) if self.shuffle else order).repeat()
 
     def indices(self, step: int) -> np.ndarray:
-        """i64[batch_size]: which examples the global batch of `step` holds."""
+        """Return i64[batch_size]: the examples of the global batch of `step`."""
         return self._indices(step, np.arange(self.batch_size))
 
     def _indices(self, step: int, position: np.ndarray) -> np.ndarray:
@@ -256,17 +256,17 @@ class Stream:
         return np.array([self._order[start + int(p)] for p in position], np.int64)
 
     def host_batch(self, step: int, rows: Any = slice(None)) -> HostBatch:
-        """What this process reads of the global batch of `step`: `rows` are its places there (a slice or a list).
+        """Return what this process reads of the global batch of `step`: `rows` are its places there (a slice or a list).
 
         Always holds "position" i32[rows], the place in the global batch, and "index" i32[rows], the example in the data
-        set; with placement "device" nothing else. Where bad examples are skipped "bad" bool[rows] tells those that another
-        stands in for. Pure: neither workers nor what was read before changes it.
+        set; with placement "device" nothing else. If bad examples are skipped, "bad" bool[rows] marks those replaced by
+        another one. Pure: neither workers nor what was read before changes it.
         """
         position = np.arange(self.batch_size, dtype=np.int32)[rows]
         return self._read(step, position, self._indices(step, position))
 
     def example(self) -> HostBatch:
-        """A batch of the first example alone, in any order: what shapes a host batch has, but for its number of rows."""
+        """Return a batch of the first example alone: the shapes of a host batch, except for its number of rows."""
         return self._read(0, np.zeros(1, np.int32), np.zeros(1, np.int64))
 
     def _read(self, step: int, position: np.ndarray, index: np.ndarray) -> HostBatch:
@@ -283,7 +283,7 @@ class Stream:
         return batch
 
     def iterate(self, start: int, rows: Any = slice(None)) -> Iterator[HostBatch]:
-        """host_batch(start), host_batch(start + 1), ... for ever, read ahead by threads or by `workers` processes."""
+        """Yield host_batch(start), host_batch(start + 1) ... without end, read ahead by threads or by `workers` processes."""
         if self.placement == "device" or self.dataset.arrays is not None:  # an index or a copy: cheaper than handing over
             return (self.host_batch(step, rows) for step in _count(start))
         batches = grain().MapDataset.source(_Steps(self, start, rows))
@@ -310,7 +310,7 @@ class Stream:
             raise ReaderDied(self.workers, int(killed[1])) from error
 
     def on_device(self, resident: Arrays, host_batch: Arrays, key: Key[Array, ""] | None) -> dict:
-        """The task's batch (jittable): gathered where resident, augmented with a key for each position; None: no augmentation.
+        """Return the task's batch (jittable): gathered where resident, augmented with a key per position if `key` is given.
 
         "position", "index" and "bad" stay in it.
         """
@@ -343,9 +343,9 @@ class _Steps:
 
 
 def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[tuple[HostBatch, np.ndarray]]:
-    """Every example once, in order, under the evaluation transform: (raw batch, mask bool[batch_size]).
+    """Yield every example once, in order, under the evaluation transform: (raw batch, mask bool[batch_size]).
 
-    The last batch is filled up with example 0, masked out like an unreadable example that is skipped. Batches hold
+    The last batch is padded with example 0, masked out like an unreadable example that is skipped. Batches hold
     "position" and "index"; `dataset.on_device(batch, None)` makes the task's batch of one.
     """
 

@@ -288,11 +288,11 @@ def test_shards_with_classes_are_labelled_images(tmp_path):
     assert dataset.labels().tolist() == [1, 0, 1] and dataset.skipped() == 1
 
 
-def test_a_name_that_stands_twice_in_a_shard_is_counted(tmp_path):
+def test_a_name_that_occurs_twice_in_a_shard_is_counted(tmp_path):
     shards(tmp_path, count=1)
     with tarfile.open(tmp_path / "00000.tar", "a") as archive:
         archive.addfile(tarfile.TarInfo("000000000.png"), io.BytesIO())
-    assert "1 members whose name stands twice in a shard" in load_source(f"tar:{tmp_path}").unread()
+    assert "1 members whose name occurs twice in a shard" in load_source(f"tar:{tmp_path}").unread()
 
 
 def test_a_changed_shard_is_indexed_again(tmp_path):

@@ -31,7 +31,7 @@ class ImagesSettings(ImageDataSettings):
     channels: int | None = None  # 1 or 3; the source's own where it is an array, else 3
     augment: Augment = Augment()
     views: Mapping = dataclasses.field(default_factory=dict)  # name -> View: several augmented copies of a training image
-    placement: str = "auto"  # "device": the whole set lies there; "host"; "auto": device where it is arrays under 1 GiB
+    placement: str = "auto"  # "device": the whole set is put there; "host"; "auto": device where it is arrays under 1 GiB
     fast_decode: bool = False  # JPEG decoded at a reduced scale where the crop allows it: faster, other pixel values
 
     def __post_init__(self):

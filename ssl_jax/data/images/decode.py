@@ -24,7 +24,7 @@ class Unreadable(Exception):
 
 
 def decode(data: bytes, channels: int, draft: tuple[int, int] | None = None, share: float = 1.0) -> Image.Image:
-    """An encoded image as PIL "L" (1 channel) or "RGB" (3): EXIF rotation applied, transparency over white, first frame.
+    """Decode an image as PIL "L" (1 channel) or "RGB" (3): EXIF rotation applied, transparency over white, first frame.
 
     `draft`: a JPEG may be decoded at 1/2, 1/4 or 1/8 where a crop of this share of the area still has these pixels.
     Raises Unreadable.
@@ -62,7 +62,7 @@ ORIENTATIONS = {  # of EXIF's tag 0x0112: what makes the picture upright
 def upright(image: Image.Image) -> Image.Image:
     """Return the image turned as its EXIF data say, or as it is where they say nothing or cannot be parsed.
 
-    Only the orientation is read: ImageOps.exif_transpose also writes all tags anew, which fails for one of a wrong type.
+    Only the orientation is read: ImageOps.exif_transpose also rewrites all tags, which fails for one of a wrong type.
     """
     try:
         method = ORIENTATIONS.get(image.getexif().get(0x0112))
@@ -72,7 +72,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def _broken(data: bytes) -> str | None:
-    """How an encoded image breaks off, from what its format says about its own length."""
+    """Return how an encoded image is cut off, from what its format says about its own length; None if it is not."""
     have, want = len(data), None
     if have == 0:
         return "is empty (0 bytes)"
@@ -155,7 +155,7 @@ def centre_crop(image: Image.Image, size: tuple[int, int], share: float) -> Imag
 
 
 def random_box(generator: np.random.Generator, size: tuple[int, int], scale: tuple, ratio: tuple) -> tuple[int, int, int, int]:
-    """(top, left, height, width), as augment.random_box."""
+    """Return (top, left, height, width), as augment.random_box."""
     height, width = size
     for _ in range(10):
         area = height * width * generator.uniform(*scale)
@@ -198,7 +198,7 @@ def _affine(image: Image.Image, a=1.0, b=0.0, c=0.0, d=0.0, e=1.0, f=0.0) -> Ima
 
 
 def _fill(image: Image.Image):
-    """The colour of what moves in from outside: the mean of ImageNet."""
+    """Return the colour of what moves in from outside: the mean of ImageNet."""
     return 117 if image.mode == "L" else (124, 116, 104)
 
 
@@ -208,7 +208,7 @@ def _solarize_add(image: Image.Image, level: float, sign: int) -> Image.Image:
     return image.point(table * len(image.getbands()))
 
 
-# name -> (image, level in [0, 1], sign) -> image: timm's increasing set, severities of AutoAugment with the direction mended
+# name -> (image, level in [0, 1], sign) -> image: timm's increasing set, severities of AutoAugment with the direction corrected
 OPERATIONS = {
     "auto_contrast": lambda image, level, sign: ImageOps.autocontrast(image),
     "equalize": lambda image, level, sign: ImageOps.equalize(image),

@@ -64,7 +64,7 @@ class ImageDataSettings:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """(height, width), or None where `image_size` is not set."""
+        """Return (height, width), or None where `image_size` is not set."""
         size = self.image_size
         if size is None:
             return None

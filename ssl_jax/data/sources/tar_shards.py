@@ -24,7 +24,7 @@ from ssl_jax.data.sources.tables import json_object, text_of
 from ssl_jax.errors import UserError
 
 INDEX_NAME = ".ssl_jax_index"
-VERSION = 2  # of the kept index: raise it when the same shards would give another one
+VERSION = 2  # of the stored index: raise it when the same shards would give another one
 FIELDS = ("shard", "image_offset", "image_size", "text_offset", "text_size", "json_offset", "json_size")
 
 
@@ -71,7 +71,7 @@ class TarShards(Source):
         return (text,) if text else ()
 
     def _read(self, index: int, shard: int, offset: int, size: int) -> bytes:
-        """pread, which threads may share; a process opens its own files."""
+        """Read with pread, which threads may share; a process opens its own files. Raises BadExample."""
         if shard not in self._files:
             self._files[shard] = os.open(self.shards[shard], os.O_RDONLY)
         data = os.pread(self._files[shard], size, offset)
@@ -94,7 +94,7 @@ class TarShards(Source):
         return digest([*self.keys(), self.index[:, 1:].tobytes()], self._labels, self.classes)
 
     def unread(self) -> tuple[str, ...]:
-        found = (("keys without an image", self.without_image), ("members whose name stands twice in a shard", self.repeated))
+        found = (("keys without an image", self.without_image), ("members whose name occurs twice in a shard", self.repeated))
         return tuple(f"{count:,} {what}" for what, count in found if count)
 
 
@@ -124,9 +124,9 @@ def _index(uri: str, shards: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndar
     places = pathlib.Path(shards[0]).parent / name, user_cache() / name
     for file in places:
         try:
-            with np.load(file, allow_pickle=False) as kept:
-                counts = kept["counts"].tolist()
-                return kept["index"], kept["keys"], kept["labels"], counts[0], counts[1]
+            with np.load(file, allow_pickle=False) as stored:
+                counts = stored["counts"].tolist()
+                return stored["index"], stored["keys"], stored["labels"], counts[0], counts[1]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             continue
     with concurrent.futures.ThreadPoolExecutor(8) as pool:

@@ -19,7 +19,7 @@ Rows = tuple[tuple[str, ...] | None, Iterator[tuple[str, Any]]]  # column names,
 
 @dataclasses.dataclass(frozen=True)
 class Table(Source):
-    """The chosen columns of a source: text by row. `places[i]` is where row i stands, as an error names it."""
+    """The chosen columns of a source: text by row. `places[i]` is what an error calls row i."""
 
     name: str
     columns: dict[str, tuple[str, ...]]  # by what the caller calls them
@@ -45,7 +45,7 @@ class Table(Source):
 
 
 def read_table(uri: str, columns: dict[str, Column], *, header: bool | None = None) -> Table:
-    """The rows behind `uri` (tsv:, csv:, jsonl:, trec:, parallel:FILE,FILE or any source), with `columns` named anew.
+    """Read the rows behind `uri` (tsv:, csv:, jsonl:, trec:, parallel:FILE,FILE or any source); `columns` renames columns.
 
     `header` says whether the first line of a tsv or csv names the columns; by default it does where a column is asked for
     by name. A tsv has no quotes (as GLUE's), a csv has. Files may be gzipped. Raises UserError for a column that is not

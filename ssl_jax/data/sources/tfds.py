@@ -21,12 +21,12 @@ ARRAYS_BYTES = 2**30  # images of one size are decoded into one array up to this
 
 
 def data_dir(dir: str | None = None) -> pathlib.Path:
-    """Where prepared data lies: `dir` (the config's data.dir), else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """Return where prepared data is: `dir` (the config's data.dir), else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     return pathlib.Path(dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def open_tfds(rest: str, dir: str | None = None) -> Source:
-    """The source of a prepared data set; the split ("train", "test[:50%]" ...) is "train" unless named.
+    """Open a prepared data set; the split ("train", "test[:50%]" ...) is "train" unless named.
 
     Raises UserError for data that is not there (how to get it), for an unknown split, and for another file format.
     """
@@ -41,7 +41,7 @@ def open_tfds(rest: str, dir: str | None = None) -> Source:
 
 
 def find(name: str, root: pathlib.Path) -> pathlib.Path | None:
-    """The folder root/NAME[/CONFIG]/VERSION of the newest prepared version, or None."""
+    """Return the folder root/NAME[/CONFIG]/VERSION of the newest prepared version, or None."""
     if not re.fullmatch(r"\w[\w.\-]*(/[\w.\-]+)*", name):
         raise UserError(f"tfds:{name}: expected NAME, NAME/CONFIG or NAME/CONFIG/VERSION")
     version = lambda path: tuple(int(n) for n in re.findall(r"\d+", path.parent.name))
@@ -53,7 +53,7 @@ def find(name: str, root: pathlib.Path) -> pathlib.Path | None:
 
 
 def _tfds(uri: str):
-    """tensorflow_datasets, without the warnings it prints when it is imported."""
+    """Import tensorflow_datasets, or raise UserError with the command that installs it."""
     try:
         import tensorflow_datasets
 
@@ -145,7 +145,7 @@ class Prepared(Source):
 
 
 def prepare(name: str, dir: str | None = None) -> pathlib.Path:
-    """Prepares `NAME[/CONFIG]` as ArrayRecord and returns its folder; "bundled_NAME" is written from the package's own data.
+    """Prepare `NAME[/CONFIG]` as ArrayRecord and return its folder; "bundled_NAME" is written from the package's own data.
 
     Other names go to TFDS's builder of that name, which may download, and may need TensorFlow.
     """
@@ -174,7 +174,7 @@ def prepare(name: str, dir: str | None = None) -> pathlib.Path:
 
 
 def write(name: str, splits: Mapping[str, Source], dir: str | None = None) -> pathlib.Path:
-    """Writes image sources as the TFDS data set `name`, one split each, as ArrayRecord; returns its folder."""
+    """Write image sources as the TFDS data set `name`, one split each, as ArrayRecord; return its folder."""
     tfds = _tfds(f"tfds:{name}")
     first = next(iter(splits.values()))
     shape = first.arrays["image"].shape[1:] if first.arrays is not None else (None, None, 3)
@@ -190,7 +190,7 @@ def write(name: str, splits: Mapping[str, Source], dir: str | None = None) -> pa
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
-        url_infos = {}  # nothing is downloaded, so no list of checksums is looked for beside this file
+        url_infos = {}  # nothing is downloaded, so TFDS need not look for a list of checksums
 
         def _info(self):
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
@@ -210,7 +210,7 @@ def write(name: str, splits: Mapping[str, Source], dir: str | None = None) -> pa
 
 
 def _encode(image: Any) -> bytes:
-    """A stored image as a file: as it is, or as PNG."""
+    """Return a stored image as a file: as it is, or as PNG."""
     if isinstance(image, bytes):
         return image
     buffer = io.BytesIO()
