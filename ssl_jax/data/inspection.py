@@ -54,7 +54,7 @@ def inspect(
     if problems:
         facts["bad"] = f"{len(problems):,} of {_of(len(sample))}; the first: {problems[0]}"
     lines = [uri, *(f"  {name:9} {value}" for name, value in facts.items())]
-    lines += [f"  not read  {line}" for line in source.unread()]
+    lines += [f"  note      {line}" for line in source.remarks()]
     return "\n".join([*lines, *(_example(source, good[0]) if good else ())])
 
 

@@ -96,8 +96,8 @@ class Relabelled(Source):
     def keys(self) -> Iterable[bytes]:
         return self.base.keys()
 
-    def unread(self) -> tuple[str, ...]:
-        return self.base.unread()
+    def remarks(self) -> tuple[str, ...]:
+        return self.base.remarks()
 
     def fingerprint(self) -> str:
         return self.base.fingerprint()

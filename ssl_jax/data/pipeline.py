@@ -97,8 +97,8 @@ class Dataset:
         return len(self.bad) + sum(self.left_out.values())
 
     def notes(self) -> tuple[str, ...]:
-        """Return one line for each kind of thing that the source holds and this data set does not, with counts."""
-        lines = [f"not read: {line}" for line in self.source.unread()]
+        """Return the source's remarks, and what of it this data set does not have, with counts: one line each."""
+        lines = list(self.source.remarks())
         lines += [f"skipped: {count:,} examples {why}" for why, count in self.left_out.items() if count]
         return tuple(f"{self.source.name}: {line}" for line in lines)
 
@@ -181,8 +181,8 @@ class Part(Source):
         keys = list(self.parent.source.keys())
         return (keys[index] for index in self.indices)
 
-    def unread(self) -> tuple[str, ...]:
-        return self.parent.source.unread()
+    def remarks(self) -> tuple[str, ...]:
+        return self.parent.source.remarks()
 
 
 def whole(source: Source) -> Source:

@@ -7,6 +7,7 @@ defect, either each label is that of its picture and labels are as many as featu
 import csv
 import json
 import os
+import tarfile
 
 import numpy as np
 import pytest
@@ -19,7 +20,12 @@ from ssl_jax.data.pipeline import eval_batches, subset
 from ssl_jax.errors import UserError
 
 LEVELS = {"ant": 0, "bee": 60, "cat": 120, "dog": 180}
-KINDS = ("folder", "npz", "csv", "tsv", "jsonl")
+KINDS = ("folder", "npz", "csv", "tsv", "jsonl", "tar", "parquet")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def picture(level: int, number: int) -> np.ndarray:
@@ -51,6 +57,26 @@ def write(kind: str, root, examples, classes=None) -> str:
             numbers = [classes.index(label) if label else -1 for label in labels]
             np.savez(root / "a.npz", image=images, label=np.array(numbers), classes=np.array(classes))
         return f"npz:{root / 'a.npz'}"
+    if kind == "tar":
+        with tarfile.open(root / "a.tar", "w") as archive:
+            for name, label in zip(names, labels, strict=True):
+                (root / name).with_suffix(".cls").write_text(label)
+                archive.add(root / name, name)
+                if label:
+                    archive.add((root / name).with_suffix(".cls"), f"{name.removesuffix('.png')}.cls")
+        return f"tar:{root / 'a.tar'}"
+    if kind == "parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        images = [{"bytes": (root / name).read_bytes(), "path": name} for name in names]
+        numbers = [label or None for label in labels]
+        metadata = None
+        if classes is not None:
+            numbers = [classes.index(label) if label else None for label in labels]
+            features = {"label": {"names": classes, "_type": "ClassLabel"}}
+            metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+        table = pytest.importorskip("pyarrow").table({"image": images, "label": numbers})
+        parquet.write_table(table.replace_schema_metadata(metadata), root / "a.parquet")
+        return f"parquet:{root / 'a.parquet'}"
     path = root / f"table.{kind}"
     rows = [dict(file=name, label=label) for name, label in zip(names, labels, strict=True)]
     if kind == "jsonl":
@@ -110,7 +136,7 @@ def test_an_added_class_is_named_or_left_out_and_counted(kind, tmp_path):
     assert any("2 examples of classes that training does not have" in line for line in kept.notes())
 
 
-@pytest.mark.parametrize("kind", ["npz", "csv", "jsonl"])
+@pytest.mark.parametrize("kind", ["npz", "csv", "jsonl", "parquet"])
 def test_classes_in_another_order_are_matched_by_name(kind, tmp_path):
     train = write(kind, tmp_path / "train", good("ant", "bee", "cat"), classes=["ant", "bee", "cat"])
     test = write(kind, tmp_path / "test", good("cat", "ant", "bee"), classes=["cat", "bee", "ant"])
@@ -141,7 +167,7 @@ def test_an_empty_label_is_no_class(kind, tmp_path):
     classes = ["ant", "bee"] if kind == "npz" else None
     uri = write(kind, tmp_path / "train", [*good("ant", "bee"), ("bee", "unlabelled")], classes=classes)
     message = error_of(lambda: data(uri, uri))
-    assert "has no label (1 of 5 have none)" in message and uri in message
+    assert "has no label (1 of 5 have none)" in message and uri.partition(":")[2] in message
     kept = data(uri, uri, on_bad_example="skip")
     assert kept.info.classes == ("ant", "bee") and classes_seen(kept) == ["ant", "ant", "bee", "bee"] and kept.skipped() == 1
 

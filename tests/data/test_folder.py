@@ -50,14 +50,14 @@ def test_what_is_not_read_is_counted(tmp_path):
     os.symlink("/nowhere/at/all", tmp_path / "emu")
     source = Folder(str(tmp_path))
     assert source.files == ["cat/B.PNG", "cat/a.png"] and source.classes == ("cat",)
-    assert source.unread() == (
-        "3 files of a kind that Pillow does not decode (without a suffix 1, .txt 1, .mpg 1)",
+    assert source.remarks() == (
+        "3 files not read, of a kind that Pillow does not decode (without a suffix 1, .txt 1, .mpg 1)",
         "1 link to nothing (emu)",
         "1 class folder without images (dog)",
     )
     section = dict(train=f"folder:{tmp_path}", test=f"folder:{tmp_path}", batch_size=1, image_size=4, normalize=None)
-    assert f"folder:{tmp_path}: not read: 1 class folder without images (dog)" in build("images", section).notes()
-    assert "not read  1 link to nothing (emu)" in inspect(f"folder:{tmp_path}")
+    assert f"folder:{tmp_path}: 1 class folder without images (dog)" in build("images", section).notes()
+    assert "note      1 link to nothing (emu)" in inspect(f"folder:{tmp_path}")
     shutil.rmtree(tmp_path / "cat")
     with pytest.raises(UserError, match="holds no image, in it or in class folders below it .*1 link to nothing"):
         Folder(str(tmp_path))
@@ -74,7 +74,10 @@ def test_links_are_followed_and_loops_are_not(tmp_path):
     source = Folder(str(tmp_path / "data"))
     assert source.files == ["cat/kittens/3.png", "dog/all/1.png", "dog/all/2.png", "fox/1.png", "fox/2.png"]
     assert source.labels().tolist() == [0, 1, 1, 2, 2]
-    assert source.unread() == ("1 link to nothing (cat/itself)", "1 link back to a folder above (cat/kittens/up)")
+    assert source.remarks() == (
+        "1 link to nothing (cat/itself)",
+        "1 link not followed, back to a folder above (cat/kittens/up)",
+    )
 
 
 def test_a_file_that_cannot_be_opened_is_a_bad_example(tmp_path):

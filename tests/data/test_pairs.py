@@ -292,7 +292,7 @@ def test_a_name_that_occurs_twice_in_a_shard_is_counted(tmp_path):
     shards(tmp_path, count=1)
     with tarfile.open(tmp_path / "00000.tar", "a") as archive:
         archive.addfile(tarfile.TarInfo("000000000.png"), io.BytesIO())
-    assert "1 members whose name occurs twice in a shard" in load_source(f"tar:{tmp_path}").unread()
+    assert "1 members whose name occurs twice in a shard" in load_source(f"tar:{tmp_path}").remarks()
 
 
 def test_a_changed_shard_is_indexed_again(tmp_path):

@@ -157,6 +157,15 @@ def test_rows_of_one_image_are_one_example(tmp_path):
         table(tmp_path, "image,label", "a.png,cat", "b.png,cat", "a.png,dog", name="u.csv")
 
 
+def test_a_row_of_several_lines_is_pointed_out(tmp_path):
+    """Two quotes that are not closed may swallow the rows between them, and look like one long caption."""
+    source = table(tmp_path, "image,caption", 'a.png,"a dog', "b.png,a cat", 'c.png,27"', "d.png,e", name="t.csv")
+    assert len(source) == 2 and source.remarks() == (
+        "the row of line 2 goes on to line 4; if it should not, a quote is not closed there",
+    )
+    assert table(tmp_path, "image,caption", "a.png,b", name="u.csv").remarks() == ()
+
+
 def test_captions_that_are_null_are_none(tmp_path):
     source = table(tmp_path, {"image": "a.png", "caption": [None, "a cat", math.nan, " "]}, {"image": "b.png", "caption": None})
     assert source.captions(0) == ("a cat",) and source.captions(1) == ()

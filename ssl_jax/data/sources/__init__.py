@@ -87,8 +87,8 @@ class Source:
         """
         return (content_key(self[index]) for index in range(len(self)))
 
-    def unread(self) -> tuple[str, ...]:
-        """Return what the source found and does not read, with counts, as lines for a person."""
+    def remarks(self) -> tuple[str, ...]:
+        """Return what a person should know of the source, as lines: what it found and does not read, with counts."""
         return ()
 
     def fingerprint(self) -> str:

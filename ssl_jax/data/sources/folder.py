@@ -33,7 +33,7 @@ class Folder(Source):
 
     With folders in DIR, each is a class, in the order of their names, and its images are found at any depth; otherwise DIR's
     own images are read without labels. Links are followed; a link back to a folder above it is not. Hidden files and folders
-    are ignored; whatever else is not read is counted (`unread`). Order: by path. Splits are drawn by path within DIR.
+    are ignored; whatever else is not read is counted (`remarks`). Order: by path. Splits are drawn by path within DIR.
     """
 
     def __init__(self, path: str, **options: Any):
@@ -58,7 +58,7 @@ class Folder(Source):
             raise UserError(f"{self.name}: its folders {', '.join(found)} are splits, not classes; use {options_}")
         self.files, self.classes = flat or [file for files in found.values() for file in files], tuple(found)
         if not self.files:
-            what = "; ".join(self.unread())
+            what = "; ".join(self.remarks())
             raise UserError(f"{self.name}: holds no image, in it or in class folders below it{f' ({what})' if what else ''}")
         labels = [label for label, files in enumerate(found.values()) for _ in files]
         self._labels = np.array(labels, np.int32) if labels else None
@@ -127,12 +127,12 @@ class Folder(Source):
     def fingerprint(self) -> str:
         return digest([b"\0".join(self.keys())], self._labels, self.classes)
 
-    def unread(self) -> tuple[str, ...]:
+    def remarks(self) -> tuple[str, ...]:
         kinds = [f"{suffix} {count:,}" for suffix, count in self._other.most_common()]
         found = (
-            ("file(s) of a kind that Pillow does not decode", sum(self._other.values()), kinds),
+            ("file(s) not read, of a kind that Pillow does not decode", sum(self._other.values()), kinds),
             ("link(s) to nothing", len(self._dangling), self._dangling),
-            ("link(s) back to a folder above", len(self._loops), self._loops),
+            ("link(s) not followed, back to a folder above", len(self._loops), self._loops),
             ("class folder(s) without images", len(self._empty), self._empty),
         )
         return tuple(

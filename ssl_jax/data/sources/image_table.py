@@ -34,6 +34,7 @@ class ImageTable(Source):
         self.places: list[int] = []  # line numbers
         self.paths: list[str] = []  # "" where a row names none
         self.texts: list[list[str]] = []
+        self.longest = (0, 0)  # how many line ends a cell has at most, and the line of its row
         labels: list[str] = []
         number: dict[str, int] = {}
         for line, row in rows:
@@ -68,6 +69,8 @@ class ImageTable(Source):
             raise UserError(
                 f"{self.name}: line {line:,}: {names['image']} is {str(path)[:40]!r}, expected the path of an image"
             )
+        lines = max((value.count("\n") for value in row.values() if isinstance(value, str)), default=0)
+        self.longest = max(self.longest, (lines, line))
         found = []
         for text in texts if isinstance(texts, list) else [texts]:
             try:
@@ -110,6 +113,11 @@ class ImageTable(Source):
     def keys(self) -> Iterable[bytes]:
         """Yield each image's path as the table has it, or its line where it has none."""
         return (os.fsencode(path or f"line {place}") for path, place in zip(self.paths, self.places, strict=True))
+
+    def remarks(self) -> tuple[str, ...]:
+        lines, start = self.longest
+        found = f"the row of line {start:,} goes on to line {start + lines:,}; if it should not, a quote is not closed there"
+        return (found,) if lines else ()
 
     def fingerprint(self) -> str:
         texts = ("\0".join(texts).encode("utf-8", "surrogatepass") for texts in self.texts)

@@ -93,7 +93,7 @@ class TarShards(Source):
     def fingerprint(self) -> str:
         return digest([*self.keys(), self.index[:, 1:].tobytes()], self._labels, self.classes)
 
-    def unread(self) -> tuple[str, ...]:
+    def remarks(self) -> tuple[str, ...]:
         found = (("keys without an image", self.without_image), ("members whose name occurs twice in a shard", self.repeated))
         return tuple(f"{count:,} {what}" for what, count in found if count)
 
