@@ -49,7 +49,7 @@ def why_not(key: str, old: ConfigDict, new: ConfigDict) -> str | None:
     if key == "training.duration":
         from ssl_jax.training.length import EXTENDABLE
 
-        schedule = new.optimizer.get("schedule", "warmup_cosine")
+        schedule = new.optimizer.get("schedule") or "warmup_cosine"
         if schedule in EXTENDABLE and not new.get("schedules"):
             return None
         return f"optimizer.schedule={schedule!r} spreads over the whole run: another length would have changed every step"
@@ -86,8 +86,9 @@ def trained(wd: Workdir, config: ConfigDict | None = None) -> bool:
 
 
 def extended(wd: Workdir, config: ConfigDict) -> bool:
-    """Whether a run that was trained is to go on, since `config` gives it another length."""
-    return wd.status().get("duration", config.training.get("duration")) != config.training.get("duration")
+    """Whether a run that was trained to its end is to go on, since `config` gives it another length."""
+    status, duration = wd.status(), config.training.get("duration")
+    return "trained" in status and status.get("duration", duration) != duration
 
 
 def finished(wd: Workdir, config: ConfigDict, evaluate: bool) -> bool:

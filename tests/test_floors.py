@@ -16,7 +16,7 @@ FLOORS = (
     {"data", "models", "reports", "workdir"},
     {"training", "pretext"},
     {"downstream", "interop"},
-    {"resume", "runs", "stand_in", "sweeps", "inference", "preview", "bench", "bench_peer", "api", "start"},
+    {"resume", "evidence", "runs", "stand_in", "sweeps", "inference", "preview", "bench", "bench_peer", "api", "start"},
     {"cli"},
 )  # fmt: skip
 # Settings of a section may be read by the room itself; what a pretext task is, training must not know, and so on.

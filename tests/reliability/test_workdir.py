@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import cli
 from ssl_jax.errors import UserError
-from ssl_jax.resume import begin_anew, check_directory
+from ssl_jax.resume import begin_anew, check_directory, extended
 from ssl_jax.workdir import Workdir
 
 
@@ -86,7 +86,6 @@ def test_what_changes_no_number_of_the_training_may_change(tmp_path, key, value)
         ("model.width", 16, "the saved parameters belong to it"),
         ("task.mask.ratio", 0.5, "the saved parameters were trained by it"),
         ("checkpoint.best", None, "a part of the training data is held out"),
-        ("training.duration", "20 steps", "spreads over the whole run"),
     ],
 )
 def test_what_may_not_change_says_why(tmp_path, key, value, why):
@@ -94,6 +93,21 @@ def test_what_may_not_change_says_why(tmp_path, key, value, why):
     with pytest.raises(UserError) as error:
         check_directory(Workdir(tmp_path), changed(key, value))
     assert key in str(error.value) and why in str(error.value) and "take another --workdir" in str(error.value)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "warmup_stable_decay", "warmup_cosine", None])
+def test_a_run_may_be_made_longer_where_its_schedule_allows(tmp_path, schedule):
+    begun(tmp_path, CONFIG | dict(optimizer=dict(lr=0.1, schedule=schedule)))
+    longer = changed("optimizer.schedule", schedule)
+    longer.training.duration = "20 steps"
+    if schedule in ("constant", "warmup_stable_decay"):
+        check_directory(Workdir(tmp_path), longer)
+        assert extended(Workdir(tmp_path), longer) is False  # it was not trained to its end yet
+        (tmp_path / "status.json").write_text('{"trained": 10, "duration": "10 steps"}')
+        assert extended(Workdir(tmp_path), longer)
+    else:
+        with pytest.raises(UserError, match="spreads over the whole run"):
+            check_directory(Workdir(tmp_path), longer)
 
 
 def test_a_run_of_which_nothing_is_saved_begins_anew_under_any_config(tmp_path):
