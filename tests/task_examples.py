@@ -102,10 +102,54 @@ def _translation(root):
     yield "", _text(f"tsv:{root}/parallel.tsv", dict(name="translation", label_smoothing=0.1), data) | dict(model=model)
 
 
+TEACHER = dict(schedules=dict(ema=dict(start=0.9, end=1.0)))
+FLIP = dict(flip=True)
+
+
+def _ijepa(root):
+    mask = dict(min_keep=8, kept=1.0)  # half of the examples have too small a context, and count nothing
+    task = dict(name="ijepa", mask=mask, predictor=dict(width=8, depth=1, heads=2))
+    yield "", _images(root, task, patch_size=2, dropout=0.1) | TEACHER
+
+
+def _data2vec_image(root):
+    task = dict(name="data2vec_image", targets=dict(top_blocks=2, head_layers=2))
+    yield "", _images(root, task, patch_size=2, depth=2) | TEACHER
+
+
+def _data2vec_text(root):
+    task = dict(name="data2vec_text", mask=dict(ratio=0.3), targets=dict(top_blocks=1))
+    config = _text(f"text:{root}/text.txt", task, dict(block=48, packing="documents", documents="blank_line"), dropout=0.1)
+    yield "", config | TEACHER
+
+
+def _self_distillation(root):
+    small = dict(name="self_distillation", prototypes=8, hidden=8, bottleneck=4)
+    views = dict(globals=dict(count=2, augment=FLIP))
+    patches = dict(patches=dict(prob=0.8, ratio=(0.2, 0.6), shared_head=False))
+    for option, task, more in (
+        ("centre", patches, dict(locals=dict(count=2, image_size=4, augment=FLIP))),
+        ("sinkhorn", dict(centring="sinkhorn"), {}),
+    ):
+        config = _images(root, small | task, patch_size=2) | TEACHER
+        yield option, config | dict(data=config["data"] | dict(views=views | more))
+
+
+def _joint_embedding(root):
+    for option, task in {"nt_xent": dict(logit_chunks=2), "vicreg": dict(loss="vicreg", outputs=24)}.items():
+        config = _images(root, dict(name="joint_embedding", hidden=(16,), outputs=8) | task)
+        yield option, config | dict(data=config["data"] | dict(views=dict(pair=dict(count=2, augment=FLIP))))
+
+
 EXAMPLES = {
     "masked_image": _masked_image,
     "next_token": _next_token,
     "masked_token": _masked_token,
+    "ijepa": _ijepa,
+    "data2vec_image": _data2vec_image,
+    "data2vec_text": _data2vec_text,
+    "self_distillation": _self_distillation,
+    "joint_embedding": _joint_embedding,
     "image_text": _image_text,
     "classification": _classification,
     "text_classification": _text_classification,

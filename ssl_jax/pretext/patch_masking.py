@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ssl_jax.errors import UserError
+from ssl_jax.randomness import substream
 
 Grid = tuple[int, int]  # rows, columns of patches
 
@@ -63,6 +64,14 @@ class MaskConfig:
             order = jnp.argsort(jnp.argsort(noise)).astype(jnp.float32).reshape(-1, *coarse)
             noise = order.repeat(self.unit, 1).repeat(self.unit, 2).reshape(order.shape[0], -1)
         return from_noise(noise, self.kept(grid))
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockMask(MaskConfig):
+    """The masks of BEiT (Bao et al. 2022) and data2vec's images."""
+
+    kind: str = "block"
+    ratio: float = 0.6
 
 
 def kept(patches: int, ratio: float) -> int:
@@ -140,3 +149,26 @@ def bayer(grid: Grid) -> Int[np.ndarray, "rows columns"]:
 
 
 KINDS = {"random": _random, "block": _block, "grid": _grid}
+
+
+# A varying number of patches --------------------------------------------------------------------------------------------
+
+
+class HiddenBlocks(NamedTuple):
+    """Blocks of patches hidden from one image, padded to one length; 0 in `real` marks padding."""
+
+    hidden: Bool[Array, "patches"]
+    places: Int[Array, "most"]
+    real: Float[Array, "most"]
+
+
+def hidden_blocks(key: Key[Array, ""], grid: Grid, ratio: tuple[float, float], prob: float) -> HiddenBlocks:
+    """Hide blocks of a share of the patches that is uniform in `ratio`, with probability `prob`; else hide none (iBOT)."""
+    patches, (chance, draw) = math.prod(grid), jax.random.uniform(substream(key, "share"), (2,))
+    most = max(1, math.floor(ratio[1] * patches))
+    share = jnp.where(chance < prob, ratio[0] + (ratio[1] - ratio[0]) * draw, 0)
+    count = jnp.minimum(jnp.round(share * patches), most)
+    places = jnp.argsort(-_block(substream(key, "blocks"), grid, most / patches))[:most].astype(jnp.int32)
+    real = jnp.arange(most) < count
+    hidden = jnp.zeros(patches, bool).at[places].set(real)
+    return HiddenBlocks(hidden, places, real.astype(jnp.float32))

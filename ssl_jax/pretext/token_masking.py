@@ -53,6 +53,16 @@ class MaskSettings:
         return int(self.counts(length)[-1])
 
 
+@dataclasses.dataclass(frozen=True)
+class SpanMask(MaskSettings):
+    """Spans of words, all replaced by the mask token (data2vec's text)."""
+
+    ratio: float = 0.35
+    unit: str = "span"
+    replace: float = 1.0
+    random: float = 0.0
+
+
 class Masked(NamedTuple):
     """A batch's corruption: at most `hidden` places a sequence, in ascending order."""
 

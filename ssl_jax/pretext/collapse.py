@@ -1,0 +1,60 @@
+"""Whether representations collapse: diagnostics of methods whose loss a constant output could minimise.
+
+A loss hands out averages over its examples (`moments`, mean probabilities); what is not linear in the examples is derived once
+from the averages over the global batch, so that no number depends on how the batch was cut.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ssl_jax.task import Metrics
+
+MIN_STD = 0.02  # below it a run counts as collapsed: 0 for constant features, 1 for features in all directions alike
+MIN_PROTOTYPES = 1.05  # 1 where all examples have one and the same target
+MAX_ENTROPY = 0.995  # share of log(prototypes), which targets reach that are the same for all prototypes
+
+
+def moments(x: Float[Array, "rows dim"], weight: Float[Array, "rows"] | None = None) -> Metrics:
+    """Return mean f32[dim] and second moment f32[dim, dim] of the rows, each scaled to length sqrt(dim), without gradient."""
+    x = jax.lax.stop_gradient(x.astype(jnp.float32))
+    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
+    weight = jnp.ones(len(x)) if weight is None else weight
+    share = weight / jnp.maximum(jnp.sum(weight), 1)
+    return {"mean": share @ x, "second_moment": jnp.einsum("ni,nj,n->ij", x, x, share)}
+
+
+def spread(statistics: Metrics) -> Metrics:
+    """Return the features' deviation and effective rank, from their averaged `moments`.
+
+    std: the root of the mean variance of a dimension, 1 where directions are distributed evenly and 0 where all are equal
+    (Chen & He 2021, section 4.1). effective_rank: (tr C)^2 / tr C^2 of the covariance C, the number of equally strong
+    directions with this concentration (of order 2: no eigenvalues are needed).
+    """
+    covariance = statistics["second_moment"] - jnp.outer(statistics["mean"], statistics["mean"])
+    trace = jnp.maximum(jnp.trace(covariance), 0)
+    rank = trace**2 / jnp.maximum(jnp.sum(jnp.square(covariance)), 1e-20)
+    return {"std": jnp.sqrt(trace / len(covariance)), "effective_rank": rank}
+
+
+def entropy(p: Float[Array, "*rows outcomes"]) -> Float[Array, "*rows"]:
+    """Return the entropy of distributions, in nats."""
+    return -jnp.sum(p * jnp.log(jnp.maximum(p, 1e-30)), axis=-1)
+
+
+def in_use(mean_probability: Float[Array, "prototypes"]) -> Float[Array, ""]:
+    """Return the number of prototypes in use: the exponential of the entropy of their mean probability."""
+    return jnp.exp(entropy(mean_probability))
+
+
+def verdict(metrics: dict[str, float], prototypes: int = 0) -> str | None:
+    """Say in one line how a run has collapsed, from its logged metrics; None while it has not."""
+    if metrics.get("std", 1.0) < MIN_STD:
+        return (
+            f"collapsed: the features of all images are nearly the same (std={metrics['std']:.3g}, at least {MIN_STD} expected)"
+        )
+    if metrics.get("prototypes_in_use", 2.0) < MIN_PROTOTYPES:
+        return f"collapsed: all images have one and the same target (prototypes_in_use={metrics['prototypes_in_use']:.3g})"
+    if prototypes and metrics.get("target_entropy", 0.0) > MAX_ENTROPY * float(jnp.log(prototypes)):
+        return f"collapsed: the targets are the same for all prototypes (target_entropy={metrics['target_entropy']:.4g})"
+    return None
