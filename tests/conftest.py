@@ -1,5 +1,6 @@
-"""Every array annotation of ssl_jax is checked while the tests run, inside jit too. One CPU device; tests that need more
-start a child process. What XLA compiles is shared by all test processes, and by the next run of the tests."""
+"""One CPU device; tests that need more start a child process. What XLA compiles is shared by all test processes, and by the
+next run of the tests. With SSL_JAX_CHECK_TYPES=1 every annotation of ssl_jax, the shapes of arrays among them, is checked while
+the tests run, inside jit too."""
 
 import os
 import pathlib
@@ -11,11 +12,12 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles in two thirds of the time, and is as exact
 
-from jaxtyping import install_import_hook  # noqa: E402
+if os.environ.get("SSL_JAX_CHECK_TYPES") == "1":
+    from jaxtyping import install_import_hook
 
-import tests.typecheck  # noqa: E402, F401
+    import tests.typecheck  # noqa: F401
 
-install_import_hook("ssl_jax", "tests.typecheck.checked")
+    install_import_hook("ssl_jax", "tests.typecheck.checked")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
