@@ -90,7 +90,7 @@ class MaskedImage(Task):
         pixels = math.prod(self.encoder.config.patch) * self.encoder.channels
         return {"mean": jnp.zeros(pixels), "basis": jnp.zeros((pixels, self.config.components))}
 
-    def fit(self, variables: Mapping[str, Array], examples: Callable[[int], Batch]) -> Mapping[str, Array]:
+    def fit(self, variables: Mapping[str, Any], examples: Callable[[int], Batch]) -> Mapping[str, Any]:
         """Return the PCA basis of the patches of FIT_EXAMPLES training images (table 1d)."""
         if self.config.target != "pca":
             return variables

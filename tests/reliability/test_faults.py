@@ -41,7 +41,7 @@ class Killed(BaseException):
 @pytest.fixture
 def cut(trainer, twin, tmp_path, monkeypatch):
     """A work directory whose run ended without a word after 14 steps; checkpoints of steps 4, 8 and 12."""
-    stream, host_batch = toy_stream(), trainer.stream.host_batch
+    stream, host_batch = toy_stream(), trainer.program.stream.host_batch
 
     def until(step, rows=slice(None)):
         if step == 14:
@@ -94,7 +94,7 @@ def test_a_damaged_checkpoint_costs_steps_and_no_exactness(trainer, twin, cut, c
     assert complete_steps(cut / "checkpoints") == [4, 8, 12]
     damage(cut / "checkpoints/00000012")
     seen = []
-    stream, host_batch = toy_stream(), trainer.stream.host_batch
+    stream, host_batch = toy_stream(), trainer.program.stream.host_batch
     stream.host_batch = lambda step, rows=slice(None): (seen.append(step), host_batch(step, rows))[1]
     trainer.run(seed=0, workdir=cut, checkpoint=OFTEN, quiet=True, stream=stream)
     assert min(seen) == before and "00000012 is damaged" in capsys.readouterr().err
