@@ -14,6 +14,7 @@ from ssl_jax.data.text import corpus_files as documents
 from ssl_jax.data.text.corpus_files import open_documents
 from ssl_jax.data.text.sequence_packing import gather_spans
 from ssl_jax.errors import UserError
+from tests import tokenizer_toys as toys
 
 SPECIAL = tokenizers.BERT_SPECIAL
 WORDS = "the cat sat on a mat; naïve café 日本語, don't — 🤗 stop.\n".split(" ")
@@ -403,3 +404,72 @@ def test_a_vocabulary_is_trained_once_for_all_work_directories(tmp_path, monkeyp
     assert tokenizer("four") == first and len(trained) == 3
     write(tmp_path / "a.txt", random_text(300, seed=1))
     assert tokenizer("five") != first and len(trained) == 4
+
+
+# Gzip, other beginnings, and what a model's own tokenizer puts before a document -------------------------------------
+
+
+def test_gzipped_text_is_the_text(small_blocks, tmp_path):
+    """Two members, a byte order mark, and a holdout in the middle: the same tokens as of the plain file."""
+    content = "\ufeff" + random_text(200)
+    data = content.encode()
+    plain = write(tmp_path / "plain.txt", content.removeprefix("\ufeff"))
+    zipped = write(tmp_path / "a.txt.gz", gzip.compress(data[:100]) + gzip.compress(data[100:]))
+    source = open_documents(f"text:{zipped}")
+    assert source.size == len(data)
+    assert "".join(p.text for p in source.pieces(0, source.size)) == plain.read_text()
+    middle = source.size // 2
+    halves = ["".join(p.text for p in source.pieces(*ends)) for ends in ((0, middle), (middle, source.size))]
+    assert "".join(halves) == plain.read_text() and min(map(len, halves)) > 100
+    dataset = corpus.build(section(zipped))
+    assert dataset.info.tokenizer.decode(dataset.example.tokens) == data[3 : int(len(data) * 0.9)].decode()
+
+
+def test_large_gzipped_lines_are_read_in_a_stream(monkeypatch, tmp_path):
+    """From any place on, as those of the plain file."""
+    monkeypatch.setattr(documents, "HASHED", 50)
+    rows = [json.dumps({"text": f"row {i} " + "x" * i, "n": i}) for i in range(40)] + ['{"text": "half \\ud83d", "n": 1}', ""]
+    zipped = write(tmp_path / "a.jsonl.gz", gzip.compress("\n".join(rows).encode()))
+    plain = write(tmp_path / "a.jsonl", "\n".join(rows))
+    sources = [open_documents(f"jsonl:{path}") for path in (plain, zipped)]
+    assert all(isinstance(source, documents.JsonLines) for source in sources) and sources[0].size == sources[1].size
+    for start in (0, 300, 900):
+        texts = [[p.text for p in source.pieces(start, source.size)] for source in sources]
+        assert texts[0] == texts[1] and texts[0][-1] == "half \ufffd"
+    numbers = open_documents(f"jsonl:{zipped}", column="n")
+    assert next(numbers.pieces(0, numbers.size)).text == "0"
+    absent = open_documents(f"jsonl:{zipped}", column="other")
+    with pytest.raises(UserError, match="the line at byte 0: other is missing or null"):
+        list(absent.pieces(0, absent.size))
+
+
+def test_damaged_gzip_files_are_named(tmp_path):
+    data = gzip.compress(random_text(500).encode())
+    with pytest.raises(UserError, match=r"a.txt.gz is a damaged gzip file \(.*\); fetch it again"):
+        open_documents(f"text:{write(tmp_path / 'a.txt.gz', data[: len(data) // 2])}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "causal"), [("metaspace", True), ("llama3", True), ("gpt2", True), ("roberta", False), ("bert", False)]
+)
+def test_documents_begin_as_the_tokenizer_has_it(kind, causal, tmp_path):
+    """Of a causal model's corpus: begin-of-text, text, end-of-text; of another, and of GPT-2, the end-of-text only."""
+    tokenizer = toys.KINDS[kind]()
+    texts = ["", *toys.SENTENCES[:3], "", ""]
+    tokenizer.save(tmp_path / "tokenizer")
+    write(tmp_path / "a.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts))
+    settings = section(tmp_path / "a", holdout=0.0, tokenizer=dict(name="file", path=str(tmp_path / "tokenizer")))
+    build = corpus.build if causal else corpus.build_sequences
+    dataset = build(settings | dict(train=f"jsonl:{tmp_path}/a.jsonl", packing="documents"))
+    first, last = tokenizer.document_prefix if causal else (), (tokenizer.separator_id,)
+    expected = sum([[*first, *tokenizer.encode(text), *last] for text in toys.SENTENCES[:3]], [])[:-1]
+    assert dataset.example.tokens.tolist() == expected
+    assert dataset.info.extra["largest_token"] == max(expected)
+
+
+def test_a_document_in_pieces_has_no_spaces_that_its_text_has_not(small_blocks, tmp_path):
+    """A tokenizer that puts "▁" before every text gets the pieces of one document as one text."""
+    content = " ".join(toys.SENTENCES * 4)
+    tokenizer = toys.metaspace()
+    array = token_array.token_array(open_documents(f"text:{write(tmp_path / 'a.txt', content)}"), tokenizer, cache=tmp_path)
+    assert array.tokens.tolist() == tokenizer.encode(content)

@@ -7,11 +7,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from ssl_jax.data.text.tokenizers import BERT_SPECIAL, CharacterTokenizer
+from ssl_jax.downstream.supervised.decoding import Search
 from ssl_jax.errors import UserError
-from ssl_jax.pretext.generation import fill_mask, generate, sample_token
+from ssl_jax.pretext.generation import fill_mask, generate, prompt_tokens, sample_token
 from ssl_jax.pretext.masked_token import MaskedToken
 from ssl_jax.pretext.next_token import NextToken
 from ssl_jax.task import DataInfo
+from tests import tokenizer_toys as toys
 
 LETTERS = "abcdefghij"
 MODELS = {
@@ -142,3 +144,65 @@ def test_fill_mask_lists_the_likeliest_tokens():
         fill_mask(task, params, tokenizer, "abc")
     with pytest.raises(UserError, match="has 21 tokens, but the model's context holds 16"):
         fill_mask(task, params, tokenizer, "a" * 18 + "[MASK]")
+
+
+# A model directory's own tokens -------------------------------------------------------------------------------------
+
+
+def of_tokenizer(tokenizer, context=32, **model):
+    info = DataInfo(shapes={"tokens": jax.ShapeDtypeStruct((context + 1,), jnp.int32)}, tokenizer=tokenizer)
+    config = dict(width=16, depth=1, heads=4, output_bias=True) | model
+    task = NextToken.from_config(ConfigDict(dict(task=dict(name="next_token"), model=config, training={})), info)
+    return task, jax.jit(task.init)(jax.random.key(0), {"tokens": jnp.zeros((1, context + 1), jnp.int32)})
+
+
+def favouring(params, *tokens):
+    return {**params, "head": {**params["head"], "bias": params["head"]["bias"].at[jnp.array(tokens)].set(50.0)}}
+
+
+@pytest.mark.parametrize("last", ["<|end_of_text|>", "<|eot_id|>"])
+def test_generation_stops_at_any_of_the_end_tokens(last):
+    """generation_config.json may name several; those that do not end a text are tokens like others."""
+    told = {"generation_config.json": '{"eos_token_id": [1, 2]}'}
+    tokenizer = toys.llama3(**told)
+    end = tokenizer.vocabulary[last]
+    task, params = of_tokenizer(tokenizer)
+    row = generate(task, favouring(params, end), tokenizer.encode("the"), max_tokens=5, temperature=0.0)[0]
+    assert row[0] == end and (row[1:] == 1).all()
+    plain = generate(task, favouring(params, tokenizer.vocabulary["<|begin_of_text|>"]), [5], max_tokens=3, temperature=0.0)
+    assert plain.tolist() == [[0, 0, 0]]
+
+
+@pytest.mark.parametrize("kind", toys.KINDS)
+def test_prompts_begin_as_their_tokenizer_has_it(kind):
+    tokenizer = toys.KINDS[kind]()
+    assert prompt_tokens(tokenizer, "the cat") == [*tokenizer.prefix_ids, *tokenizer.encode("the cat")]
+    assert prompt_tokens(tokenizer, "") == list(tokenizer.begin_ids) != []
+    with pytest.raises(UserError, match="--prompt: is empty, and this tokenizer has no token that begins a text"):
+        prompt_tokens(CharacterTokenizer("ab"), "")
+
+
+def test_ids_that_the_tokenizer_has_not_are_never_drawn():
+    """A published table may have more rows than its tokenizer has tokens."""
+    tokenizer = CharacterTokenizer(LETTERS, BERT_SPECIAL)
+    task, params = of_tokenizer(tokenizer, vocabulary=40)
+    params = favouring(params, 30, 39)
+    assert generate(task, params, [1], max_tokens=8, num_samples=4).max() < tokenizer.size
+    info = DataInfo(shapes={"tokens": jax.ShapeDtypeStruct((16,), jnp.int32)}, tokenizer=tokenizer)
+    config = dict(task=dict(name="masked_token"), model=dict(width=16, depth=1, heads=2, output_bias=True, vocabulary=40))
+    masked = MaskedToken.from_config(ConfigDict(config | dict(training={})), info)
+    params = favouring(jax.jit(masked.init)(jax.random.key(0), {"tokens": jnp.zeros((1, 16), jnp.int32)}), 30)
+    assert all(word for word, _ in fill_mask(masked, params, tokenizer, "ab[MASK]", top=3)[0])
+
+
+def test_texts_are_generated_under_64_bit_jax():
+    """Caches, counters and beams keep their types where JAX's defaults are 64 bits wide."""
+    task, params = next_token(positions="rope", width=8, depth=1)
+    params = jax.tree.map(np.asarray, params)
+    logits = np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32)
+    with jax.enable_x64(True):
+        assert generate(task, params, [1, 2], max_tokens=5, top_k=3).shape == (1, 5)
+        for beams in (1, 2):
+            step = lambda tokens, index, rows: (rows, rows)
+            found, _ = Search(beams=beams)(step, jnp.asarray(logits), jnp.zeros(2, jnp.int32), length=3, eos=0)
+            assert found.shape == (2, 3) and found.dtype == jnp.int32

@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 from ssl_jax.data.text.tokenizers import BERT_SPECIAL, CharacterTokenizer
 from ssl_jax.errors import UserError
 from ssl_jax.pretext.masked_token import MaskedToken, masked_token_baselines
-from ssl_jax.pretext.token_masking import MaskSettings, mask_tokens
+from ssl_jax.pretext.token_masking import MaskSettings, mask_tokens, sample_places
 from ssl_jax.task import DataInfo, Task
+from tests import tokenizer_toys as toys
 
 TIME, VOCABULARY, MASK = 128, 1000, 999
 
@@ -96,10 +97,10 @@ def test_span_lengths_are_geometric():
     settings = MaskSettings(unit="span", ratio=0.11)
     rows, time = 4000, 512
     key = jax.random.key(1)
-    from ssl_jax.pretext.token_masking import _spread
+    from ssl_jax.pretext.token_masking import span_rank
 
     rank = jax.random.uniform(key, (rows, time))
-    spread = jax.vmap(lambda k, r: _spread(k, r, settings))(jax.random.split(key, rows), rank)
+    spread = jax.vmap(lambda k, r: span_rank(k, r, settings))(jax.random.split(key, rows), rank)
     best = np.asarray(spread == spread.min(axis=1, keepdims=True)).sum(1)  # words in the span of the lowest rank
     lengths = np.arange(1, 11)
     p = 0.2 * 0.8 ** (lengths - 1)
@@ -271,3 +272,23 @@ def test_mistakes_are_named(special, config, says):
     base = dict(task=dict(name="masked_token"), model={}, training={})
     with pytest.raises(UserError, match=says):
         MaskedToken.from_config(ConfigDict(base | config), info)
+
+
+@pytest.mark.parametrize("make", [lambda: toys.metaspace(("<pad>", "<mask>")), toys.roberta, toys.bert])
+def test_whole_words_of_every_vocabulary_are_hidden_equally_often(make):
+    """All pieces of a word together, and each word as often as any other, whatever marks where words begin."""
+    tokenizer = make()
+    ids = tokenizer.encode("the cat rams happy rats on hats under a tent")
+    tokens = jnp.array(tokenizer.template(pair=False).fill(ids)[0], jnp.int32)
+    eligible = ~jnp.isin(tokens, jnp.array([tokenizer.cls_id, tokenizer.sep_id], jnp.int32))
+    starts = ~jnp.array(tokenizer.continues)[tokens]
+    count, most = jnp.int32(4), len(ids)
+    run = jax.jit(jax.vmap(lambda key: sample_places(key, eligible, starts, count, most, MaskSettings(unit="word"))))
+    places, real = map(np.asarray, run(jax.random.split(jax.random.key(0), 2000)))
+    hidden = np.zeros((2000, len(tokens)), bool)
+    np.put_along_axis(hidden, np.where(real, places, 0), real, axis=1)
+    word = np.cumsum(np.asarray(starts | ~eligible)) - 1
+    words = np.unique(word[np.asarray(eligible)])
+    assert len(words) == 10 and (hidden.sum(axis=1) == 4).all()
+    share = np.array([hidden[:, word == w].any(axis=1).mean() for w in words])
+    assert share.min() > 0.5 * share.max() > 0.05  # long words fill the count alone, and are cut more often

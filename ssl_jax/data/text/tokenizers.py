@@ -397,19 +397,23 @@ class FastTokenizer(Tokenizer):
         """What tokenizer.json's post-processor puts around one text and around two; None where it adds nothing."""
         if self.inner.post_processor is None:
             return None, None
+        encode = lambda text: self.inner.encode(text, add_special_tokens=False)
         probes = ("a", "0", *(self.decode([i]) for i in range(min(self.size, 1000))))
-        encodings = (self.inner.encode(text, add_special_tokens=False) for text in probes)
-        text = next((e for e in encodings if e.ids), None)
-        return self._template(text, None), self._template(text, text)
+        probe = next((text for text in probes if encode(text).ids), None)
+        if probe is None:
+            return None, None
+        return self._template(encode(probe), None), self._template(encode(probe), encode(probe))
 
     def _template(self, a: Any, b: Any) -> Template | None:
-        if a is None or self.inner.num_special_tokens_to_add(b is not None) == 0:
+        if self.inner.num_special_tokens_to_add(b is not None) == 0:
             return None
+        count = len(a.ids)
         whole = self.inner.post_process(a, b, add_special_tokens=True)
         parts: list[tuple[int | str, int]] = []
-        for token, kind, text in zip(whole.ids, whole.type_ids, whole.sequence_ids, strict=True):
-            part = (token if text is None else "ab"[text], kind)
-            if text is None or part not in parts:
+        for token, kind, special in zip(whole.ids, whole.type_ids, whole.special_tokens_mask, strict=True):
+            part = (token, kind) if special else ("a" if count > 0 else "b", kind)
+            count -= not special
+            if special or part not in parts:
                 parts.append(part)
         return Template(tuple(parts))
 
