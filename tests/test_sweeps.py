@@ -85,6 +85,7 @@ def test_started_again_it_runs_nothing_and_makes_the_same_page(folder, finished,
     assert data == {name: (finished / name).read_bytes() for name in DATA}
 
 
+@pytest.mark.slow
 def test_shards_make_the_page_of_one_process(folder, finished):
     settings = 'arms=product({"model.width": (8, 16)})'
     assert sweep(folder, "one", settings=settings) == 0
@@ -97,6 +98,7 @@ def test_shards_make_the_page_of_one_process(folder, finished):
         assert (folder / "two" / name).read_bytes() == (folder / "one" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_sweep_may_grow_by_seeds_and_arms(folder, finished):
     shutil.copytree(finished, folder / "grown")
     assert sweep(folder, "grown", "--experiment.seeds=3", settings='arms=product({"optimizer.lr": (1e-2, 1e-1)})') == 0
@@ -105,6 +107,7 @@ def test_a_sweep_may_grow_by_seeds_and_arms(folder, finished):
     assert [(m["arm"], m["seed"]) for m in table["missing"]] == [("lr=0.001", 2)]
 
 
+@pytest.mark.slow
 def test_an_arm_that_diverges_is_named_and_the_others_are_unharmed(folder, finished, capsys):
     settings = 'arms=product({"optimizer.lr": (1e-3, 9e5, 1e-2)}, names=("lr=0.001", "huge", "lr=0.01"))'
     assert sweep(folder, "diverging", settings=settings) == 0

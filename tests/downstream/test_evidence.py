@@ -103,6 +103,7 @@ def test_features_that_are_not_numbers_are_one_line(folder, capsys, monkeypatch)
     assert error.count("\n") == 1 and (folder / "run" / "results.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_classifier_is_trained_from_a_checkpoint_and_measured(folder):
     """`ssl-jax finetune --init`; what its loop has logged is what the evaluator counts afterwards."""
     text = (folder / "config.py").read_text()

@@ -160,6 +160,7 @@ def test_the_mae_probe_with_augmentation_trains_the_head_alone_by_the_loop(given
     assert cached["accuracy"] > 0.45 and abs(looped["accuracy"] - cached["accuracy"]) < 0.1
 
 
+@pytest.mark.slow
 def test_running_moments_are_those_that_torch_keeps(given):
     """Of the images that training saw: batch by batch, momentum 0.1, unbiased variance, from 0 and 1."""
     encoder, data = given

@@ -42,6 +42,7 @@ def shell(line: str, cwd: pathlib.Path, **environment: str | None) -> subprocess
     return subprocess.run(["bash", "-c", line], env=variables, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_a_run_needs_no_stream_no_encoding_and_no_home(folder, tmp_path):
     """stdin and stderr are closed, stdout is ASCII, HOME and XDG_CACHE_HOME are unset or empty, 64 bits are asked for."""
     command = f"{COMMAND} run --config={folder}/config.py --workdir=run"
