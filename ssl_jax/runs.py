@@ -244,8 +244,17 @@ def train(parts: Parts, wd: Workdir, trainer: Any, quiet: bool = False) -> tuple
         name=parts.task.name,
         quiet=quiet,
     )
-    warn_of(wd, checks.skipped_updates(parts.training, state))
+    warn_of(wd, [*checks.skipped_updates(parts.training, state), *trouble_of(parts, wd)])
     return int(state.step), state.evaluated
+
+
+def trouble_of(parts: Parts, wd: Workdir) -> list[str]:
+    """Return what the task says of the last line of the log, where that shows that training has failed."""
+    from ssl_jax.reports.run import load_run
+
+    lines = [line for line in load_run(wd.path).metrics if "loss" in line]
+    said = parts.task.trouble(lines[-1]) if lines else None
+    return [f"step {lines[-1]['step']}: {said}"] if said else []
 
 
 def starting_point(parts: Parts) -> dict[str, Callable]:

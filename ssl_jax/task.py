@@ -147,6 +147,10 @@ class Task:
         """Return scalars derived from the averaged statistics (a deviation, an effective rank) for the log."""
         return {}
 
+    def trouble(self, metrics: Mapping[str, float]) -> str | None:
+        """Return one line where the means of a line of the log show that training has failed (collapsed features)."""
+        return None
+
     # What is read off a trained model -------------------------------------------------------------------------------------
 
     def features(self, params: Params, batch: Batch) -> dict[str, Array]:

@@ -69,12 +69,12 @@ class BatchNorm(nn.Module):
 class Projector(nn.Module):
     """An MLP of layers with the widths `hidden` and then `outputs`, its last layer without bias.
 
-    norm: "batch" (over the rows given) or "none" after every hidden layer; last_norm: batch norm after the last one too.
+    norm: "batch" (over the rows given) or None after every hidden layer; last_norm: batch norm after the last one too.
     """
 
     hidden: tuple[int, ...]
     outputs: int
-    norm: str = "batch"
+    norm: str | None = "batch"
     last_norm: bool = False
     activation: str = "relu"
 
@@ -82,7 +82,7 @@ class Projector(nn.Module):
     def __call__(self, x: Float[Array, "rows dim"]) -> Float[Array, "rows {self.outputs}"]:
         x = x.astype(jnp.float32)
         for i, width in enumerate(self.hidden):
-            x = Dense(width, use_bias=self.norm == "none", kernel_init=he_normal, name=f"layer{i}")(x)
+            x = Dense(width, use_bias=self.norm is None, kernel_init=he_normal, name=f"layer{i}")(x)
             if self.norm == "batch":
                 x = BatchNorm(name=f"norm{i}")(x)
             x = ACTIVATIONS[self.activation](x)

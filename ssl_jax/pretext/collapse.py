@@ -4,15 +4,19 @@ A loss hands out averages over its examples (`moments`, mean probabilities); wha
 from the averages over the global batch, so that no number depends on how the batch was cut.
 """
 
+import math
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ssl_jax.task import Metrics
 
-MIN_STD = 0.02  # below it a run counts as collapsed: 0 for constant features, 1 for features in all directions alike
-MIN_PROTOTYPES = 1.05  # 1 where all examples have one and the same target
-MAX_ENTROPY = 0.995  # share of log(prototypes), which targets reach that are the same for all prototypes
+MIN_STD = 0.1  # of directions: random pairs then have a cosine similarity of 0.99
+MIN_IN_USE = 0.02  # share of the prototypes, or of MANY where they are more than a batch could use
+MANY = 256
+MAX_ENTROPY = 0.995  # share of log(prototypes): targets that are the same for all prototypes
 
 
 def moments(x: Float[Array, "rows dim"], weight: Float[Array, "rows"] | None = None) -> Metrics:
@@ -47,14 +51,23 @@ def in_use(mean_probability: Float[Array, "prototypes"]) -> Float[Array, ""]:
     return jnp.exp(entropy(mean_probability))
 
 
-def verdict(metrics: dict[str, float], prototypes: int = 0) -> str | None:
-    """Say in one line how a run has collapsed, from its logged metrics; None while it has not."""
-    if metrics.get("std", 1.0) < MIN_STD:
-        return (
-            f"collapsed: the features of all images are nearly the same (std={metrics['std']:.3g}, at least {MIN_STD} expected)"
-        )
-    if metrics.get("prototypes_in_use", 2.0) < MIN_PROTOTYPES:
-        return f"collapsed: all images have one and the same target (prototypes_in_use={metrics['prototypes_in_use']:.3g})"
-    if prototypes and metrics.get("target_entropy", 0.0) > MAX_ENTROPY * float(jnp.log(prototypes)):
-        return f"collapsed: the targets are the same for all prototypes (target_entropy={metrics['target_entropy']:.4g})"
+def deviation(x: Float[Array, "rows dim"]) -> Float[Array, ""]:
+    """Return the root of the mean variance of a dimension over the rows, without gradient."""
+    return jax.lax.stop_gradient(jnp.sqrt(jnp.mean(jnp.var(x.astype(jnp.float32), axis=0))))
+
+
+def verdict(metrics: Mapping[str, float], prototypes: int = 0) -> str | None:
+    """Say in one line how a run has collapsed, from its logged metrics; None while it has not.
+
+    prototypes: how many there are, where the targets are distributions over them.
+    """
+    for name, what in (("std", "features"), ("embedding_std", "embeddings")):
+        if metrics.get(name, 1.0) < MIN_STD:
+            return f"collapsed: the {what} of all images are nearly the same ({name}={metrics[name]:.3g}, below {MIN_STD})"
+    used, entropy = metrics.get("prototypes_in_use"), metrics.get("target_entropy")
+    if used is not None and used < max(1.5, MIN_IN_USE * min(prototypes, MANY)):
+        return f"collapsed: nearly all images have the same target (prototypes_in_use={used:.3g} of {prototypes:,})"
+    if entropy is not None and entropy > MAX_ENTROPY * math.log(prototypes):
+        most = math.log(prototypes)
+        return f"collapsed: the targets are the same for all prototypes (target_entropy={entropy:.4g} of {most:.4g})"
     return None

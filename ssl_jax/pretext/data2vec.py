@@ -84,8 +84,7 @@ class Data2Vec(Task):
     def init_regression(self, key: Key[Array, ""], width: int) -> Params:
         return self.regression(width).init(substream(key, "regression"), jnp.zeros((1, width)))["params"]
 
-    def diagnostics(self, statistics: Metrics) -> Metrics:
-        return collapse.spread(statistics)
+    diagnostics, trouble = staticmethod(collapse.spread), staticmethod(collapse.verdict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -100,8 +100,7 @@ class IJEPA(ImageTask):
         arguments = (often(seen), often(blocks.context), often(blocks.seen), blocks.targets.reshape(b * m, most), real)
         return self.predictor.apply({"params": params["predictor"]}, *arguments).astype(jnp.float32).reshape(b, m, most, -1)
 
-    def diagnostics(self, statistics: Metrics) -> Metrics:
-        return collapse.spread(statistics)
+    diagnostics, trouble = staticmethod(collapse.spread), staticmethod(collapse.verdict)
 
     def flops(self) -> float:
         mask, grid, encoder = self.config.mask, self.encoder.grid, self.encoder

@@ -35,7 +35,7 @@ class JointEmbeddingConfig:
     loss: str = "nt_xent"  # one of LOSSES
     hidden: tuple[int, ...] = (2048,)  # of the projector
     outputs: int = 128
-    norm: str = "batch"  # of the projector's hidden layers: "batch" or "none"
+    norm: str | None = "batch"  # of the projector's hidden layers: "batch" or None
     last_norm: bool = False  # batch norm after the projector's last layer
     temperature: float = 0.5  # of NT-Xent; `schedules.temperature` may vary it
     logit_chunks: int = 1  # compute NT-Xent's 2 batch x 2 batch similarities in so many pieces
@@ -45,9 +45,9 @@ class JointEmbeddingConfig:
     redundancy: float = 0.005  # the weight of Barlow Twins' off-diagonal terms
 
     def __post_init__(self):
-        for name, choices in (("loss", LOSSES), ("norm", ("batch", "none"))):
+        for name, choices in (("loss", LOSSES), ("norm", ("batch", None))):
             if getattr(self, name) not in choices:
-                raise UserError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(choices)}")
+                raise UserError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(map(str, choices))}")
         if not self.temperature > 0:
             raise UserError(f"temperature={self.temperature}: must be above 0")
         if min(*self.hidden, self.outputs, 1) < 1 or self.logit_chunks < 1:
@@ -116,10 +116,11 @@ class JointEmbedding(ImageTask):
                 loss, metrics = vicreg(a, b, c.invariance, c.variance, c.covariance)
             else:
                 loss, metrics = barlow_twins(a, b, c.redundancy)
-        return loss, {"loss": loss, **metrics, **collapse.moments(rows[:, 0])}
+        scale = a if c.loss == "vicreg" else unit(a) * c.outputs**0.5  # only VICReg's loss depends on the embeddings' lengths
+        metrics |= {"loss": loss, "embedding_std": collapse.deviation(scale)}
+        return loss, {**metrics, **collapse.moments(rows[:, 0])}
 
-    def diagnostics(self, statistics: Metrics) -> Metrics:
-        return collapse.spread(statistics)
+    diagnostics, trouble = staticmethod(collapse.spread), staticmethod(collapse.verdict)
 
     def flops(self) -> float:
         return 3 * 2 * (self.encoder.flops_forward() + self.projector.flops_forward(self.encoder.config.width))

@@ -26,7 +26,7 @@ from ssl_jax.pretext.views import ImageTask, encode_views, init_encoder, view_ke
 from ssl_jax.randomness import example_keys, substream
 from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params
 
-CENTRINGS = ("mean", "sinkhorn", "none")
+CENTRINGS = ("mean", "sinkhorn", None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +55,14 @@ class SelfDistillationConfig:
     student_temperature: float = 0.1
     teacher_temperature: float = 0.04
     patch_temperature: float = 0.04  # of the teacher, for patches
-    centring: str = "mean"  # one of CENTRINGS
+    centring: str | None = "mean"  # one of CENTRINGS; None: the targets are sharpened only
     centre_momentum: float = 0.9
     sinkhorn_iterations: int = 3
     patches: PatchTerm | None = None
 
     def __post_init__(self):
         if self.centring not in CENTRINGS:
-            raise UserError(f"centring={self.centring!r}: must be one of {', '.join(CENTRINGS)}")
+            raise UserError(f"centring={self.centring!r}: must be one of {', '.join(map(str, CENTRINGS))}")
         if min(self.prototypes, self.hidden, self.bottleneck, self.sinkhorn_iterations) < 1:
             raise UserError("prototypes, hidden, bottleneck and sinkhorn_iterations must be at least 1")
         if min(self.student_temperature, self.teacher_temperature, self.patch_temperature) <= 0:
@@ -186,6 +186,9 @@ class SelfDistillation(ImageTask):
 
     def diagnostics(self, statistics: Metrics) -> Metrics:
         return collapse.spread(statistics) | {"prototypes_in_use": collapse.in_use(statistics["target"])}
+
+    def trouble(self, metrics: Mapping[str, float]) -> str | None:
+        return collapse.verdict(metrics, self.config.prototypes)
 
     def flops(self) -> float:
         views = [self.info.shapes[name].shape for name in ("globals", "locals") if name in self.info.shapes]

@@ -10,7 +10,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -146,6 +146,15 @@ class Console:
         text += f"  ETA {duration(left)}" if speed.get("steps/s") else ""
         print(f"{self.name} {step}/{self.total}  {text}", file=sys.stderr, flush=True)
 
+    def say(self, line: str) -> None:
+        """Print a line of its own, even where the run is quiet."""
+        if jax.process_index() != 0:
+            return
+        if self._progress is not None:
+            self._progress.console.print(f"ssl-jax: {line}", markup=False, highlight=False)
+        else:
+            print(f"ssl-jax: {line}", file=sys.stderr, flush=True)
+
     def close(self) -> None:
         if self._progress is not None:
             self._progress.stop()
@@ -174,7 +183,10 @@ class Logger:
         speed: Speed,
         state: Mapping[str, Any] | None = None,
         console: Console,
+        trouble: Callable[[Mapping[str, float]], str | None] = lambda metrics: None,
     ):
+        """trouble: `Task.trouble`; its first answer is printed."""
+        self.trouble, self.troubled = trouble, bool(state and state.get("troubled"))
         self.every, self.total, self.speed, self.step = training.log_every, total, speed, step
         state = state or {}
         self.sums = {name: list(pair) for name, pair in state.get("sums", {}).items()}  # [sum, number of terms]
@@ -190,7 +202,8 @@ class Logger:
 
     def state(self) -> dict[str, Any]:
         """A copy: it is written to disk while the run goes on."""
-        return {"sums": {name: list(pair) for name, pair in self.sums.items()}, "line": self.line and dict(self.line)}
+        sums = {name: list(pair) for name, pair in self.sums.items()}
+        return {"sums": sums, "line": self.line and dict(self.line), "troubled": self.troubled}
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """The metrics of one step; at every `every`-th, and at the last, the means since the last line become a line."""
@@ -204,6 +217,10 @@ class Logger:
             means = {name: total / count for name, (total, count) in self.sums.items()}
             self.line = {"step": step, **{n: float(values[n]) if n in LAST and n in values else v for n, v in means.items()}}
             self.sums = {}
+            said = None if self.troubled else self.trouble(means)
+            if said:
+                self.troubled = True
+                self.console.say(f"step {step}: {said}")
 
     def flush_line(self, extra: Mapping[str, float] | None = None, step: int | None = None) -> None:
         """Write the waiting line, with an evaluation's results."""

@@ -130,7 +130,7 @@ class Run:
 
     def open_log(self, console: Console) -> Logger:
         return Logger(self.workdir, self.program.training, step=self.step, total=self.length.total, speed=self.speed,
-                      state=self.extra.get("logger"), console=console)  # fmt: skip
+                      state=self.extra.get("logger"), console=console, trouble=self.program.task.trouble)  # fmt: skip
 
     def loop(self) -> None:
         """Take a batch, step, record; between calls evaluate, save and stop if asked to."""

@@ -127,7 +127,7 @@ def test_blocks_hide_the_wanted_share_half_of_the_time():
 
 def test_what_cannot_be_is_refused_in_one_line():
     for keys, said in (
-        (dict(centring="batch"), "task.centring='batch': must be one of mean, sinkhorn, none"),
+        (dict(centring="batch"), "task.centring='batch': must be one of mean, sinkhorn, None"),
         (dict(patches=dict(ratio=(0.5, 0.1))), "task.patches.ratio=(0.5, 0.1)"),
         (dict(teacher_temperature=0.0), "must be above 0"),
         (dict(shapes={"image": (8, 8, 1)}), "data.views.globals is missing: self_distillation compares crops"),

@@ -115,7 +115,8 @@ def test_prototypes_and_entropies():
     ("metrics", "said"),
     [
         (dict(std=0.001), "the features of all images are nearly the same (std=0.001"),
-        (dict(std=0.5, prototypes_in_use=1.01), "all images have one and the same target"),
+        (dict(std=0.5, embedding_std=0.01), "the embeddings of all images are nearly the same (embedding_std=0.01"),
+        (dict(std=0.5, prototypes_in_use=1.2), "nearly all images have the same target (prototypes_in_use=1.2 of 64)"),
         (dict(std=0.5, prototypes_in_use=50.0, target_entropy=4.158), "the targets are the same for all prototypes"),
         (dict(std=0.5, prototypes_in_use=50.0, target_entropy=2.0), None),
         (dict(loss=1.0), None),

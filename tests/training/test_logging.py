@@ -50,10 +50,26 @@ def test_noise_behind_the_last_line_is_cut(tmp_path):
     assert path.read_bytes() == b'{"step": 1}\n'
 
 
-def logger(tmp_path, step=0, state=None, every=4, total=99):
+def logger(tmp_path, step=0, state=None, every=4, total=99, **options):
     training = TrainingSettings(log_every=every, tensorboard=False)
     speed = Speed(ToyTask(), toy_stream(8), "float32")
-    return Logger(tmp_path, training, step=step, total=total, speed=speed, state=state, console=Console(total, quiet=True))
+    console = Console(total, quiet=True)
+    return Logger(tmp_path, training, step=step, total=total, speed=speed, state=state, console=console, **options)
+
+
+def test_trouble_is_named_once_whatever_cuts_the_run(tmp_path, capsys):
+    """The task judges the means of a line; its first answer is printed, even by a quiet run, and no second one."""
+    low = lambda metrics: f"loss={metrics['loss']:g} is low" if metrics["loss"] < 3 else None
+    first = logger(tmp_path, trouble=low)
+    for step in range(1, 9):
+        first.add(step, {"loss": 8.0 - step})  # means of four: 5.5, 1.5
+    state = json.loads(json.dumps(first.state()))
+    first.close()
+    second = logger(tmp_path, 8, state, trouble=low)
+    for step in range(9, 17):
+        second.add(step, {"loss": 0.0})
+    second.close()
+    assert capsys.readouterr().err == "ssl-jax: step 8: loss=1.5 is low\n"
 
 
 def test_a_line_is_the_mean_over_its_interval_wherever_the_run_was_cut(tmp_path):
