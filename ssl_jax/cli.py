@@ -4,13 +4,14 @@ import argparse
 import contextlib
 import errno
 import os
+import shlex
 import sys
 
 from ssl_jax import streams
 from ssl_jax.errors import UserError
 from ssl_jax.training.exceptions import Stopped
 
-OVERRIDES = ("config", "experiment")  # --config.KEY=VALUE, --experiment.KEY=VALUE
+OVERRIDES = ("config", "experiment", "data")  # --config.KEY=VALUE, --experiment.KEY=VALUE, --data.KEY=VALUE
 NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # the user can fix these, wherever raised
 
 
@@ -19,9 +20,9 @@ def main(argv: list[str] | None = None) -> int:
     streams.open_closed()
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        overrides, argv = take_overrides(argv)
-        arguments = parser().parse_args(argv)
-        arguments.overrides = overrides
+        overrides, rest = take_overrides(argv)
+        arguments = parser().parse_args(rest)
+        arguments.overrides, arguments.command_line = overrides, shlex.join(["ssl-jax", *argv])
         check_overrides(arguments)
         with streams.outlive_readers() if arguments.trains else contextlib.nullcontext():
             named = getattr(arguments, "config", None)
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def take_overrides(argv: list[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Split `--config.KEY=VALUE` (or `--config.KEY VALUE`), and the same of --experiment, from the other arguments."""
+    """Split `--config.KEY=VALUE` (or `--config.KEY VALUE`), and those of --experiment and --data, from other arguments."""
     overrides, rest, words = {name: {} for name in OVERRIDES}, [], iter(argv)
     for word in words:
         name, dot, key_value = word.removeprefix("--").partition(".")
@@ -81,7 +82,11 @@ def path(text: str) -> str:
 
 def check_overrides(arguments: argparse.Namespace) -> None:
     """UserError for an override of a file that the command does not read, or that was not given."""
+    if arguments.command == "evaluate":  # of the run's own config, and of its data
+        return
     for name, found in arguments.overrides.items():
+        if name == "data" and found:
+            raise UserError(f"{arguments.command} takes no --data.{next(iter(found))}")
         experiment = getattr(arguments, "experiment", None) is not None  # it names a config
         if found and not hasattr(arguments, name) and not experiment:
             raise UserError(f"{arguments.command} takes no --{name}.{next(iter(found))}")
@@ -123,7 +128,12 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     sub.add_argument("--init", type=path, metavar="DIR", help="a work directory, or hf:DIR, to start the encoder from")
     sub = command("evaluate", _evaluate, "run the config's evaluators over a checkpoint", workdir=True, trains=True)
-    sub.add_argument("--config", metavar="FILE[:ARG]", help="evaluators of another config; default: the run's own")
+    sub.add_argument(
+        "--config",
+        metavar="FILE[:ARG]",
+        help="evaluators of another config; default: the run's own, with --config.downstream.KEY=VALUE; "
+        "--data.train=URI --data.test=URI measure on other data",
+    )
     sub.add_argument("--checkpoint", type=int, metavar="STEP", help="default: the newest")
     sub = command(
         "sweep", _sweep, "run the arms and seeds of an experiment, and write its table; a killed sweep continues",
@@ -200,28 +210,38 @@ def _load_config(file, overrides):
     return config.load(file, overrides)
 
 
+def _origin(arguments):
+    """Return what a run records of where its config comes from."""
+    overrides = arguments.overrides["config"]
+    return {"command": arguments.command_line, "config_file": arguments.config, "overrides": overrides}
+
+
 def _run(arguments):
     from ssl_jax import runs
 
-    return runs.run(arguments.settings, arguments.workdir)
+    return runs.run(arguments.settings, arguments.workdir, origin=_origin(arguments))
 
 
 def _pretrain(arguments):
     from ssl_jax import runs
 
-    return runs.pretrain(arguments.settings, arguments.workdir)
+    return runs.pretrain(arguments.settings, arguments.workdir, origin=_origin(arguments))
 
 
 def _finetune(arguments):
     from ssl_jax import runs
 
-    return runs.finetune(arguments.settings, arguments.workdir, init=arguments.init)
+    return runs.finetune(arguments.settings, arguments.workdir, init=arguments.init, origin=_origin(arguments))
 
 
 def _evaluate(arguments):
     from ssl_jax import runs
 
-    return runs.evaluate(arguments.workdir, config=arguments.settings, checkpoint=arguments.checkpoint)
+    overrides = arguments.overrides
+    return runs.evaluate(
+        arguments.workdir, config=arguments.settings, checkpoint=arguments.checkpoint, data=overrides["data"],
+        overrides=overrides["config"],
+    )  # fmt: skip
 
 
 def _sweep(arguments):

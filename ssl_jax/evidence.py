@@ -1,14 +1,17 @@
 """The evidence of a run: its evaluators' records, during training and at the end, panels, the short table, the page."""
 
 import contextlib
+import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from ssl_jax.config import nearest
 from ssl_jax.errors import UserError
-from ssl_jax.resume import fingerprint
+from ssl_jax.resume import evaluator_sections, fingerprint, stored_selection
 from ssl_jax.task import Context, Params
 from ssl_jax.workdir import Workdir
 
@@ -28,18 +31,63 @@ def check_evaluation(parts: Any) -> None:
     parts.evaluation.check()
 
 
+def check_selection(parts: Any, wd: Workdir, log: Callable[[str], None] = say) -> Any:
+    """Measure the result that checkpoint.best names once, on untrained parameters, to find a wrong name before training.
+
+    Return the parts with its direction, checkpoint.mode. Raises UserError for a name that no evaluator yields, with the
+    nearest one.
+    """
+    best, evaluation = parts.checkpoint.best, parts.selection
+    if best is None:
+        return parts
+    selection = stored_selection(wd)
+    if selection.get("metric") != best or parts.checkpoint.mode not in (None, selection["mode"]):
+        name = best.partition("/")[0]
+        if name not in evaluation.evaluators:
+            known = evaluation.evaluators
+            raise UserError(f"checkpoint.best={best!r}: {name!r} is not measured during training{nearest(name, known)}")
+        evaluation.check()
+        record = untrained(parts, evaluation, name, best, log)
+        selection = {"metric": best, "mode": "min" if record.lower_is_better else "max"}
+    mode = parts.checkpoint.mode or selection["mode"]
+    if mode != selection["mode"]:
+        raise UserError(f"checkpoint.mode={mode!r}: the best {best} is the {'lowest' if mode == 'max' else 'highest'}")
+    return dataclasses.replace(parts, checkpoint=dataclasses.replace(parts.checkpoint, mode=mode))
+
+
+def untrained(parts: Any, evaluation: Any, name: str, best: str, log: Callable[[str], None]) -> Any:
+    """Return the record `best` of the evaluator `name` on parameters as they are initialised."""
+    import jax
+
+    from ssl_jax.randomness import stream
+
+    started = time.monotonic()
+    batch = panel_batch(parts.part("train", False), 1)
+    encoder = evaluation.encoder(jax.jit(parts.task.init)(stream(parts.config.get("seed", 0), "init"), batch))
+    found = {record.name: record for record in evaluation.measure(name, {"ema": encoder, "student": encoder})}
+    if not found:
+        raise UserError(f"checkpoint.best={best!r}: {name} measures nothing, since the training data have no labels")
+    if best not in found:
+        raise UserError(f"checkpoint.best={best!r}: {name} yields no such result{nearest(best, found)}")
+    seconds = time.monotonic() - started
+    log(f"{best} {found[best].value:.4g} before training, on the examples held out to select on ({seconds:.1f} s)")
+    return found[best]
+
+
 def evaluate_all(
     parts: Any, wd: Workdir, params: Params, step: int, *, name: str = "results.json", again: bool = False,
     quiet: bool = False,
 ) -> None:  # fmt: skip
-    """Run every evaluator once and write its results as soon as it ends, so that a killed run goes on with the next."""
+    """Run every evaluator once and write its results as soon as it ends, so that a killed run goes on with the next.
+
+    Results of other evaluators stay. again: also those that are measured already. name: the file of the results.
+    """
     from ssl_jax.reports import records
     from ssl_jax.training.checkpoint import load_params
 
     file, log = name.replace("results", "records", 1), (lambda text: None) if quiet else say
-    stored = {} if again else wd.read(file, {})
-    done = {} if again else dict(wd.status().get("evaluated", {}))
-    timings = wd.read("timings.json", {})
+    stored, done = wd.read(file, {}), dict(wd.status().get("evaluated", {}))
+    timings, sections = wd.read("timings.json", {}), evaluator_sections(parts.config)
     cache = wd.path / "features" if parts.checkpoint.features else None
     if parts.evaluators:
         evaluation = parts.evaluation
@@ -48,8 +96,8 @@ def evaluate_all(
             _, student = load_params(wd.path / "checkpoints", step, average=False)
             encoders["student"] = evaluation.encoder(student, cache, f"step {step} student")
     for key, evaluator in parts.evaluators.items():
-        mark = fingerprint(parts.config.downstream[key])
-        if done.get(key) == mark and key in stored:
+        mark = fingerprint(sections[key] if key in sections else dataclasses.asdict(evaluator))
+        if not again and done.get(key) == mark and key in stored:
             continue
         started = time.monotonic()
         found = evaluation.measure(key, encoders, workdir=str(wd.path), log=log)
@@ -80,10 +128,13 @@ def skipped_examples(evaluation: Any) -> list[Any]:
 
 
 def evaluate_during(parts: Any, state: Any) -> dict[str, float]:
-    """The evaluators named in training.evaluators (all where none are named), while training goes on."""
+    """Run the evaluators named in training.evaluators (default: all) while training goes on.
+
+    They measure on the test split, or, with checkpoint.best, on the validation part of the training data.
+    """
     from ssl_jax.reports.records import flat
 
-    evaluation = parts.evaluation
+    evaluation = parts.selection or parts.evaluation
     student = evaluation.encoder(state.params)
     encoders = {"ema": student if state.ema is None else evaluation.encoder(state.ema), "student": student}
     chosen = parts.training.evaluators or tuple(parts.evaluators)
@@ -100,14 +151,16 @@ def panel_batch(dataset: Any, count: int = PANEL_EXAMPLES) -> dict[str, Any]:
     return {**dataset.on_device(raw, None), **places}
 
 
-def write_panels(parts: Any, wd: Workdir, params: Params) -> None:
+def write_panels(parts: Any, wd: Workdir, params: Params, step: int) -> None:
+    """Write what a person would look at, from the checkpoint of `step`."""
     from ssl_jax.randomness import stream
     from ssl_jax.reports.panels import save_panels
     from ssl_jax.training.checkpoint import load_variables
 
     with contextlib.suppress(FileNotFoundError):
         dataset = parts.dataset("test", False) if _has_test(parts) else parts.dataset("train", False)
-        key, context = stream(parts.config.get("seed", 0), "panels"), Context(variables=load_variables(wd.path / "checkpoints"))
+        context = Context(variables=load_variables(wd.path / "checkpoints", step))
+        key = stream(parts.config.get("seed", 0), "panels")
         panels = parts.task.panels(params, panel_batch(dataset), key, context=context)
         save_panels(panels, wd.path / "panels")
 

@@ -91,6 +91,36 @@ def extended(wd: Workdir, config: ConfigDict) -> bool:
     return "trained" in status and status.get("duration", duration) != duration
 
 
+def best_checkpoint(wd: Workdir, checkpoint: Any) -> int | None:
+    """Return the step that the run selected (checkpoint.best), while its checkpoint is there; None where it selected none."""
+    from ssl_jax.training.checkpoint import complete_steps, damage
+
+    if checkpoint.best is None:
+        return None
+    selection, directory = stored_selection(wd), wd.path / "checkpoints"
+    step = selection.get("step") if selection.get("metric") == checkpoint.best else None
+    return step if step in complete_steps(directory) and damage(directory / f"{step:08d}") is None else None
+
+
+def stored_selection(wd: Workdir) -> dict[str, Any]:
+    """Return what the newest checkpoint holds of the selection of the best one: metric, mode, value, step."""
+    from ssl_jax.training.checkpoint import complete_steps, read_extra
+
+    steps = complete_steps(wd.path / "checkpoints")
+    return read_extra(wd.path / "checkpoints", steps[-1]).get("selection") or {} if steps else {}
+
+
+def set_results_aside(wd: Workdir) -> None:
+    """Rename the results of a run that was trained and now goes on: results_STEP.json and records_STEP.json."""
+    status = wd.status()
+    step = status.pop("trained")
+    for name in ("results", "records"):
+        file = wd.path / f"{name}.json"
+        if file.is_file():
+            file.rename(wd.path / f"{name}_{step:08d}.json")
+    wd.write("status.json", {key: value for key, value in status.items() if key not in ("evaluated", "duration")})
+
+
 def finished(wd: Workdir, config: ConfigDict, evaluate: bool) -> bool:
     """Whether a start of this config would find nothing to do."""
     done = measured(wd, config) and (wd.path / "report.html").is_file() if evaluate else "trained" in wd.status()

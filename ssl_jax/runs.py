@@ -10,11 +10,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ssl_jax import config as configs
 from ssl_jax import data, downstream, pretext
 from ssl_jax.config import look_up, nearest, read
 from ssl_jax.errors import UserError
 from ssl_jax.evidence import (
     check_evaluation,
+    check_selection,
     evaluate_all,
     evaluate_during,
     panel_batch,
@@ -23,8 +25,19 @@ from ssl_jax.evidence import (
     write_panels,
     write_report,
 )  # fmt: skip
-from ssl_jax.resume import begin_anew, check_directory, evaluator_sections, finished, trained
+from ssl_jax.overview import overview
+from ssl_jax.resume import (
+    begin_anew,
+    best_checkpoint,
+    check_directory,
+    evaluator_sections,
+    extended,
+    finished,
+    set_results_aside,
+    trained,
+)  # fmt: skip
 from ssl_jax.task import DataInfo, Params, Task, by_default
+from ssl_jax.validation import split_training
 from ssl_jax.workdir import Workdir
 
 # From a config to its parts -----------------------------------------------------------------------------------------
@@ -45,6 +58,8 @@ class Parts:
     mesh: Any  # jax.sharding.Mesh
     stream: Any  # data.pipeline.Stream
     evaluators: Mapping[str, Any]
+    part: Callable[[str, bool], Any] | None = None  # with checkpoint.best: ("train" or "validation", augmented) -> Dataset
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the command, the config's file and its overrides
 
     @property
     def info(self) -> DataInfo:
@@ -60,6 +75,23 @@ class Parts:
         own = EvaluationData(train, test, config=self.config, mesh=self.mesh, log=say)
         other = functools.partial(other_data, self, own)
         return Evaluation(self.evaluators, self.task, own, other, seed=self.config.get("seed", 0))
+
+    @functools.cached_property
+    def selection(self) -> Any:
+        """The evaluators with the data that checkpoint.best selects on: parts of the training data; None without it."""
+        from ssl_jax.downstream.evaluation import Evaluation
+        from ssl_jax.downstream.evaluator import EvaluationData
+
+        if self.part is None:
+            return None
+        chosen = {name: self.evaluators[name] for name in self.training.evaluators or self.evaluators}
+        own = EvaluationData(self.part("train", False), self.part("validation", False), mesh=self.mesh)
+        return Evaluation(chosen, self.task, own, refuse_other_data, seed=self.config.get("seed", 0))
+
+
+def refuse_other_data(sources: Mapping[str, Any]) -> Any:
+    raise UserError("data: an evaluator with data of its own cannot measure during training with checkpoint.best, which"
+                    " selects on a part of the training data")  # fmt: skip
 
 
 def task_class(config: ConfigDict) -> type:
@@ -91,6 +123,10 @@ def prepare(config: ConfigDict, workdir: str | None = None, build: Callable[...,
         if name not in evaluators:
             raise UserError(f"training.evaluators: {name!r} is not in downstream{nearest(str(name), evaluators)}")
     check_expected(config)
+    if training.patience is not None and checkpoint.best is None:
+        raise UserError("training.patience: needs checkpoint.best, the result that has to get better")
+    if checkpoint.best is not None and training.evaluate_every is None:
+        raise UserError('checkpoint.best: needs training.evaluate_every, such as "5 epochs", when that result is made')
 
     @functools.cache
     def dataset(split: str, augmented: bool) -> Any:
@@ -100,11 +136,18 @@ def prepare(config: ConfigDict, workdir: str | None = None, build: Callable[...,
     task = cls.from_config(config, train.info)
     schedules = Schedules.read(config.get("schedules"), task.scheduled())
     check_dataset(task, train)
+    part = None
+    if checkpoint.best is not None:
+        whole, options = functools.partial(dataset, "train"), dict(task_section=config.task, workdir=workdir)
+        part = split_training(whole, cls.data, config.data.to_dict(), training.validation, **options)
+        train = part("train", True)
     stream = Stream(train, batch_size=config.data.batch_size, seed=seed)
     rows = sharding.shared_rows(stream.batch_size, training.accumulation, task.relates_examples)
     mesh = sharding.make_mesh(mesh_settings, rows=rows)
     sharding.check_batch(mesh, stream.batch_size, training.accumulation, task.relates_examples)
-    return Parts(config, task, dataset, training, optimizer, schedules, checkpoint, mesh_settings, mesh, stream, evaluators)
+    return Parts(
+        config, task, dataset, training, optimizer, schedules, checkpoint, mesh_settings, mesh, stream, evaluators, part
+    )
 
 
 def read_evaluators(config: ConfigDict) -> dict[str, Any]:
@@ -133,27 +176,30 @@ def check_expected(config: ConfigDict) -> None:
 # The commands -------------------------------------------------------------------------------------------------------
 
 
-def run(config: ConfigDict, workdir: str) -> int:
-    """Train, evaluate, report; what is done already is not done again."""
-    return _run(config, workdir, evaluate=True)
+def run(config: ConfigDict, workdir: str, *, origin: Mapping[str, Any] | None = None) -> int:
+    """Train, evaluate, report; what is done already is not done again.
+
+    origin: where the config comes from ("command", "config_file", "overrides"), for the record.
+    """
+    return _run(config, workdir, evaluate=True, origin=origin)
 
 
-def pretrain(config: ConfigDict, workdir: str) -> int:
+def pretrain(config: ConfigDict, workdir: str, *, origin: Mapping[str, Any] | None = None) -> int:
     """Train only."""
-    return _run(config, workdir, evaluate=False)
+    return _run(config, workdir, evaluate=False, origin=origin)
 
 
-def finetune(config: ConfigDict, workdir: str, *, init: str | None = None) -> int:
+def finetune(config: ConfigDict, workdir: str, *, init: str | None = None, origin: Mapping[str, Any] | None = None) -> int:
     """Train a supervised task, its encoder from `init`, and evaluate it."""
     if config.task.get("name") not in downstream.TASKS:
         known = ", ".join(downstream.TASKS)
         raise UserError(f"finetune: task.name={config.task.get('name')!r} is no supervised task; those are {known}")
     if init is not None:
         config.task.init = init
-    return _run(config, workdir, evaluate=True)
+    return _run(config, workdir, evaluate=True, origin=origin)
 
 
-def _run(config: ConfigDict, workdir: str, *, evaluate: bool) -> int:
+def _run(config: ConfigDict, workdir: str, *, evaluate: bool, origin: Mapping[str, Any] | None) -> int:
     wd = Workdir.at(workdir)
     workdir = str(wd.path)
     check_directory(wd, config)
@@ -161,11 +207,14 @@ def _run(config: ConfigDict, workdir: str, *, evaluate: bool) -> int:
         say(f"{workdir}: the run is complete ({wd.status()['trained']:,} steps); the report is {wd.path / 'report.html'}")
         show_results(wd, config)
         return 0
-    parts = prepare(config, workdir)
+    parts = dataclasses.replace(prepare(config, workdir), origin=origin or {})
     meanwhile = parts.training.evaluate_every is not None
     if parts.evaluators and (evaluate or meanwhile):
         check_evaluation(parts)
-    complete(parts, wd, None if trained(wd, config) else trainer_of(parts), evaluate=evaluate)
+    trainer = None if trained(wd, config) else trainer_of(parts)
+    if trainer is not None:
+        say(overview(parts, trainer))
+    complete(parts, wd, trainer, evaluate=evaluate)
     if evaluate:
         write_report(wd, config)
     return 0
@@ -174,9 +223,10 @@ def _run(config: ConfigDict, workdir: str, *, evaluate: bool) -> int:
 def complete(parts: Parts, wd: Workdir, trainer: Any, *, evaluate: bool = True, quiet: bool = False) -> None:
     """Train and evaluate what is not done yet in `wd`. `trainer` may be shared by runs; None: the run is trained already."""
     from ssl_jax.training import preemption
+    from ssl_jax.training.checkpoint import load_params
     from ssl_jax.training.lock import locked
 
-    odd = odd_settings(parts)
+    parts, odd = check_selection(parts, wd, (lambda text: None) if quiet else say), odd_settings(parts)
     meanwhile = parts.training.evaluate_every is not None
     tested = bool(parts.evaluators) and (evaluate or meanwhile)
     splits = {"train": parts.stream.dataset, **({"test": parts.evaluation.data.test} if tested else {})}
@@ -184,7 +234,9 @@ def complete(parts: Parts, wd: Workdir, trainer: Any, *, evaluate: bool = True, 
     odd += dict.fromkeys(line for dataset in splits.values() for line in dataset.notes())
     with locked(wd.path), preemption.active(parts.checkpoint.grace):
         begin_anew(wd, parts.config)
-        wd.start(parts.config, parts.info, made_from)
+        if extended(wd, parts.config):
+            set_results_aside(wd)
+        wd.start(parts.config, parts.info, made_from, parts.origin)
         warn_of(wd, odd)
         started = time.monotonic()
         steps, params = train(parts, wd, trainer, quiet)
@@ -192,10 +244,15 @@ def complete(parts: Parts, wd: Workdir, trainer: Any, *, evaluate: bool = True, 
         if "trained" not in wd.status():
             timings["training"] = timings.get("training", 0.0) + time.monotonic() - started
             wd.write("timings.json", timings)
-            wd.write("status.json", {**wd.status(), "trained": steps})
+            wd.write("status.json", {**wd.status(), "trained": steps, "duration": parts.training.duration})
+        best = best_checkpoint(wd, parts.checkpoint)
+        if best not in (None, steps):
+            if not quiet:
+                say(f"evaluating step {best:,}, the best by {parts.checkpoint.best}")
+            steps, params = load_params(wd.path / "checkpoints", best)
         if evaluate:
             evaluate_all(parts, wd, params, steps, quiet=quiet)
-            write_panels(parts, wd, params)
+            write_panels(parts, wd, params, steps)
 
 
 def odd_settings(parts: Parts) -> list[str]:
@@ -279,16 +336,22 @@ def trainer_of(parts: Parts) -> Any:
 
 
 def restore(path: str, checkpoint: int | None = None) -> tuple[Task, Params, DataInfo]:
-    """(task, parameters, data info) of a work directory's checkpoint, or of `hf:DIR`."""
+    """Return (task, parameters, data info) of a work directory's checkpoint, or of `hf:DIR`.
+
+    checkpoint: a step; default, the best one where the run has selected one (checkpoint.best), else the newest.
+    """
     if str(path).startswith("hf:"):
         from ssl_jax.interop import load_pretrained
 
         return load_pretrained(str(path).removeprefix("hf:"))
     from ssl_jax.training.checkpoint import load_params
+    from ssl_jax.training.settings import CheckpointSettings
 
     wd = Workdir.existing(path)
     config, info = wd.config(), wd.info()
     task = task_class(config).from_config(config, info)
+    if checkpoint is None:
+        checkpoint = best_checkpoint(wd, read(CheckpointSettings, config.get("checkpoint"), "checkpoint"))
     _, params = load_params(wd.path / "checkpoints", checkpoint)
     return task, params, info
 
@@ -322,13 +385,30 @@ def as_trained(section: Any, task: Task, info: DataInfo, workdir: str, *, kind: 
 # Evidence -----------------------------------------------------------------------------------------------------------
 
 
-def evaluate(workdir: str, *, config: ConfigDict | None = None, checkpoint: int | None = None) -> int:
-    """Run the evaluators over a checkpoint; those of the newest go into results.json, an older one's into its own file."""
+def evaluate(
+    workdir: str, *, config: ConfigDict | None = None, checkpoint: int | None = None, data: Mapping[str, str] | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> int:  # fmt: skip
+    """Run the evaluators over a checkpoint and add what they measure to the run's results.
+
+    config: its evaluators are used in place of the run's. data: keys of the section `data` as text ("test" -> a source),
+    laid over the data of every evaluator; the results then go by the evaluator's name and that of the data,
+    "linear_probe:folder:photos". overrides: keys of the run's own config as text, below `downstream`, `expected` and `data`.
+    The results of the run's final checkpoint go into results.json, those of another into a file of its own.
+    """
     from ssl_jax.training.checkpoint import load_params
     from ssl_jax.training.lock import locked
 
     wd = Workdir.existing(workdir)
-    own = wd.config()
+    own, data = wd.config(), dict(data or {})
+    if own.data:  # that of imported weights comes with the config
+        data |= below("data", overrides)
+    sources = laid_over(data)
+    for key, text in (overrides or {}).items():
+        if key.partition(".")[0] not in ("downstream", "expected", "data"):
+            raise UserError(f"--config.{key}: evaluate reads downstream, expected and data; another {key} is another run")
+        if config is None and not key.startswith("data."):
+            configs.override(own, key, text)
     if not own.data and config is None:
         raise UserError(f"--workdir={workdir}: imported weights have no data of their own; give --config=FILE with some")
     if config is not None:
@@ -339,18 +419,44 @@ def evaluate(workdir: str, *, config: ConfigDict | None = None, checkpoint: int 
         own.downstream = config.get("downstream", ConfigDict())
         own.expected = config.get("expected", ConfigDict())
     parts = prepare(own, workdir)
+    if sources:
+        parts = dataclasses.replace(parts, evaluators=on_other_data(parts.evaluators, sources))
     if not parts.evaluators:
         raise UserError(f"--workdir={workdir}: its config names no evaluators; give a config whose `downstream` does")
     check_evaluation(parts)
     with locked(wd.path):
-        step, params = load_params(wd.path / "checkpoints", checkpoint)
-        newest = checkpoint is None or step == wd.status().get("trained")
-        name = "results.json" if newest else f"results_{step:08d}.json"
+        final = best_checkpoint(wd, parts.checkpoint) or wd.status().get("trained")
+        step, params = load_params(wd.path / "checkpoints", final if checkpoint is None else checkpoint)
+        is_final = checkpoint is None or step == final
+        name = "results.json" if is_final else f"results_{step:08d}.json"
         evaluate_all(parts, wd, params, step, name=name, again=True)
-        if newest:
-            write_panels(parts, wd, params)
+        if is_final:
+            write_panels(parts, wd, params, step)
             write_report(wd, own)
     return 0
+
+
+def below(section: str, overrides: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the overrides of one section: "data.test" of "data" as "test"."""
+    found = {key.partition(".")[::2]: text for key, text in (overrides or {}).items()}
+    return {rest: text for (name, rest), text in found.items() if name == section and rest}
+
+
+def laid_over(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Return keys of a section and their texts from the command line as the nested section that they make."""
+    section = ConfigDict()
+    for key, text in texts.items():
+        configs.override(section, key, text)
+    return section.to_dict()
+
+
+def on_other_data(evaluators: Mapping[str, Any], sources: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the evaluators with `sources` laid over the data of each, under names that say the data."""
+    words = dict.fromkeys(str(sources[split]) for split in ("train", "test") if split in sources)
+    words |= dict.fromkeys(f"{key}={value}" for key, value in sources.items() if key not in ("train", "test"))
+    label = "+".join(words).replace("/", ".")  # a "/" separates the parts of a result's name
+    laid = lambda evaluator: dataclasses.replace(evaluator, data={**evaluator.sources, **sources})
+    return {f"{name}:{label}": laid(evaluator) for name, evaluator in evaluators.items()}
 
 
 def other_data(parts: Parts, own: Any, sources: Mapping[str, Any]) -> Any:

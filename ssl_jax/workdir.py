@@ -104,16 +104,19 @@ class Workdir:
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / "tokenizer", ignore_errors=True)
 
-    def start(self, config: ConfigDict, info: DataInfo, data: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    def start(
+        self, config: ConfigDict, info: DataInfo, data: Mapping[str, Mapping[str, Any]] | None = None,
+        origin: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         """Record what runs: the config and what is known of the machine, the data's shape and the tokenizer.
 
-        `data` holds what each split was made from (`Dataset.fingerprint`). Raises UserError where an earlier start of this
-        run was made from other data.
+        data: what each split was made from (`Dataset.fingerprint`); UserError where an earlier start of this run was made from
+        other data. origin: where the config comes from, "command", "config_file" and "overrides" (key -> text).
         """
         self.check_data(data or {})
         self.path.mkdir(parents=True, exist_ok=True)
         sections, card = plain(config)
-        self.write("config.json", {"config": sections, "card": card, **environment()})
+        self.write("config.json", {"config": sections, "card": card, **(origin or {}), **environment()})
         self.write("info.json", info_to_json(info))
         self.write("data.json", {**self.read("data.json", {}), **(data or {})})
         if info.tokenizer is not None and not (self.path / "tokenizer").exists():

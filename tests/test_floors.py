@@ -16,7 +16,10 @@ FLOORS = (
     {"data", "models", "reports", "workdir"},
     {"training", "pretext"},
     {"downstream", "interop"},
-    {"resume", "evidence", "runs", "stand_in", "sweeps", "inference", "preview", "bench", "bench_peer", "api", "start"},
+    {
+        "resume", "validation", "evidence", "overview", "runs", "stand_in", "sweeps", "inference", "preview", "bench",
+        "bench_peer", "api", "start",
+    },
     {"cli"},
 )  # fmt: skip
 # Settings of a section may be read by the room itself; what a pretext task is, training must not know, and so on.

@@ -15,8 +15,8 @@ from ssl_jax.reports.records import flat as flat_records
 
 # Keys of config.json that tell where and with what a run was made, rather than configure it.
 ENVIRONMENT = (
-    "versions", "git_commit", "git", "commit", "device", "devices", "hardware", "platform", "python", "command", "host",
-    "processes", "started", "ssl_jax",
+    "command", "config_file", "overrides", "versions", "git_commit", "git", "commit", "device", "devices", "hardware",
+    "platform", "python", "host", "processes", "started", "ssl_jax",
 )  # fmt: skip
 _NONFINITE = {text: float(text) for text in ("nan", "inf", "-inf")}  # JSON has no number for them
 CARDS = ("card", "recipe_card", "recipe")

@@ -156,7 +156,7 @@ class Checkpoints:
         if s.keep_every:
             keep |= {step for step in steps if step % s.keep_every == 0}
         if s.best:
-            keep.add(best_step({step: read_extra(self.directory, step) for step in steps}, s.best, s.mode))
+            keep.add(best_step({step: read_extra(self.directory, step) for step in steps}, s.best, s.mode or "max"))
         for step in steps:
             if step not in keep:
                 delete(self.directory / f"{step:08d}")

@@ -26,8 +26,9 @@ class Selection:
     def of(cls, saving: CheckpointSettings, training: TrainingSettings, extra: Mapping[str, Any]) -> "Selection":
         """Return the selection of a run as `extra`, what its checkpoint holds, left it."""
         stored = extra.get("selection") or {}
-        same = (stored.get("metric"), stored.get("mode")) == (saving.best, saving.mode)
-        return cls(**(stored if same else dict(metric=saving.best, mode=saving.mode)), patience=training.patience)
+        mode = saving.mode or "max"
+        same = (stored.get("metric"), stored.get("mode")) == (saving.best, mode)
+        return cls(**(stored if same else dict(metric=saving.best, mode=mode)), patience=training.patience)
 
     @property
     def over(self) -> bool:

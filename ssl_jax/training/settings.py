@@ -59,7 +59,7 @@ class CheckpointSettings:
     keep: int = 2  # the newest
     keep_every: int | None = None  # also keep every N-th step
     best: str | None = None  # also keep the best by this result of training.evaluate_every, such as "linear_probe/accuracy"
-    mode: str = "max"  # the best is the largest; "min": the smallest
+    mode: str | None = None  # whether its "max" or "min" is the best; default: as the result says
     features: bool = False  # cache what the evaluators extract in the work directory, for the next evaluation
     grace: float = 25.0  # seconds from a shutdown signal to the end of the process
 
@@ -70,7 +70,7 @@ class CheckpointSettings:
                 raise UserError(f"{name}={value}: must be at least 1")
         if self.every_minutes is not None and not self.every_minutes > 0:
             raise UserError(f"every_minutes={self.every_minutes}: must be above 0")
-        if self.mode not in ("max", "min"):
+        if self.mode not in (None, "max", "min"):
             raise UserError(f"mode={self.mode!r}: must be max or min")
         if not 1 <= self.grace <= 3600:
             raise UserError(f"grace={self.grace}: must lie between 1 and 3600 seconds")
