@@ -13,7 +13,10 @@ from ssl_jax import downstream, pretext
 from ssl_jax.errors import UserError
 from ssl_jax.interop import files, image_text, language, originals, vision
 from ssl_jax.interop.family import Family, Sections
+from ssl_jax.interop.image_encoder import ImageEncoder
 from ssl_jax.interop.mapping import Tensors, to_ours, to_theirs
+from ssl_jax.pretext.data2vec import Data2VecText
+from ssl_jax.pretext.views import ImageTask
 from ssl_jax.task import DataInfo, Params, Task
 from ssl_jax.training.rules import flatten
 
@@ -160,10 +163,23 @@ def _export(source: str, target: pathlib.Path) -> str:
         raise UserError(f"--from={source}: task.name={config.task.get('name')!r} is unknown")
     task = task_class(config).from_config(config, info)
     _, params = load_params(workdir.path / "checkpoints")
+    task, params, left_out = encoder_alone(task, params)
     architecture, theirs, tensors = exported(task, params)
     with files.appearing_whole(target) as folder:
         files.write_directory(folder, theirs, tensors, info)
-    return f"hf:{target}: {architecture}, {_count(params)} parameters"
+    without = f", without the task's own: {', '.join(left_out)}" if left_out else ""
+    return f"hf:{target}: {architecture}, {_count(params)} parameters{without}"
+
+
+def encoder_alone(task: Task, params: Params) -> tuple[Task, Params, tuple[str, ...]]:
+    """Return the encoder of a task whose head no architecture holds (a predictor, prototypes), and what is left out."""
+    if isinstance(task, ImageTask):
+        task, name = ImageEncoder(task.encoder, task.info), "encoder"
+    elif isinstance(task, Data2VecText):
+        name = "transformer"
+    else:
+        return task, params, ()
+    return task, {name: params[name]}, tuple(sorted(set(params) - {name}))
 
 
 def exported(task: Task, params: Params) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:

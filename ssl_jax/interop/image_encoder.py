@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 from ssl_jax import models
 from ssl_jax.config import read
 from ssl_jax.errors import UserError
+from ssl_jax.pretext.views import ImageTask
 from ssl_jax.randomness import substream
-from ssl_jax.task import Batch, Context, DataInfo, Params, Task
+from ssl_jax.task import Batch, Context, DataInfo, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,14 +21,13 @@ class ImageEncoderSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageEncoder(Task):
+class ImageEncoder(ImageTask):
     """Parameters: "encoder". To train it, start a task from it: task.init of classification."""
 
     encoder: Any  # a model that reads images
     info: DataInfo
 
     name: ClassVar[str] = "image_encoder"
-    data: ClassVar[str] = "images"
 
     @classmethod
     def from_config(cls, config: ConfigDict, info: DataInfo) -> "ImageEncoder":
@@ -40,11 +40,6 @@ class ImageEncoder(Task):
 
     def loss(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool, context: Context | None = None):
         raise UserError('task.name="image_encoder": has no loss; start task.name="classification" from it with task.init')
-
-    def features(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """The encoder's representations by name."""
-        tokens, intermediates = self.encoder.apply({"params": params["encoder"]}, batch["image"])
-        return self.encoder.representations(tokens, intermediates)
 
     def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
         """ "tokens" f32[batch, prefix + patches, width] after the final norm, and "pooled" f32[batch, width]."""

@@ -142,6 +142,34 @@ def test_views_default_to_the_size_and_augmentation_of_the_data(npz):
     np.testing.assert_allclose(pair[:, 0], np.where(plain >= 0.5, 1 - plain, plain), atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["npz", "folder"])
+def test_crops_have_the_published_scales(kind, tmp_path):
+    """DINO's ViT-S: global crops of 25 to 100 %, local ones of 5 to 25 % of the area, aspect ratio 3/4 to 4/3.
+
+    A pixel holds its own row and column, so that a crop says where it was cut."""
+    row, column = np.mgrid[:64, :64].astype(np.uint8)
+    image = np.stack([4 * row, 4 * column, 0 * row], axis=-1)
+    np.savez(tmp_path / "coordinates.npz", image=np.stack([image] * 40))
+    for i in range(40 if kind == "folder" else 0):
+        Image.fromarray(image).save(tmp_path / f"{i:02d}.png")
+    crop = lambda *scale: dict(crop=dict(scale=scale), flip=True)
+    views = dict(
+        globals=dict(count=2, image_size=32, augment=crop(0.25, 1.0)),
+        locals=dict(count=6, image_size=16, augment=crop(0.05, 0.25)),
+    )
+    uri = f"npz:{tmp_path / 'coordinates.npz'}" if kind == "npz" else f"folder:{tmp_path}"
+    section = ConfigDict(dict(train=uri, batch_size=40, holdout=0.0, image_size=64, views=views, normalize=None))
+    batch = batch_of(Stream(build("images", section), batch_size=40, seed=0))
+    for name, low, high in (("globals", 0.25, 1.0), ("locals", 0.05, 0.25)):
+        pixels = np.asarray(batch[name]).reshape(-1, *batch[name].shape[2:]) * 255 / 4
+        inner = pixels.shape[1] - 1
+        steps = np.abs(pixels[:, -3, -3] - pixels[:, 2, 2])[:, :2] / (inner - 4)  # source pixels for one of the crop's
+        height, width = pixels.shape[1] * steps[:, 0], pixels.shape[1] * steps[:, 1]
+        area, aspect = height * width / 64**2, width / height
+        assert area.min() > low * 0.85 and area.max() < high * 1.1 and np.ptp(area) > 0.5 * (high - low), name
+        assert aspect.min() > 0.7 and aspect.max() < 1.43
+
+
 @pytest.mark.parametrize(
     ("views", "told"),
     [

@@ -4,15 +4,21 @@ import json
 import pickle
 import sys
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 import ssl_jax
 from ssl_jax import cli
-from ssl_jax.interop.convert import exported, load_pretrained
+from ssl_jax.interop.convert import exported, load_pretrained, task_class
+from ssl_jax.task import DataInfo
+from ssl_jax.training.checkpoint import Checkpoints
 from ssl_jax.training.rules import flatten
+from ssl_jax.training.settings import CheckpointSettings
+from ssl_jax.workdir import Workdir
 from tests.interop.interop_toys import params_of, task_of, write
 
 
@@ -163,3 +169,46 @@ def test_a_failure_while_writing_leaves_nothing(hf, tmp_path, monkeypatch):
     with pytest.raises(OSError):
         convert(f"hf:{hf}", tmp_path / "deep" / "run")
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]
+
+
+# Tasks that train an encoder ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "architecture", "left_out"),
+    [
+        ("ijepa", dict(class_token=False), "IJepaModel", "predictor"),
+        ("self_distillation", dict(pooling="cls"), "ViTModel", "head"),
+        (
+            "self_distillation",
+            dict(pooling="cls", layer_scale=0.1, mlp_width=24, registers=2),
+            "Dinov2WithRegistersModel",
+            "head",
+        ),
+    ],
+)
+def test_the_teacher_of_a_task_goes_out_as_an_encoder(name, model, architecture, left_out, tmp_path, capsys):
+    """What the paper evaluates is written: the moving average's encoder, without what only the task needs."""
+    own = dict(
+        ijepa=dict(predictor=dict(width=8, depth=1, heads=2)), self_distillation=dict(prototypes=6, hidden=5, bottleneck=4)
+    )
+    vit = dict(name="vit", patch_size=2, width=12, depth=2, heads=3, mlp_width=20) | model
+    config = ConfigDict(dict(task=dict(name=name, **own[name]), model=vit, data={}, training={}, optimizer={}))
+    shapes = {"image": (8, 8, 3), "globals": (2, 8, 8, 3)}
+    info = DataInfo(
+        {key: jax.ShapeDtypeStruct(shape, np.float32) for key, shape in shapes.items()}, mean=(0.5,) * 3, std=(0.2,) * 3
+    )
+    task = task_class(config).from_config(config, info)
+    student, teacher = (jax.jit(task.init)(jax.random.key(i), {}) for i in (0, 1))
+    Workdir(tmp_path / "run").start(config, info)
+    checkpoints = Checkpoints(tmp_path / "run/checkpoints", CheckpointSettings())
+    checkpoints.save(3, {"params": student, "ema": teacher}, {})
+    checkpoints.close()
+    assert convert(tmp_path / "run", f"hf:{tmp_path / 'hf'}") == 0
+    said = capsys.readouterr().out
+    assert architecture in said and f"without the task's own: {left_out}" in said
+    image = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    expected = jax.jit(task.features)(teacher, {"image": image})
+    found = ssl_jax.load(f"hf:{tmp_path / 'hf'}").features({"pixel_values": image})
+    np.testing.assert_allclose(found["tokens"], expected["tokens"], atol=1e-6)
+    np.testing.assert_allclose(found["pooled"], expected["pooled"], atol=1e-6)

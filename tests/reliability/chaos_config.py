@@ -8,7 +8,10 @@ import os
 
 from ml_collections import ConfigDict
 
-TASKS = ("masked_image", "next_token", "masked_token", "image_text", "classification")
+TASKS = (
+    "masked_image", "next_token", "masked_token", "image_text", "classification", "ijepa", "data2vec_image",
+    "self_distillation", "joint_embedding",
+)  # fmt: skip
 
 
 def get_config(arg: str) -> ConfigDict:
@@ -53,6 +56,23 @@ def get_config(arg: str) -> ConfigDict:
         config.data, config.model = images, vit
         config.task = dict(name=arg, init=f"{folder}/init", mix=dict(mixup=0.8, smoothing=0.1))
         config.optimizer.layer_decay = 0.75
+        config.downstream = dict(knn=dict(k=5))
+    elif arg in ("ijepa", "data2vec_image", "self_distillation", "joint_embedding"):
+        crops = dict(count=2, augment=dict(crop=dict(scale=(0.3, 1.0)), flip=True, jitter=dict(hue=0.1), blur=dict()))
+        views, teacher = {"pair": crops}, dict(ema=dict(start=0.9, end=1.0), weight_decay=dict(start=0.04, end=0.4))
+        config.task, config.model = dict(name=arg), dict(vit, patch_size=2) if arg != "self_distillation" else vit
+        config.schedules = dict(teacher) if arg != "joint_embedding" else dict(temperature=dict(start=0.5, end=0.1))
+        config.training.ema = None
+        if arg == "ijepa":
+            views, config.task.predictor = {}, dict(width=16, depth=1, heads=2)
+        elif arg == "data2vec_image":
+            views, config.task.targets = {}, dict(top_blocks=2)
+        elif arg == "self_distillation":
+            views = {"globals": crops, "locals": dict(crops, image_size=8)}
+            config.task.update(prototypes=16, hidden=16, bottleneck=8, patches=dict())
+            config.schedules.teacher_temperature = dict(start=0.04, end=0.07, shape="linear", over="50 %")
+            config.schedules.lr = (("head/prototypes", dict(start=0.0, end=1.0, shape="step", over="20 steps")),)
+        config.data = dict(images, views=views)
         config.downstream = dict(knn=dict(k=5))
     else:
         raise KeyError(arg)
