@@ -147,6 +147,7 @@ def parser() -> argparse.ArgumentParser:
         help="an experiment file, run as Python; --experiment.seeds=5 and --config.KEY=VALUE override",
     )
     sub.add_argument("--plan", action="store_true", help="print what would run, and stop")
+    sub.add_argument("--replicas", metavar="N", help="train N runs together; default: one a core, or what fits on the devices")
     sub.add_argument("--shard", default="0/1", metavar="I/N", help="of the groups of runs take every N-th, from the I-th on")
     sub = command(
         "report",
@@ -249,7 +250,9 @@ def _sweep(arguments):
 
     overrides = arguments.overrides
     experiment = experiments.load(arguments.experiment, settings=overrides["experiment"], overrides=overrides["config"])
-    return sweeps.sweep(experiment, arguments.workdir, plan=arguments.plan, shard=sweeps.parse_shard(arguments.shard))
+    shard = sweeps.parse_shard(arguments.shard)
+    replicas = None if arguments.replicas is None else sweeps.parse_replicas(arguments.replicas)
+    return sweeps.sweep(experiment, arguments.workdir, plan=arguments.plan, shard=shard, replicas=replicas)
 
 
 def _report(arguments):

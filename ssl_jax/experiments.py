@@ -151,6 +151,7 @@ class ExperimentSettings:
     columns: Mapping = dataclasses.field(default_factory=dict)  # metric of results.json -> heading
     figure: Figure | None = None
     published: Published | None = None
+    share_data: bool = False  # runs that train together read the same batches, decoded once
 
     def __post_init__(self):
         if not self.arms:
@@ -262,6 +263,7 @@ class Experiment:
             "columns": dict(settings.columns),
             "figure": dataclasses.asdict(figure),
             "published": dataclasses.asdict(settings.published) if settings.published else None,
+            "share_data": settings.share_data,
             "card": self.card,
         }
         return json.loads(json.dumps(document, default=str))

@@ -220,31 +220,21 @@ def _run(config: ConfigDict, workdir: str, *, evaluate: bool, origin: Mapping[st
     return 0
 
 
-def complete(parts: Parts, wd: Workdir, trainer: Any, *, evaluate: bool = True, quiet: bool = False) -> None:
+def complete(
+    parts: Parts, wd: Workdir, trainer: Any, *, evaluate: bool = True, quiet: bool = False, console: Any = None
+) -> None:
     """Train and evaluate what is not done yet in `wd`. `trainer` may be shared by runs; None: the run is trained already."""
     from ssl_jax.training import preemption
     from ssl_jax.training.checkpoint import load_params
     from ssl_jax.training.lock import locked
 
     parts, odd = check_selection(parts, wd, (lambda text: None) if quiet else say), odd_settings(parts)
-    meanwhile = parts.training.evaluate_every is not None
-    tested = bool(parts.evaluators) and (evaluate or meanwhile)
-    splits = {"train": parts.stream.dataset, **({"test": parts.evaluation.data.test} if tested else {})}
-    made_from = {split: dataset.fingerprint() for split, dataset in splits.items()}
-    odd += dict.fromkeys(line for dataset in splits.values() for line in dataset.notes())
     with locked(wd.path), preemption.active(parts.checkpoint.grace):
-        begin_anew(wd, parts.config)
-        if extended(wd, parts.config):
-            set_results_aside(wd)
-        wd.start(parts.config, parts.info, made_from, parts.origin)
-        warn_of(wd, odd)
+        start(parts, wd, odd, evaluate=evaluate)
         started = time.monotonic()
-        steps, params = train(parts, wd, trainer, quiet)
-        timings = wd.read("timings.json", {})
+        steps, params = train(parts, wd, trainer, quiet=quiet, console=console)
         if "trained" not in wd.status():
-            timings["training"] = timings.get("training", 0.0) + time.monotonic() - started
-            wd.write("timings.json", timings)
-            wd.write("status.json", {**wd.status(), "trained": steps, "duration": parts.training.duration})
+            record_training(wd, steps, parts.training.duration, time.monotonic() - started)
         best = best_checkpoint(wd, parts.checkpoint)
         if best not in (None, steps):
             if not quiet:
@@ -253,6 +243,27 @@ def complete(parts: Parts, wd: Workdir, trainer: Any, *, evaluate: bool = True, 
         if evaluate:
             evaluate_all(parts, wd, params, steps, quiet=quiet)
             write_panels(parts, wd, params, steps)
+
+
+def start(parts: Parts, wd: Workdir, odd: list[str], *, evaluate: bool = True) -> None:
+    """Record in the work directory what runs on which data, and what is odd about it; forget what another config left."""
+    tested = bool(parts.evaluators) and (evaluate or parts.training.evaluate_every is not None)
+    splits = {"train": parts.stream.dataset, **({"test": parts.evaluation.data.test} if tested else {})}
+    odd += dict.fromkeys(line for dataset in splits.values() for line in dataset.notes())
+    begin_anew(wd, parts.config)
+    if extended(wd, parts.config):
+        set_results_aside(wd)
+    made_from = {split: dataset.fingerprint() for split, dataset in splits.items()}
+    wd.start(parts.config, parts.info, made_from, parts.origin)
+    warn_of(wd, odd)
+
+
+def record_training(wd: Workdir, steps: int, duration: str, seconds: float) -> None:
+    """Record that a run is trained, and how long its last start took."""
+    timings = wd.read("timings.json", {})
+    timings["training"] = timings.get("training", 0.0) + seconds
+    wd.write("timings.json", timings)
+    wd.write("status.json", {**wd.status(), "trained": steps, "duration": duration})
 
 
 def odd_settings(parts: Parts) -> list[str]:
@@ -279,7 +290,7 @@ def warn_of(wd: Workdir, lines: Sequence[str]) -> None:
         wd.write("warnings.json", {"lines": new})
 
 
-def train(parts: Parts, wd: Workdir, trainer: Any, quiet: bool = False) -> tuple[int, Params]:
+def train(parts: Parts, wd: Workdir, trainer: Any, *, quiet: bool = False, console: Any = None) -> tuple[int, Params]:
     """Train, or continue, to the end; return (steps, parameters to evaluate: the moving average if there is one).
 
     Without a trainer the run is trained already, and its last checkpoint is read.
@@ -300,6 +311,7 @@ def train(parts: Parts, wd: Workdir, trainer: Any, quiet: bool = False) -> tuple
         evaluate=functools.partial(evaluate_during, parts) if parts.evaluators else None,
         name=parts.task.name,
         quiet=quiet,
+        console=console,
     )
     warn_of(wd, [*checks.skipped_updates(parts.training, state), *trouble_of(parts, wd)])
     return int(state.step), state.evaluated

@@ -9,27 +9,36 @@ that is finished is not started again, and one that was interrupted continues at
 `report`, `convert` and `ssl_jax.load` take ARM/seedN as they take any run.
 """
 
+import contextlib
 import dataclasses
+import fnmatch
+import functools
 import json
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from ssl_jax import resume, runs
+from ssl_jax import planning, resume, runs
 from ssl_jax.config import nearest
 from ssl_jax.errors import UserError
 from ssl_jax.experiments import Arm, Experiment
+from ssl_jax.planning import Progress
 from ssl_jax.reports.sweep import FILE, load_sweep, write_sweep
 from ssl_jax.runs import Parts, say
 from ssl_jax.training.exceptions import Diverged
 from ssl_jax.training.lock import Busy, locked
 from ssl_jax.workdir import Workdir, differences
 
-PRESENTATION = ("name", "command", "default", "columns", "figure", "published", "card")  # of sweep.json: may change
+STACKS = ".stacks"  # the checkpoints of runs that train together
 NUMBERS = ("seed", "optimizer.lr", "optimizer.base_lr", "optimizer.weight_decay")  # inputs of a compiled program
+
+
+class WrongColumn(UserError):
+    """A column of the table that no run will have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +55,10 @@ class Job:
         return f"{self.arm.name}, seed {self.seed}"
 
     @property
+    def key(self) -> list:
+        return [self.arm.folder, self.seed]
+
+    @property
     def finished(self) -> bool:
         """Whether a start would find nothing to do: trained and evaluated, or diverged, which a second start would too."""
         return "diverged" in self.workdir.status() or resume.measured(self.workdir, self.config)
@@ -58,35 +71,37 @@ class Group:
     jobs: tuple[Job, ...]
 
 
-def sweep(experiment: Experiment, workdir: str, *, plan: bool = False, shard: tuple[int, int] = (0, 1)) -> int:
+def sweep(
+    experiment: Experiment, workdir: str, *, plan: bool = False, shard: tuple[int, int] = (0, 1), replicas: int | None = None
+) -> int:
     """Run what a sweep's folder lacks, and write its page.
 
-    plan: print what would run, and stop. shard=(i, n): of the groups take every n-th, from the i-th on. Raises UserError,
+    plan: print what would run, and stop. shard=(i, n): of the groups take every n-th, from the i-th on. replicas: how many
+    runs train together in one program; default, one a core on a CPU, and as many as fit on accelerators. Raises UserError,
     before anything is written, for an arm whose config is wrong and for a folder that holds another sweep.
     """
     folder = Workdir.at(workdir).path
     check_folder(folder, experiment)
     groups = grouped(jobs_of(experiment, folder))[shard[0] :: shard[1]]
-    prepared = [(group, prepare(group, experiment)) for group in groups if not all(job.finished for job in group.jobs)]
-    say(describe(experiment, groups, prepared))
+    left = [group for group in groups if not all(job.finished for job in group.jobs)]
+    prepared = [(group, prepare(group, experiment)) for group in left]
+    say(planning.describe(experiment, groups, prepared, replicas))
     if plan:
         return 0
     with locked(folder, wait=True):  # another process may have begun it meanwhile
         check_folder(folder, experiment)
         Workdir(folder).write(FILE, merged(folder, experiment))
-    total = sum(len(group.jobs) for group in groups)
-    progress = Progress(total, sum(job.finished for group in groups for job in group.jobs))
-    busy: list[Job] = []
-    failed: list[str] = []
-    for group, parts in prepared:
-        run_group(group, parts, experiment, progress, busy, failed)
+    jobs = [job for group in groups for job in group.jobs]
+    running = Running(folder, experiment, Progress(len(jobs), sum(job.finished for job in jobs)), replicas)
+    for group, (parts, trainer) in prepared:
+        running.run(group, parts, trainer)
     with locked(folder, wait=True):  # the last of several processes sees all runs
         page = write_sweep(folder)
     show(folder)
-    for job in busy:
+    for job in running.busy:
         say(f"{job.name}: another process is at it")
     say(f"report: {page}")
-    return 2 if failed else 0
+    return 2 if running.failed else 0
 
 
 # What there is to do ----------------------------------------------------------------------------------------------------
@@ -143,12 +158,15 @@ def prepare(group: Group, experiment: Experiment) -> tuple[Parts, Any]:
 
 
 def check_columns(experiment: Experiment, parts: Parts) -> None:
-    """UserError for a column of an evaluator that the config does not name."""
+    """UserError for a column that no evaluator of the config will measure."""
     for metric in experiment.settings.columns:
-        evaluator = metric.partition("/")[0]
-        if evaluator not in parts.evaluators:
-            near = nearest(evaluator, parts.evaluators) if parts.evaluators else "; the config names no evaluators"
-            raise UserError(f"columns: {metric!r}: {evaluator!r} is no evaluator of `downstream`{near}")
+        name, _, rest = metric.partition("/")
+        if name not in parts.evaluators:
+            near = nearest(name, parts.evaluators) if parts.evaluators else "; the config names no evaluators"
+            raise WrongColumn(f"columns: {metric!r}: {name!r} is no evaluator of `downstream`{near}")
+        names = parts.evaluators[name].names
+        if names and not any(fnmatch.fnmatchcase(rest, pattern) for pattern in names):
+            raise WrongColumn(f"columns: {metric!r} is no result of {name}{nearest(metric, [f'{name}/{n}' for n in names])}")
 
 
 def check_results(experiment: Experiment, job: Job) -> None:
@@ -156,7 +174,7 @@ def check_results(experiment: Experiment, job: Job) -> None:
     results = job.workdir.results()
     for metric in experiment.settings.columns:
         if metric not in results:
-            raise UserError(f"columns: {metric!r} is none of the results of {job.name}{nearest(metric, results)}")
+            raise WrongColumn(f"columns: {metric!r} is none of the results of {job.name}{nearest(metric, results)}")
 
 
 def check_folder(folder: pathlib.Path, experiment: Experiment) -> None:
@@ -193,77 +211,124 @@ def merged(folder: pathlib.Path, experiment: Experiment) -> dict[str, Any]:
     return new
 
 
-def describe(experiment: Experiment, groups: Sequence[Group], prepared: Sequence[tuple[Group, Any]]) -> str:
-    """The plan in a few lines."""
-    jobs = [job for group in groups for job in group.jobs]
-    done = sum(job.finished for job in jobs)
-    lines = [f"{experiment.name}: {len(experiment.arms)} arms x {len(experiment.seeds)} seeds; "
-             f"{len(jobs)} runs, {done} of them done, in {len(groups)} programs"]  # fmt: skip
-    for group, _ in prepared:
-        left = [job for job in group.jobs if not job.finished]
-        names = list(dict.fromkeys(job.arm.name for job in left))
-        lines.append(f"  {len(left)} runs: {', '.join(names)}")
-    return "\n".join(lines)
-
-
 # Running ----------------------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass
-class Progress:
-    """One line for each run that ends, with the time that the others will take."""
+class Running:
+    """The runs of a sweep in this process: groups one after another, each in chunks that train together."""
 
-    total: int
-    done: int
-    started: float = dataclasses.field(default_factory=time.monotonic)
-    ran: int = 0
+    def __init__(self, folder: pathlib.Path, experiment: Experiment, progress: Progress, replicas: int | None):
+        self.folder, self.experiment, self.progress, self.replicas = folder, experiment, progress, replicas
+        self.busy: list[Job] = []  # that another process is at
+        self.failed: list[Job] = []
 
-    def ended(self, job: Job, text: str, seconds: float) -> None:
-        from ssl_jax.reports.page import duration
+    def run(self, group: Group, parts: Parts, trainer: Any) -> None:
+        """Run what is left of a group with one trainer."""
+        size = planning.replicas_of(trainer.program, self.replicas)
+        for chunk in chunks_of(group, size, self.folder):
+            if len(chunk) > 1:
+                self.attempt(chunk, lambda chunk=chunk: self.train_together(chunk, parts, trainer))
+            for job in chunk:
+                if not job.finished and job not in self.busy:
+                    self.attempt([job], lambda job=job: self.complete(job, parts, trainer))
 
-        self.done, self.ran = self.done + 1, self.ran + 1
-        left = (self.total - self.done) * (time.monotonic() - self.started) / self.ran
-        ahead = f", {duration(left)} left" if self.done < self.total else ""
-        say(f"[{self.done}/{self.total}] {job.name}: {text} ({duration(seconds)}{ahead})")
-
-
-def run_group(group: Group, prepared: tuple[Parts, Any], experiment: Experiment, progress: Progress,
-              busy: list[Job], failed: list[str]) -> None:  # fmt: skip
-    """Run what is left of a group, one run after another with one trainer."""
-    parts, trainer = prepared
-    for job in group.jobs:
-        if job.finished:
-            continue
-        started = time.monotonic()
+    def attempt(self, jobs: Sequence[Job], work: Callable[[], None]) -> None:
+        """Do some work of `jobs`; one that diverges or fails is named and recorded, and the others go on."""
         try:
-            text = run_job(job, parts, trainer, experiment)
+            work()
         except Busy:
-            busy.append(job)
-            continue
-        except Diverged as error:
-            job.workdir.write("status.json", {**job.workdir.status(), "diverged": str(error)})
-            text = f"diverged, {error}"
-        except UserError as error:
-            job.workdir.write("status.json", {**job.workdir.status(), "failed": str(error)})
-            failed.append(job.name)
-            text = f"failed, {error}"
-        else:
-            check_results(experiment, job)
-        progress.ended(job, text, time.monotonic() - started)
+            self.busy += jobs
+        except WrongColumn:
+            raise
+        except (Diverged, UserError) as error:
+            self.fail(jobs, error)
+
+    def fail(self, jobs: Sequence[Job], error: Exception) -> None:
+        why = "diverged" if isinstance(error, Diverged) else "failed"
+        for job in jobs:
+            job.workdir.write("status.json", {**job.workdir.status(), why: str(error)})
+            self.progress.ended(job, f"{why}, {error}")
+        self.failed += jobs if why == "failed" else []
+
+    def complete(self, job: Job, parts: Parts, trainer: Any) -> None:
+        """Train a run, unless it is trained already, and evaluate it."""
+        own = with_numbers(parts, job.config)
+        with locked(job.workdir.path):
+            if not job.finished:  # another process may just have ended it
+                clear_failure(job)
+                trained = resume.trained(job.workdir)
+                console = self.progress.console(job.name)
+                runs.complete(own, job.workdir, None if trained else trainer, quiet=True, console=console)
+        check_results(self.experiment, job)
+        results, columns = job.workdir.results(), self.experiment.settings.columns.items()
+        self.progress.ended(job, ", ".join(f"{heading} {results[metric]:.4g}" for metric, heading in columns))
+
+    def train_together(self, chunk: Sequence[Job], parts: Parts, trainer: Any) -> None:
+        """Train several runs in one program; afterwards each has its own checkpoint."""
+        from ssl_jax.training import checks, preemption
+        from ssl_jax.training.replicas import Replica, forget, train_replicas
+
+        owns = [with_numbers(parts, job.config) for job in chunk]
+        stack = stack_of(self.folder, chunk)
+        with contextlib.ExitStack() as locks:
+            for job in chunk:
+                locks.enter_context(locked(job.workdir.path))
+            locks.enter_context(preemption.active(parts.checkpoint.grace))
+            for job, own in zip(chunk, owns, strict=True):
+                if not job.finished:
+                    clear_failure(job)
+                    runs.start(own, job.workdir, runs.odd_settings(own))
+            Workdir(stack).write("members.json", {"members": [job.key for job in chunk]})
+            replicas = [
+                Replica(own.config.seed, own.stream, job.workdir.path, own.optimizer.peak(own.stream.batch_size),
+                        own.optimizer.weight_decay, **runs.starting_point(own),
+                        evaluate=functools.partial(runs.evaluate_during, own) if own.evaluators else None)
+                for job, own in zip(chunk, owns, strict=True)
+            ]  # fmt: skip
+            name = f"{chunk[0].name} and {len(chunk) - 1} more"
+            console = self.progress.console(name)
+            started, share = time.monotonic(), self.experiment.settings.share_data
+            states = train_replicas(trainer, replicas, workdir=stack, checkpoint=parts.checkpoint, share_data=share,
+                                    console=console)  # fmt: skip
+            seconds = (time.monotonic() - started) / len(chunk)
+            for job, own, state in zip(chunk, owns, states, strict=True):
+                if isinstance(state, Diverged):
+                    self.fail([job], state)
+                elif "trained" not in job.workdir.status():
+                    runs.record_training(job.workdir, int(state.step), own.training.duration, seconds)
+                    runs.warn_of(job.workdir, checks.skipped_updates(own.training, state))
+            forget(stack)
 
 
-def run_job(job: Job, parts: Parts, trainer: Any, experiment: Experiment) -> str:
-    """Train and evaluate one run; its columns as text."""
-    own = with_numbers(parts, job.config)
-    with locked(job.workdir.path):
-        if not job.finished:  # another process may just have ended it
-            status = job.workdir.status()
-            if status.pop("failed", None):
-                job.workdir.write("status.json", status)
-            runs.complete(own, job.workdir, None if resume.trained(job.workdir) else trainer, quiet=True)
-    results = job.workdir.results()
-    columns = experiment.settings.columns.items()
-    return ", ".join(f"{heading} {results[metric]:.4g}" for metric, heading in columns if metric in results)
+def chunks_of(group: Group, size: int, folder: pathlib.Path) -> list[list[Job]]:
+    """Cut what is left of a group into chunks of `size` runs that train together.
+
+    Stacks that a killed start left are continued as they are; a run that has checkpoints of its own continues alone.
+    """
+    left = [job for job in group.jobs if not job.finished]
+    chunks, by_key = [], {tuple(job.key): job for job in group.jobs}
+    for stack in sorted((folder / STACKS).glob("*/members.json")):
+        members = [by_key.get(tuple(key)) for key in Workdir(stack.parent).read(stack.name)["members"]]
+        if all(member is not None for member in members) and any(member in left for member in members):
+            chunks.append(members)
+            left = [job for job in left if job not in members]
+    alone = [job for job in left if resume.has_progress(job.workdir)]
+    fresh = [job for job in left if job not in alone]
+    whole = len(fresh) - len(fresh) % size if len(fresh) >= size else 0
+    chunks += [fresh[i : i + size] for i in range(0, whole, size)]
+    return chunks + [[job] for job in (*alone, *fresh[whole:])]
+
+
+def stack_of(folder: pathlib.Path, chunk: Sequence[Job]) -> pathlib.Path:
+    """Where the checkpoints of runs that train together lie, until each has its own."""
+    return folder / STACKS / f"{zlib.crc32(json.dumps([job.key for job in chunk]).encode()):08x}"
+
+
+def clear_failure(job: Job) -> None:
+    """Forget that an earlier start of the run failed."""
+    status = job.workdir.status()
+    if status.pop("failed", None):
+        job.workdir.write("status.json", status)
 
 
 def with_numbers(parts: Parts, config: ConfigDict) -> Parts:
@@ -287,6 +352,12 @@ def show(folder: pathlib.Path) -> None:
     Console().print(console_table(found))
     for line in (*notes(found), *(f"missing: {line}" for line in missing_lines(found))):
         say(line)
+
+
+def parse_replicas(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise UserError(f"--replicas={text}: must be a whole number of at least 1")
+    return int(text)
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -17,7 +17,7 @@ FLOORS = (
     {"training", "pretext"},
     {"downstream", "interop"},
     {
-        "resume", "validation", "evidence", "overview", "runs", "stand_in", "sweeps", "inference", "preview", "bench",
+        "resume", "validation", "evidence", "overview", "runs", "stand_in", "sweeps", "planning", "inference", "preview", "bench",
         "bench_peer", "api", "start",
     },
     {"cli"},

@@ -133,6 +133,7 @@ def test_the_plan_is_printed_and_nothing_is_written(folder, capsys):
         ('arms=product({"task.mask.ration": (0.5,)})', "arm 'ration=0.5': unknown key task.mask.ration; did you mean"),
         ('arms=product({"model.heads": (3,)})', "arm 'heads=3': "),
         ('arms=product({"optimizer.lr": ("high",)})', "arm 'lr=high': optimizer.lr='high': expected float"),
+        ('columns={"knn/acuracy": "k-NN"}', "'knn/acuracy' is no result of knn; did you mean knn/accuracy"),
         ('columns={"knm/accuracy": "k-NN"}', "'knm' is no evaluator of `downstream`; did you mean knn"),
     ],
 )
@@ -141,11 +142,6 @@ def test_a_mistake_is_one_line_and_writes_nothing(folder, settings, line, capsys
     error = capsys.readouterr().err
     assert line in error and error.count("\n") == 1
     assert not (folder / "wrong").exists()
-
-
-def test_a_column_that_no_run_has_is_named_with_the_nearest(folder, capsys):
-    assert sweep(folder, "column", "--experiment.seeds=1", settings='columns={"knn/acuracy": "k-NN"}') == 2
-    assert "'knn/acuracy' is none of the results of lr=0.001, seed 0; did you mean knn/accuracy" in capsys.readouterr().err
 
 
 def test_a_folder_of_something_else_is_refused(folder, finished, capsys):

@@ -1,6 +1,7 @@
 """The evaluators of one run: the data and the weights that each reads, the checks before training, the records."""
 
 import dataclasses
+import fnmatch
 import functools
 import json
 from collections.abc import Callable, Mapping
@@ -94,6 +95,9 @@ class Evaluation:
         if evaluator.missing_labels(data) is not None:
             return []
         found = list(evaluator(encoders[evaluator.weights], data))
+        for record in found if evaluator.names else ():
+            if not any(fnmatch.fnmatchcase(record.name, pattern) for pattern in evaluator.names):
+                raise ValueError(f"{type(evaluator).__name__}.names lacks {record.name!r}")
         if data.train is not self.data.train:  # those of the run's own data stand by themselves
             skipped = {"train": data.train.skipped(), "test": data.test.skipped()}
             found += [Record("skipped", float(count), setting=split) for split, count in skipped.items() if count]

@@ -83,6 +83,11 @@ class Evaluator:
         lacking = [name for name in self.requires_labels if splits[name].labels() is None]
         return " and ".join(f"{splits[name].source.name} (data.{name})" for name in lacking) or None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Patterns (`fnmatch`) of the names that its results have in results.json after its own; (): not known ahead."""
+        return ()
+
     def check(self, data: EvaluationData) -> None:
         """Raise UserError for what labels, sizes and settings alone show to be wrong; called before training."""
 

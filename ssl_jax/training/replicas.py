@@ -87,6 +87,8 @@ def train_replicas(
 def can_be_replicated(program: Program) -> bool:
     """Whether several runs of the program can train together."""
     training = program.training
+    if getattr(training, "patience", None) is not None:
+        return False
     return training.on_nonfinite != "rewind" and "minute" not in training.duration and jax.process_count() == 1
 
 

@@ -23,6 +23,10 @@ class ClassificationMetrics(Evaluator):
     def representations(self) -> tuple[str, ...]:
         return ("logits",)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*metrics.NAMES, "majority/accuracy")
+
     def check(self, data: EvaluationData) -> None:
         metrics.check_labels(data.train.labels(), data.test.labels(), data.classes)
 

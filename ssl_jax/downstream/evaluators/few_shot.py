@@ -50,6 +50,10 @@ class FewShot(Evaluator):
         labels = data.train.labels()
         draw(labels, check_labels(labels, data.test.labels(), data.classes), max(self.shots), self.seed, data.classes)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("*-shot/accuracy", "*-shot/stderr", "majority/accuracy")
+
     def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
         yield from self._measure(encoder, data, None)
         if self.baselines:

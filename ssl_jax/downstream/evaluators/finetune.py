@@ -252,6 +252,10 @@ class FineTune(Recipe, Evaluator):
         same_or_longer(baseline, tuner, data.train.size, "on all labels")
         return tuner, baseline
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*metrics.NAMES, "stderr", "scratch/accuracy", "scratch/stderr", "majority/accuracy")
+
     def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
         labels, everything = data.train.labels(), np.arange(data.train.size)
         metrics.check_labels(labels, data.test.labels(), data.classes)

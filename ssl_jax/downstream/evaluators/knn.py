@@ -50,6 +50,10 @@ class KNN(Evaluator):
     def ks(self) -> tuple[int, ...]:
         return (self.k,) if isinstance(self.k, int) else tuple(dict.fromkeys(self.k))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("accuracy", "balanced_accuracy", "f1_macro", "*/accuracy")
+
     def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
         yield from self._measure(encoder, data, None)
         if self.baselines:

@@ -75,6 +75,13 @@ class LabelEfficiency(Evaluator):
                 same_or_longer(tuners["scratch"], tuners["finetune"], examples, what, duration)
         return tuners
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        kinds = ("finetune", "scratch", "linear_probe", "*/linear_probe", "finetune_minus_scratch")
+        found = [f"{100 * f:g}%/{kind}/{value}" for f in self.fractions for kind in kinds for value in ("mean", "stderr")]
+        extra = [f"{100 * f:g}%/finetune_minus_scratch/standard_errors" for f in self.fractions]
+        return (*found, *extra, "majority/accuracy")
+
     def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
         labels = data.train.labels()
         metrics.check_labels(labels, data.test.labels(), data.classes)

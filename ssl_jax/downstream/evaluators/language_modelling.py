@@ -90,6 +90,10 @@ class NextTokenLoss(Evaluator):
 
     batch_size: int = 64
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("loss", "perplexity", "accuracy", "bits_per_byte", "unigram/loss")
+
     def __call__(self, encoder: Any, data: EvaluationData) -> Records:
         _check(encoder, "next_token")
         found = _mean_over(encoder, data.test, self.batch_size)
@@ -109,6 +113,10 @@ class MaskedTokenLoss(Evaluator):
     """Masked-token loss and accuracy over the whole test split, beside what token frequencies alone achieve."""
 
     batch_size: int = 64
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("loss", "accuracy", "next_sentence_accuracy", "unigram/loss", "most_frequent/accuracy")
 
     def __call__(self, encoder: Any, data: EvaluationData) -> Records:
         _check(encoder, "masked_token")
@@ -190,6 +198,10 @@ class Perplexity(Evaluator):
         if self.stride is not None and self.stride < 1:
             raise UserError(f"stride={self.stride}: must be at least 1")
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("loss", "token", "word", "byte", "bits_per_byte")
+
     def __call__(self, encoder: Any, data: EvaluationData) -> Records:
         _check(encoder, "next_token")
         context = encoder.task.model.context
@@ -260,6 +272,10 @@ class Lambada(Evaluator):
         super().__post_init__()
         if not self.text:
             raise UserError("text is missing: name a source of passages, such as jsonl:lambada_test.jsonl")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("accuracy", "perplexity", "passages")
 
     def __call__(self, encoder: Any, data: EvaluationData) -> Records:
         _check(encoder, "next_token")

@@ -78,6 +78,10 @@ class LinearProbe(Evaluator):
         own = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return Descent(**((mae if self.protocol == "mae" else {}) | own))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*metrics.NAMES, "held_out_accuracy", "training_accuracy", "chosen/*", "diverged_heads", "*/accuracy")
+
     def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
         chosen, logits, labels = (self._probe if self.augment is None else self._augmented)(encoder, data)
         yield from metrics.classification(logits, labels, data.classes)

@@ -53,6 +53,10 @@ class Retrieval(Evaluator):
     def representations(self) -> tuple[str, ...]:
         return ("image_embedding", "text_embedding") if self.captions == "first" else ("image_embedding",)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("*/R@*", "*/median_rank")
+
     def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
         images, texts, owner, index = self.vectors(encoder, data.test)
         for record in recalls(images, texts, owner, tuple(dict.fromkeys(self.ks))):

@@ -62,6 +62,10 @@ class ZeroShot(Evaluator):
             raise UserError(f"{data.test.source.name} has no classes; give a source with labels and class names")
         return texts_of(names, self.class_texts or data.test.info.extra.get("class_texts") or {})
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("accuracy", "top5/accuracy", "balanced/accuracy", "chance/accuracy", "majority/accuracy")
+
     def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
         self.check(data)
         train_labels, vectors = data.train.labels(), self.classifier(encoder, data)

@@ -101,6 +101,9 @@ def check_finite(values: Float[np.ndarray, "examples ..."], what: str) -> None:
         raise UserError(f"{what} of {bad:,} of {len(values):,} examples are NaN or infinite; lower the learning rate")
 
 
+NAMES = ("accuracy", "top5", "balanced_accuracy", "f1_macro", "ece", "per_class*")  # of `classification`
+
+
 def classification(
     logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, "examples"], classes: Sequence[str] = ()
 ) -> list[Record]:
