@@ -15,11 +15,11 @@ MEMORY_SHARE = 0.8  # of an accelerator's memory, for replicas
 WARM_STEPS, SECONDS = 3, 2.0  # of the measured step
 
 
-def replicas_of(program: Any, wanted: int | None) -> int:
+def replicas_of(program: Any, saving: Any, wanted: int | None) -> int:
     """Return how many runs of a program train together: `wanted`, else one a core on a CPU, as many as fit elsewhere."""
     from ssl_jax.training.replicas import can_be_replicated
 
-    if not can_be_replicated(program):
+    if not can_be_replicated(program, saving):
         return 1
     if wanted is not None:
         return wanted
@@ -94,7 +94,7 @@ def describe(experiment: Any, groups: Sequence[Any], prepared: Sequence[tuple[An
         steps = steps_of(own, parts)
         step = per_flop * parts.task.flops() * parts.stream.batch_size or seconds
         each = step * steps if steps is not None else 60 * float(parts.training.duration.split()[0])
-        size = min(replicas_of(own.program, replicas), len(left))
+        size = min(replicas_of(own.program, parts.checkpoint, replicas), len(left))
         together = f", {size} at once" if size > 1 else ""
         names = ", ".join(dict.fromkeys(job.arm.name for job in left))
         lines.append(f"  {names}: {len(left)} runs of {steps or '?'} steps{together}; about {duration(each)} each")

@@ -224,7 +224,7 @@ class Running:
 
     def run(self, group: Group, parts: Parts, trainer: Any) -> None:
         """Run what is left of a group with one trainer."""
-        size = planning.replicas_of(trainer.program, self.replicas)
+        size = planning.replicas_of(trainer.program, parts.checkpoint, self.replicas)
         for chunk in chunks_of(group, size, self.folder):
             if len(chunk) > 1:
                 self.attempt(chunk, lambda chunk=chunk: self.train_together(chunk, parts, trainer))

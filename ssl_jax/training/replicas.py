@@ -54,19 +54,19 @@ def train_replicas(
 
     workdir: where the checkpoints of the stack lie while it trains; a start continues at the newest. At the end every
     replica has its own checkpoint in its own work directory, as its single run has. share_data: all read the batches of
-    the first, decoded once. Raises ValueError for settings that replicas cannot share (training.on_nonfinite="rewind", a
-    duration in minutes), and else what `Trainer.run` raises.
+    the first, decoded once. Raises ValueError where `can_be_replicated` is False, and else what `Trainer.run` raises.
     """
-    count = len(replicas)
+    saving, count = checkpoint or CheckpointSettings(), len(replicas)
+    if not can_be_replicated(trainer.program, saving):
+        raise ValueError("these runs cannot train together: see can_be_replicated")
     program = trainer.stacks.get(count) or trainer.stacks.setdefault(count, ReplicaProgram(trainer.program, count))
-    saving = checkpoint or CheckpointSettings()
     stream = ReplicaStream([r.stream for r in (replicas[:1] * count if share_data else replicas)], share_data)
     with contextlib.ExitStack() as stack:
         signals = checkpoints = None
         if workdir is not None:
             signals = stack.enter_context(preemption.active(saving.grace))
             stack.enter_context(locked(workdir))
-            checkpoints = Checkpoints(workdir / "checkpoints", dataclasses.replace(saving, keep_every=None, best=None))
+            checkpoints = Checkpoints(workdir / "checkpoints", dataclasses.replace(saving, keep_every=None))
             stack.callback(checkpoints.settle)
         for r in replicas:
             if r.workdir is not None:
@@ -84,20 +84,17 @@ def train_replicas(
         return run.finished()
 
 
-def can_be_replicated(program: Program) -> bool:
-    """Whether several runs of the program can train together."""
+def can_be_replicated(program: Program, saving: CheckpointSettings) -> bool:
+    """Whether several runs of the program can train together: none goes back, stops early or keeps a best checkpoint."""
     training = program.training
-    if getattr(training, "patience", None) is not None:
-        return False
-    return training.on_nonfinite != "rewind" and "minute" not in training.duration and jax.process_count() == 1
+    alike = training.on_nonfinite != "rewind" and training.patience is None and saving.best is None
+    return alike and "minute" not in training.duration and jax.process_count() == 1
 
 
 class ReplicaProgram(Program):
     """A program's step for `replicas` runs, (state, batch, resident) -> (state, metrics), all with a leading replica axis."""
 
     def __init__(self, single: Program, replicas: int):  # all that it does not say is the single program's
-        if not can_be_replicated(single):
-            raise ValueError("these runs cannot train together")
         vars(self).update(vars(single))
         self.single, self.replicas = single, replicas
         self.mesh = replica_mesh(single, replicas)
@@ -248,7 +245,7 @@ class ReplicaRun(Run):
         """Return what the checkpoint of replica `k`'s single run would hold beside the State."""
         extra = {name: self.extra[name] for name in ("evaluated",) if name in self.extra}
         extra |= {name: self.extra[name][k] for name in ("evaluation", "logger") if name in self.extra}
-        return extra
+        return {**extra, "selection": self.selection.state()}
 
 
 class ReplicaLog:
