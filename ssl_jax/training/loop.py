@@ -184,7 +184,7 @@ class Run:
                 results = self.measure()
             self.extra |= {"evaluated": step, "evaluation": results}
             self.logger.flush_line(results, step)
-            saves |= self.selection.update(step, results)
+            saves |= self.selection.metric is not None and self.selection.update(step, results)
         if saves:
             self.save()
         if self.checkpoints:
