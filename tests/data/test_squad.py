@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ssl_jax.data.text.squad import Question, cut, read_squad, squad, widest_context
 from ssl_jax.data.text.tokenizers import ByteTokenizer
 from ssl_jax.errors import UserError
+from tests import tokenizer_toys as toys
 
 SPECIAL = ("[PAD]", "[CLS]", "[SEP]")
 TOKENIZER = ByteTokenizer(SPECIAL)
@@ -129,3 +130,20 @@ def test_a_stride_that_would_skip_words_is_refused(write):
     uri = write(article(("a", "?", "text", [(0, "text")])))
     with pytest.raises(UserError, match="doc_stride=50: must be at most max_length - max_query_length - 3 = 30"):
         squad(dict(train=uri, test=uri, max_length=97, doc_stride=50), split="train", train=True)
+
+
+def test_questions_stand_as_the_tokenizer_joins_pairs():
+    """RoBERTa has two separators between question and context, and one type for both."""
+    question = Question("q", "the cat", "a dog sat on the mat", ((2, "dog sat"),))
+    for tokenizer, between, context_type in ((toys.bert(), 1, 1), (toys.roberta(), 2, 0)):
+        windows = cut((question,), tokenizer, max_length=40, doc_stride=8, max_query_length=12)
+        ids, types = tokenizer.encode_pair(question.question, question.context)
+        assert windows.tokens[0, : len(ids)].tolist() == ids
+        begin, end = int(windows.context[0]), int(windows.context_end[0])
+        assert ids[begin - between : begin] == [tokenizer.sep_id] * between and ids[end] == tokenizer.sep_id
+        assert begin <= windows.start[0] <= windows.end[0] < end
+        assert windows.context_type == context_type == types[-1]
+    with pytest.raises(
+        UserError, match="data.doc_stride=25: must be at most max_length - max_query_length - 4 special tokens = 24"
+    ):
+        cut((question,), toys.roberta(), max_length=40, doc_stride=25, max_query_length=12)

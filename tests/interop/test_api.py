@@ -1,11 +1,18 @@
 """`ssl_jax.load(path).forward(batch)`: names and kinds of what comes back, and what is said of a batch that does not fit."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from ssl_jax import api
 from ssl_jax.api import Pretrained
 from ssl_jax.errors import UserError
+from ssl_jax.interop.convert import task_class
+from ssl_jax.task import DataInfo
+from tests import tokenizer_toys as toys
 from tests.interop.interop_toys import OURS, params_of, task_of
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 6, 8, 3)).astype(np.float32)
@@ -209,3 +216,51 @@ def test_pixels_out_of_range_are_refused_rather_than_guessed(batch, message):
     with pytest.raises(UserError) as error:
         model_of("ViTModel").features(batch)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+# Text ----------------------------------------------------------------------------------------------------------------
+
+
+def with_tokenizer(architecture, tokenizer):
+    task = task_of(architecture, vocabulary=tokenizer.size)
+    task = dataclasses.replace(task, info=dataclasses.replace(task.info, tokenizer=tokenizer))
+    return Pretrained(task, params_of(task), task.info)
+
+
+@pytest.mark.parametrize(("architecture", "kind"), [("BertForMaskedLM", "bert"), ("RobertaForMaskedLM", "roberta")])
+def test_long_texts_lose_words_and_no_special_tokens(architecture, kind):
+    tokenizer = toys.KINDS[kind]()
+    model = with_tokenizer(architecture, tokenizer)
+    short, long = model.prepare({"text": ["the cat", "the cat sat on the mat " * 9]})["tokens"]
+    assert short[: len(tokenizer.encode("the cat", special=True))].tolist() == tokenizer.encode("the cat", special=True)
+    assert len(long) == 9 and long[0] == tokenizer.cls_id and long[-1] == tokenizer.sep_id
+
+
+@pytest.mark.parametrize(("architecture", "kind"), [("LlamaForCausalLM", "metaspace"), ("GPT2LMHeadModel", "gpt2")])
+def test_causal_texts_begin_as_their_tokenizer_has_it(architecture, kind):
+    """And one longer than the context is cut to it, not to a training window, which is one token longer."""
+    tokenizer = toys.KINDS[kind]()
+    model = with_tokenizer(architecture, tokenizer)
+    tokens = model.prepare({"text": ["the cat"]})["tokens"][0]
+    assert tokens.tolist() == [*tokenizer.prefix_ids, *tokenizer.encode("the cat")][:9]
+    out = model.forward({"text": ["the cat", "the cat sat on the mat " * 9]})
+    assert out["logits"].shape[:2] == (2, model.task.model.context)
+
+
+def test_padding_is_not_read_by_a_text_classifier():
+    """The features of a text are the same alone and beside a longer one."""
+    tokenizer = toys.bert()
+    shapes = {"tokens": jax.ShapeDtypeStruct((16,), np.int32)}
+    info = DataInfo(shapes, classes=("a", "b"), tokenizer=tokenizer)
+    model = dict(width=12, depth=2, heads=3, init="normal", init_std=0.5)
+    for name, pooling in (("text_classification", "mean"), ("text_classification", "last"), ("question_answering", None)):
+        task = dict(name=name) | ({} if pooling is None else dict(pooling=pooling))
+        config = ConfigDict(dict(task=task, model=model, data={}, training={}))
+        made = task_class(config).from_config(config, info)
+        loaded = Pretrained(made, jax.jit(made.init)(jax.random.key(0), {"tokens": np.zeros((1, 16), np.int32)}), info)
+        alone = loaded.features({"text": "the cat"})
+        beside = loaded.features({"text": ["the cat", "the dog sat on the mat"]})
+        for key in ("mean", "last", *(("pooled", "logits") if pooling else ())):
+            np.testing.assert_allclose(alone[key][0], beside[key][0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="text: number 1 is None, expected a text"):
+        loaded.features({"text": ["a", None]})
