@@ -35,12 +35,6 @@ class Row:
     expected: dict[str | None, tuple[float, float]] = dataclasses.field(default_factory=dict)  # of it (None) and of baselines
 
     @property
-    def label(self) -> str:
-        """The name as words: evaluator, setting, metric."""
-        record = self.record
-        return self.name if record is None else " ".join(filter(None, (record.evaluator, record.setting, record.metric)))
-
-    @property
     def headline(self) -> bool:
         """Whether the short table shows it."""
         return self.record is None or self.record.headline or None in self.expected
@@ -206,7 +200,7 @@ def short_table(records: Iterable[Record], expected: Intervals | None = None, *,
 
 def _columns_of_text(shown: Sequence[Row], width: int) -> list[str]:
     beside = columns(shown)
-    wanted = min(20, max(len(row.label) for row in shown))
+    wanted = min(20, max(len(row.name) for row in shown))
     while True:
         header = [["encoder"], *(heading(name).split(" ", 1) for name in beside), ["n"]]
         body = [_cells(row, beside) for row in shown]
@@ -215,7 +209,7 @@ def _columns_of_text(shown: Sequence[Row], width: int) -> list[str]:
         if left >= wanted or not beside:
             break
         beside = beside[:-1]
-    names = [_folded(row.label, max(left, 12)) for row in shown]
+    names = [_folded(row.name, max(left, 12)) for row in shown]
     first = max(len(part) for parts in names for part in parts)
     lines, height = [], max(map(len, header))
     for i in range(height):  # headings of two words stand in two lines, the last one above the numbers

@@ -215,7 +215,7 @@ class Perplexity(Evaluator):
         if predicted == 0:
             raise UserError(f"downstream.perplexity.text={self.text}: holds no token to predict")
         yield Record("loss", nll / predicted, n=predicted, lower_is_better=True)
-        yield Record("token", _exp(nll / predicted), n=predicted, lower_is_better=True)
+        yield Record("token", _exp(nll / predicted), n=predicted, lower_is_better=True, headline=True)
         yield Record("word", _exp(nll / max(counts["words"], 1)), n=counts["words"], lower_is_better=True, headline=True)
         yield Record("byte", _exp(nll / counts["bytes"]), n=counts["bytes"], lower_is_better=True)
         yield Record("bits_per_byte", nll / counts["bytes"] / math.log(2), n=counts["bytes"], lower_is_better=True)
@@ -285,7 +285,7 @@ class Lambada(Evaluator):
             raise UserError(f"downstream.lambada.text={self.text}: holds no passage of two words or more")
         yield over_examples("accuracy", np.array([right for _, _, right in found]), headline=True)
         mean = sum(nll for nll, _, _ in found) / len(found)
-        yield Record("perplexity", _exp(mean), n=len(found), lower_is_better=True)
+        yield Record("perplexity", _exp(mean), n=len(found), lower_is_better=True, headline=True)
         yield Record("passages", float(len(found)))
 
     def _rows(self, tokenizer: Any, context: int) -> Iterator[tuple[list[int], int]]:
