@@ -1,10 +1,11 @@
 """The signals that end a run, and how its reader processes leave them to it."""
 
+import functools
 import multiprocessing
 import os
 import signal
 import threading
-from multiprocessing import resource_tracker
+from multiprocessing import resource_tracker, spawn
 
 from ssl_jax.streams import quiet_libraries
 
@@ -33,6 +34,25 @@ def shield_children() -> None:
         else:
             os.environ["PYTHONWARNINGS"] = before
     signal.pthread_sigmask(signal.SIG_BLOCK, SHUTDOWN)
+
+
+@functools.cache
+def spare_main_module() -> None:
+    """Start grain's reader processes without running the script again that started this process.
+
+    multiprocessing does so by default, to unpickle what the script defines; grain pickles that by value. A script without
+    `if __name__ == "__main__"` would otherwise begin a second run in every reader.
+    """
+    default = spawn.get_preparation_data
+
+    def preparation_data(name: str) -> dict:
+        data = default(name)
+        if name.startswith("grain-process-prefetch"):
+            data.pop("init_main_from_name", None)
+            data.pop("init_main_from_path", None)
+        return data
+
+    spawn.get_preparation_data = preparation_data
 
 
 def become_reader(index: int, count: int) -> None:

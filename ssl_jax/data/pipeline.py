@@ -299,6 +299,7 @@ class Stream:
         """Yield the batches that readers made, and count in this process what they skipped."""
         if self.workers:
             signals.shield_children()
+            signals.spare_main_module()
         try:
             for batch, bad in batches:
                 self.dataset.bad.update(bad.tolist())

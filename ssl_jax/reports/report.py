@@ -60,6 +60,7 @@ def _page(runs: Sequence[Run], drawn: Mapping[str, tuple[str, Mapping[str, bytes
     main = "".join(picture[name] for name in ("label_efficiency", "loss") if name in picture)
     parts = [
         f"<header><h1>{page.text(title)}</h1><p>{page.text('; '.join(_subtitle(run) for run in runs))}</p></header>",
+        *(page.section(f"Warnings{_of(run, runs)}", _list(run.warnings)) for run in runs if run.warnings),
         page.section("Results", _results(runs)),
         page.section("", f'<div class="figures">{main}</div>') if main else "",
         page.section("Panels", _panels(runs)) if any(run.panels for run in runs) else "",
@@ -75,6 +76,10 @@ def _page(runs: Sequence[Run], drawn: Mapping[str, tuple[str, Mapping[str, bytes
         *(page.section(f"Config{_of(run, runs)}", _config(run)) for run in runs if run.config),
     ]
     return page.document(title, parts)
+
+
+def _list(lines: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{page.text(line)}</li>' for line in lines)}</ul>"
 
 
 def _of(run: Run, runs: Sequence[Run]) -> str:
@@ -150,6 +155,10 @@ def _difference_table(runs: Sequence[Run]) -> str:
 def _markdown(runs: Sequence[Run], drawn: Mapping[str, tuple[str, Mapping[str, bytes]]]) -> str:
     stem = "report" if len(runs) == 1 else "comparison"
     parts = [f"# {' · '.join(page.inline(run.name) for run in runs)}\n", *(f"{page.inline(_subtitle(run))}\n" for run in runs)]
+    for run in runs:
+        if run.warnings:
+            lines = "".join(f"- {page.inline(line)}\n" for line in run.warnings)
+            parts.append(f"## Warnings{page.inline(_of(run, runs))}\n\n{lines}")
     parts.append("## Results\n")
     if any(run.records or run.expected for run in runs):
         parts += [tables.markdown(*grid) for grid in _result_grids(runs)]

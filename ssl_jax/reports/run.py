@@ -45,6 +45,7 @@ class Run:
     records: Sequence[Record]  # what the evaluators measured
     timings: Mapping[str, float]  # seconds by phase
     panels: Sequence[Panel]
+    warnings: Sequence[str] = ()  # what is odd about the run
 
     @functools.cached_property
     def results(self) -> Mapping[str, float]:
@@ -90,6 +91,7 @@ def load_run(workdir: str | os.PathLike, name: str | None = None) -> Run:
         records,
         timings,
         _panels(path / "panels"),
+        tuple(str(line) for line in _object(path / "warnings.json").get("lines", ())),
     )
 
 

@@ -5,6 +5,7 @@ import os
 import pathlib
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -165,3 +166,23 @@ def test_signals_that_were_ignored_stay_ignored():
         assert all(signal.getsignal(number) == before[number] for number in others)
     finally:
         signal.signal(signal.SIGHUP, before[signal.SIGHUP])
+
+
+SCRIPT = """
+print("STARTED", flush=True)
+from ssl_jax import data
+from ssl_jax.data.pipeline import Stream
+section = dict(train="folder:{0}/images", batch_size=4, image_size=8, channels=1, normalize="half", workers=1)
+print(next(Stream(data.build("images", section), batch_size=4, seed=0).iterate(0))["image"].shape, flush=True)
+"""
+
+
+@pytest.mark.chaos
+def test_readers_do_not_run_the_script_again_that_started_them(folder):
+    """multiprocessing would, for a script without `if __name__ == "__main__"`, and a second run would begin in each."""
+    (folder / "script.py").write_text(SCRIPT.format(folder))
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=folder, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0 and done.stdout.split("\n")[:2] == ["STARTED", "(4, 8, 8, 1)"], done.stderr

@@ -211,3 +211,12 @@ def test_label_efficiency_is_read_in_order_with_its_errors():
 @pytest.mark.parametrize(("seconds", "text"), [(48.21, "48.2 s"), (341.2, "5 min 41 s"), (8040, "2 h 14 min")])
 def test_durations_read_well(seconds, text):
     assert duration(seconds) == text
+
+
+def test_what_is_odd_about_a_run_stands_before_its_results(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / "warnings.json").write_text(json.dumps({"lines": ["39 of 40 updates were skipped", "<b> is odd"]}))
+    write_report(run)
+    html, text = (run / "report.html").read_text(), (run / "report.md").read_text()
+    assert html.index("39 of 40 updates") < html.index("Results</h2>") and "&lt;b&gt; is odd" in html and "<b> is" not in html
+    assert "- 39 of 40 updates were skipped" in text and text.index("## Warnings") < text.index("## Results")
