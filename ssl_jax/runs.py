@@ -272,9 +272,8 @@ def odd_settings(parts: Parts) -> list[str]:
     from ssl_jax.training import checks
 
     return checks.odd_settings(
-        parts.training, parts.optimizer, batch_size=parts.stream.batch_size, examples=parts.stream.dataset.size,
-        tokens_per_example=tokens_of(parts.info), evaluates=bool(parts.evaluators),
-        ema_is_scheduled="ema" in (parts.config.get("schedules") or {}),
+        parts.training, parts.optimizer, schedules=parts.schedules, batch_size=parts.stream.batch_size,
+        examples=parts.stream.dataset.size, tokens_per_example=tokens_of(parts.info), evaluates=bool(parts.evaluators),
     )  # fmt: skip
 
 

@@ -1,10 +1,14 @@
 """Settings that contradict each other are refused before training; settings that are only odd are reported."""
 
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from ssl_jax import config as configs
 from ssl_jax.errors import UserError
 from ssl_jax.training.optimizer import OptimizerSettings
+from ssl_jax.training.schedules import NO_SCHEDULES, Schedules
 from ssl_jax.training.settings import TrainingSettings
 
 INITIAL_SHARE = 0.1  # of the initial weights in the moving average at the end of training, from which on it is reported
@@ -21,8 +25,8 @@ IGNORED = {  # settings that only some optimizers read
 
 
 def odd_settings(
-    training: TrainingSettings, optimizer: OptimizerSettings, *, batch_size: int, examples: int, tokens_per_example: int = 1,
-    evaluates: bool = True, ema_is_scheduled: bool = False,
+    training: TrainingSettings, optimizer: OptimizerSettings, *, schedules: Schedules = NO_SCHEDULES, batch_size: int,
+    examples: int, tokens_per_example: int = 1, evaluates: bool = True,
 ) -> list[str]:  # fmt: skip
     """Return one line for each setting that has no effect, or one that is hardly meant.
 
@@ -49,13 +53,28 @@ def odd_settings(
         raise UserError(f"optimizer.{error}") from None
     if training.evaluate_every is not None and evaluates and steps(training.evaluate_every, "training.evaluate_every") > total:
         found.append(f"training.evaluate_every={training.evaluate_every!r} has no effect: the run has {total:,} steps")
-    if training.ema is not None and not ema_is_scheduled and training.ema**total > INITIAL_SHARE:
-        share, below = training.ema**total, 0.01 ** (1 / total)
+    if schedules.ema is not None and training.ema is not None:
+        found.append("training.ema has no effect: schedules.ema gives the decay")
+    share = initial_share(training, schedules, total, steps)
+    if share > INITIAL_SHARE:
+        name = f"training.ema={training.ema}" if schedules.ema is None else "schedules.ema"
         found.append(
-            f"training.ema={training.ema}: after {total:,} steps the moving average, which is what gets evaluated, is still"
-            f" {share:.1%} initial weights; a decay below {below:.4g} leaves 1 %"
+            f"{name}: after {total:,} steps the moving average, which is what gets evaluated, is still {share:.1%} initial"
+            f" weights; a decay below {0.01 ** (1 / total):.4g} leaves 1 %"
         )
     return found
+
+
+def initial_share(training: TrainingSettings, schedules: Schedules, total: int, steps: Callable[[str, str], int]) -> float:
+    """Return the share of the initial weights in the moving average after `total` steps; 0 where none is kept.
+
+    steps: (a duration, its key in the config) -> steps.
+    """
+    if schedules.ema is None:
+        return 0.0 if training.ema is None else training.ema**total
+    hyper = {"schedules": {"ema": schedules.ema.numbers(steps(schedules.ema.over, "schedules.ema.over"))}}
+    decays = np.asarray(schedules.value("ema", hyper, np.arange(total)), np.float64)
+    return float(np.exp(np.log(np.maximum(decays, 1e-300)).sum()))
 
 
 def _without_effect(optimizer: OptimizerSettings) -> list[str]:

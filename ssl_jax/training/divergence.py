@@ -13,7 +13,7 @@ from ssl_jax.training.exceptions import Diverged
 from ssl_jax.training.state import State
 
 MAX_REWINDS = 10
-ADVICE = 'lower optimizer.lr, set optimizer.clip, or training.on_nonfinite="skip"'
+ADVICE = 'continue with training.on_nonfinite="skip", or lower optimizer.lr or set optimizer.clip in another --workdir'
 
 
 class Rewind(Exception):

@@ -158,7 +158,7 @@ class Schedules:
         for name, value in section.items():
             if name not in ("ema", "weight_decay", *known):
                 raise UserError(f"schedules.{name}: unknown{configs.nearest(name, ('ema', 'lr', 'weight_decay', *known))}")
-            if value is not None:
+            if value is not None and value is not False:  # switched off
                 found[name] = configs.read(Schedule, value, f"schedules.{name}")
         lr = tuple((rule[0], configs.read(Schedule, rule[1], f"schedules.lr[{i}]")) for i, rule in enumerate(rules))
         ema, decay = found.pop("ema", None), found.pop("weight_decay", None)
@@ -172,7 +172,7 @@ class Schedules:
         named |= {f"task/{name}": schedule for name, schedule in self.task.items()}
         return {name: schedule for name, schedule in named.items() if schedule is not None}
 
-    def value(self, name: str, hyper: Mapping[str, Any], step: Int[Array, ""] | int) -> Float[Array, ""]:
+    def value(self, name: str, hyper: Mapping[str, Any], step: Int[Array | np.ndarray, "..."] | int) -> Float[Array, "..."]:
         """Return the schedule `name` at `step`."""
         numbers, curve = hyper["schedules"][name], CURVES[self.by_name()[name].shape]
         progress = jnp.clip(jnp.float32(step) / jnp.maximum(jnp.float32(numbers["steps"]), 1), 0, 1)

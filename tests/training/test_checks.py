@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from ssl_jax.errors import UserError
-from ssl_jax.training.checks import odd_settings, skipped_updates
+from ssl_jax.training.checks import initial_share, odd_settings, skipped_updates
 from ssl_jax.training.optimizer import OptimizerSettings
+from ssl_jax.training.schedules import Schedule, Schedules
 from ssl_jax.training.settings import TrainingSettings
 
 
@@ -61,6 +62,8 @@ def test_two_ends_or_an_end_above_the_peak_are_refused_when_read(values):
         (dict(ema=0.9999), {}, {}, "training.ema=0.9999: after 40 steps the moving average, which is what gets evaluated, is"
                                    " still 99.6% initial weights; a decay below 0.8913 leaves 1 %"),
         (dict(ema=0.99, duration="4 epochs"), {}, {}, "66.9% initial weights"),
+        ({}, {}, dict(schedules=Schedules(ema=Schedule(0.99, 1.0))), "schedules.ema: after 40 steps the moving average"),
+        (dict(ema=0.5), {}, dict(schedules=Schedules(ema=Schedule(0.5, 0.9))), "training.ema has no effect: schedules.ema"),
         ({}, {}, dict(batch_size=128), "data.batch_size=128: there are only 100 training examples"),
         (dict(evaluate_every="50 steps"), {}, {}, "training.evaluate_every='50 steps' has no effect: the run has 40 steps"),
         (dict(evaluate_every="50 %"), {}, dict(evaluates=False), "training.evaluate_every has no effect"),
@@ -78,6 +81,14 @@ def test_what_is_odd_is_one_line(training, optimizer, options, message):
 
 def test_a_budget_in_minutes_has_no_length_to_check():
     assert found(dict(duration="5 minutes", ema=0.9999), dict(warmup="10_000 steps")) == []
+
+
+def test_the_share_of_initial_weights_is_the_product_of_the_decays():
+    steps = lambda text, path: {"100 %": 5, "3 steps": 3}[text]
+    share = lambda schedule: initial_share(TrainingSettings(), Schedules(ema=schedule), 5, steps)
+    assert share(Schedule(0.5, 1.0, "linear")) == pytest.approx(0.5 * 0.6 * 0.7 * 0.8 * 0.9, rel=1e-5)
+    assert share(Schedule(0.5, 0.8, "step", "3 steps")) == pytest.approx(0.5**3 * 0.8**2, rel=1e-5)
+    assert share(Schedule(0.0, 1.0, "linear")) < 1e-200 and initial_share(TrainingSettings(), Schedules(), 5, steps) == 0
 
 
 @pytest.mark.parametrize("skipped, steps, lines", [(0, 40, 0), (2, 40, 0), (3, 40, 1), (39, 40, 1)])
