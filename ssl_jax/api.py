@@ -1,4 +1,4 @@
-"""What a notebook uses: `model = ssl_jax.load("runs/mae")`, NumPy in, NumPy out."""
+"""The notebook API: `model = ssl_jax.load("runs/mae")`, NumPy in, NumPy out."""
 
 import dataclasses
 import os
@@ -37,7 +37,7 @@ class Pretrained:
         self._forward = jax.jit(task.forward)
 
     def features(self, batch: Mapping[str, Any], *, batch_size: int = 256) -> dict[str, np.ndarray]:
-        """Named representations f32[examples, ...], computed `batch_size` examples at a time; nothing is masked."""
+        """Return named representations f32[examples, ...], computed `batch_size` examples at a time; nothing is masked."""
         batch = self.prepare(batch)
         self._need(batch, any)
         count = _count(batch)
@@ -55,9 +55,9 @@ class Pretrained:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def forward(self, batch: Mapping[str, Any], **inputs: Any) -> dict[str, np.ndarray]:
-        """The task's own outputs by name (docs/interop.md), the whole batch at once; `inputs` join the batch (noise=...).
+        """Return the task's own outputs by name (docs/interop.md) for the whole batch at once; `inputs` join it (noise=...).
 
-        Of image and text there may be different numbers: all are compared with all.
+        Images and texts may differ in number: each image is compared with each text.
         """
         batch = self.prepare({**batch, **inputs})
         self._need(batch, all)
@@ -110,7 +110,7 @@ class Pretrained:
         return (image - mean) / std
 
     def _check_ids(self, batch: Mapping[str, np.ndarray], name: str, table: str) -> None:
-        """UserError for ids that no row of the table stands for: they would be NaN."""
+        """Raise UserError for ids beyond the embedding table: they would be NaN."""
         ids = batch.get(name)
         if ids is None:
             return
@@ -149,7 +149,7 @@ class Pretrained:
 
 
 def _count(batch: Mapping[str, np.ndarray]) -> int:
-    """The number of examples; UserError where the arrays differ."""
+    """Return the number of examples; UserError where the arrays differ."""
     counts = {name: len(value) for name, value in batch.items()}
     if len(set(counts.values())) > 1:
         raise UserError(f"batch: {', '.join(f'{count} of {name}' for name, count in counts.items())}; expected as many of each")
@@ -164,7 +164,10 @@ def _pad(value: np.ndarray, size: int) -> np.ndarray:
 def load(
     path: str | os.PathLike[str], checkpoint: int | None = None, *, image_size: tuple[int, int] | None = None
 ) -> Pretrained:
-    """A trained model from a work directory (its newest checkpoint, EMA weights where kept) or from `hf:DIR`.
+    """Return a trained model from a work directory or from `hf:DIR`.
+
+    checkpoint: a step; default, the best one where the run selected one (checkpoint.best), else the newest. Its moving average
+    is taken where there is one.
 
     `image_size` (height, width) has an image encoder or classifier take images of another size than it was trained on, its
     learned positions interpolated. Raises UserError when there is no such directory, no checkpoint in it, or its files do not
@@ -175,7 +178,7 @@ def load(
 
 
 def at_size(task: Task, params: Params, info: DataInfo, image_size: tuple[int, int]) -> tuple[Task, Params, DataInfo]:
-    """A task over single images, for images of another size"""
+    """Return a task over single images, and its parameters, for images of another size"""
     encoder = getattr(task, "encoder", None)
     if encoder is None or "decoder" in params:
         raise UserError(f"image_size={image_size}: a {task.name} model has one size; image encoders and classifiers have more")

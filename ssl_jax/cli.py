@@ -81,7 +81,7 @@ def path(text: str) -> str:
 
 
 def check_overrides(arguments: argparse.Namespace) -> None:
-    """UserError for an override of a file that the command does not read, or that was not given."""
+    """Raise UserError for an override of a file that the command does not read, or that was not given."""
     if arguments.command == "evaluate":  # of the run's own config, and of its data
         return
     for name, found in arguments.overrides.items():

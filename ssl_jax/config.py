@@ -189,7 +189,7 @@ def nearest(name: str, valid: typing.Iterable[str]) -> str:
 
 
 def look_up(registry: Mapping[str, str], name: Any, path: str) -> Any:
-    """The class or function that a registry ("name" -> "module:attribute") holds under `name`; UserError for another name."""
+    """Return the class or function that a registry ("name" -> "module:attribute") holds under `name`; UserError for others."""
     if not isinstance(name, str) or name not in registry:
         raise UserError(f"{path}={name!r}: unknown{nearest(str(name), registry)}")
     module, _, attribute = registry[name].partition(":")

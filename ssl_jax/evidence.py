@@ -142,7 +142,7 @@ def evaluate_during(parts: Any, state: Any) -> dict[str, float]:
 
 
 def panel_batch(dataset: Any, count: int = PANEL_EXAMPLES) -> dict[str, Any]:
-    """`count` evenly spaced examples under the evaluation transform, as a task's batch."""
+    """Return `count` evenly spaced examples under the evaluation transform, as a task's batch."""
     from ssl_jax.data.pipeline import eval_batches, subset
 
     index = np.linspace(0, dataset.size - 1, min(count, dataset.size)).astype(int)

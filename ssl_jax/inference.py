@@ -18,7 +18,7 @@ from ssl_jax.workdir import Workdir
 
 
 def restore_task(workdir: str, needed: tuple[str, ...], command: str) -> tuple[Task, Params, DataInfo]:
-    """The run's task and parameters; UserError unless the task is one of `needed`."""
+    """Return the run's task and parameters; UserError unless the task is one of `needed`."""
     task, params, info = runs.restore(workdir)
     if needed and task.name not in needed:
         raise UserError(f"{command}: {workdir} holds a {task.name} run; this command needs {' or '.join(needed)}")
@@ -26,7 +26,7 @@ def restore_task(workdir: str, needed: tuple[str, ...], command: str) -> tuple[T
 
 
 def dataset_of(workdir: str, task: Task, uri: str | None, info: DataInfo) -> Any:
-    """The run's test data, or the source `uri` read as the run's data are: its size, normalisation and tokenizer."""
+    """Return the run's test data, or the source `uri` read as the run's data are: its size, normalisation and tokenizer."""
     config = ConfigDict(dict(data={}, task=dict(name=task.name)))
     if not workdir.startswith("hf:"):
         config = Workdir.existing(workdir).config()

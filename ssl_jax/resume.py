@@ -143,5 +143,5 @@ def evaluator_sections(config: ConfigDict) -> dict[str, Any]:
 
 
 def fingerprint(section: Any) -> str:
-    """Return what tells an evaluator's settings apart."""
+    """Return an evaluator's settings as text, which differs where any of them does."""
     return configs.to_json(section)

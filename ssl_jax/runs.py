@@ -1,4 +1,4 @@
-"""Puts one run together: config -> data, task, trainer, evaluators, report. The only place that knows all rooms."""
+"""Put one run together: config -> data, task, trainer, evaluators, report. The only module that imports from all rooms."""
 
 import dataclasses
 import functools
@@ -95,7 +95,7 @@ def refuse_other_data(sources: Mapping[str, Any]) -> Any:
 
 
 def task_class(config: ConfigDict) -> type:
-    """The Task class of config.task.name, pretext or supervised."""
+    """Return the Task class of config.task.name, pretext or supervised."""
     return look_up({**pretext.TASKS, **downstream.TASKS}, config.task.get("name"), "task.name")
 
 
@@ -337,7 +337,7 @@ def starting_point(parts: Parts) -> dict[str, Callable]:
 
 
 def trainer_of(parts: Parts) -> Any:
-    """The loop of this run. It checks what only shapes can tell (rules, devices), and allocates nothing."""
+    """Return the run's trainer; UserError for what its shapes show to be wrong (rules, devices). Allocates nothing."""
     from ssl_jax.training.loop import Trainer
 
     return Trainer(
@@ -368,7 +368,7 @@ def restore(path: str, checkpoint: int | None = None) -> tuple[Task, Params, Dat
 
 
 def as_trained(section: Any, task: Task, info: DataInfo, workdir: str, *, kind: str | None = None) -> dict[str, Any]:
-    """A section `data` under which other sources are read as the model's own were, as data of `kind` (default: the task's).
+    """Return a section `data` under which other sources are read as the model's own were; `kind`: default, the task's.
 
     Imported weights come without one (`section` is empty): then each line or row of a text is a sequence for a masked-token
     model.
@@ -494,7 +494,7 @@ def other_data(parts: Parts, own: Any, sources: Mapping[str, Any]) -> Any:
 
 
 def report(workdirs: Sequence[str], *, to: str | None = None) -> int:
-    """One page of one run, of a sweep, or of several runs side by side."""
+    """Write the page of one run, of a sweep, or of several runs side by side."""
     from ssl_jax.reports.sweep import is_sweep, write_sweep
 
     if len(workdirs) == 1 and is_sweep(workdirs[0]):

@@ -88,7 +88,7 @@ def _initialize(*arguments) -> None:
 
 
 def find_devices() -> list[jax.Device]:
-    """All devices; UserError where JAX_PLATFORMS names one that is not there."""
+    """Return all devices; UserError where JAX_PLATFORMS names one that is not there."""
     try:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:
@@ -97,7 +97,7 @@ def find_devices() -> list[jax.Device]:
 
 
 def describe(found: list[jax.Device]) -> str:
-    """ "2 CPU devices (AMD EPYC, AVX2)", "8 x NVIDIA H100 80GB HBM3; process 0 of 2"."""
+    """Return the devices as text: "2 CPU devices (AMD EPYC, AVX2)", "8 x NVIDIA H100 80GB HBM3; process 0 of 2"."""
     first = found[0]
     if first.platform == "cpu":
         text = f"{len(found)} CPU device{'s' * (len(found) > 1)} ({devices.processor()})"
@@ -110,7 +110,7 @@ def describe(found: list[jax.Device]) -> str:
 
 
 def cache_directory() -> pathlib.Path:
-    """Where compiled programs are cached: $SSL_JAX_CACHE, else the user's cache directory; one folder for each processor.
+    """Return where compiled programs are cached: below $SSL_JAX_CACHE, else the user's cache; one folder for each processor.
 
     Code that XLA builds for one CPU's features crashes on another, so on a CPU the folder's name holds a hash of them.
     """

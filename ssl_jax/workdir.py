@@ -2,7 +2,7 @@
 
 config.json    the resolved config, with versions, git commit and device
 data.json      what each split was made from: source, number of examples, digest
-info.json      what the data set told the task (shapes, classes, normalisation), so that a model loads without its data
+info.json      shapes, classes and normalisation of the data, so that a model loads without them
 tokenizer/     the tokenizer, for text
 metrics.jsonl  one object a log step
 results.json   flat: "linear_probe/accuracy": 0.87
@@ -54,7 +54,7 @@ class Workdir:
         return workdir
 
     def config(self) -> ConfigDict | None:
-        """The resolved config of the run, or None before the first start."""
+        """Return the resolved config of the run, None before the first start."""
         stored = self.read("config.json")
         if stored is None:
             return None
@@ -63,7 +63,7 @@ class Workdir:
         return ConfigDict(_tuples(stored["config"]))
 
     def read(self, name: str, default: Any = None) -> Any:
-        """A JSON file of the directory, `default` where there is none."""
+        """Return the object in a JSON file of the directory, `default` where there is no file."""
         file = self.path / name
         if not file.is_file():
             return default
@@ -138,7 +138,7 @@ class Workdir:
                 )
 
     def info(self) -> DataInfo:
-        """The DataInfo the run was started with."""
+        """Return the DataInfo that the run was started with."""
         stored = self.read("info.json")
         if stored is None:
             raise UserError(f"--workdir={self.path}: info.json is missing; start the run again to have it written")
@@ -157,13 +157,13 @@ class Workdir:
 
 
 def plain(config: ConfigDict) -> tuple[dict[str, Any], str]:
-    """(the config as JSON holds it, its recipe card)."""
+    """Return (the config as JSON holds it, its recipe card)."""
     sections = json.loads(configs.to_json(config))
     return sections, sections.pop("card", "")
 
 
 def differences(old: Mapping, new: Mapping, path: str = "") -> list[tuple[str, str]]:
-    """(key, "key: old -> new") for every leaf that differs, a missing one as "unset"."""
+    """Return (key, "key: OLD there, NEW here") for every leaf that differs; a missing one is "unset"."""
     found = []
     for key in sorted(set(old) | set(new), key=str):
         name, a, b = f"{path}{key}", old.get(key, "unset"), new.get(key, "unset")
@@ -179,7 +179,7 @@ def differences(old: Mapping, new: Mapping, path: str = "") -> list[tuple[str, s
 
 
 def environment() -> dict[str, Any]:
-    """Versions, git commit and device: what a number in a table depends on beside the config."""
+    """Return versions, git commit and device, which a result depends on besides the config."""
     import jax
 
     versions = {"python": platform.python_version()}
@@ -194,7 +194,7 @@ def environment() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of this source tree, "-dirty" when it was changed; None outside a checkout."""
+    """Return the commit of this source tree, with "-dirty" when it was changed; None outside a checkout."""
     here = pathlib.Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
@@ -218,7 +218,7 @@ def info_from_json(stored: Mapping[str, Any], tokenizer: Any = None) -> DataInfo
 
 
 def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that configs are written with."""
+    """Return a value with its lists as tuples, as configs are written."""
     if isinstance(value, Mapping):
         return {key: _tuples(v) for key, v in value.items()}
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

@@ -2,7 +2,7 @@
 
 checkpoints/00000500/state/         Orbax: every array of the State by its path ("params/encoder/block00/..."); a small
                                     State on one device as one long array a dtype, ten times cheaper to write
-                     extra.json     what the loop keeps beside the State; "layout" of the long arrays
+                     extra.json     the loop's own state; "layout" of the long arrays
                      manifest.json  size and CRC-32 of every file
 checkpoints/saving-...              being written; renamed when complete
 checkpoints/damaged/...             moved aside at a start
@@ -59,7 +59,7 @@ class Checkpoints:
         self.seconds = 0.0  # of the last save, from start to complete
 
     def steps(self) -> list[int]:
-        """Complete checkpoints, oldest first (complete is not yet undamaged: see `newest`)."""
+        """Return the steps of complete checkpoints, oldest first; they may be damaged (see `newest`)."""
         return complete_steps(self.directory)
 
     # Saving -------------------------------------------------------------------------------------------------------------
@@ -127,13 +127,13 @@ class Checkpoints:
             raise error
 
     def settle(self) -> None:
-        """Until nothing is being written."""
+        """Wait until nothing is being written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def wait(self) -> None:
-        """`settle`; raises SaveFailed."""
+        """Wait until nothing is being written; raise SaveFailed where a save failed."""
         self.settle()
         self.check()
 
@@ -164,7 +164,7 @@ class Checkpoints:
     # Restoring ----------------------------------------------------------------------------------------------------------
 
     def newest(self) -> int | None:
-        """The newest undamaged checkpoint's step. What is damaged or half-written is named and moved aside."""
+        """Return the step of the newest undamaged checkpoint; report and move aside damaged and half-written ones."""
         found = None
         if self.primary and self.directory.is_dir():
             for leftover in sorted(self.directory.glob("deleting-*")):
@@ -192,7 +192,7 @@ class Checkpoints:
         warn(f"checkpoint {folder} {why}; moved to {target}, the one before is used")
 
     def restore(self, step: int, state: Any) -> tuple[Any, dict]:
-        """(State, extra) at `step`; `state` is a State of ShapeDtypeStructs with shardings, of any mesh."""
+        """Return (State, extra) at `step`; `state`: a State of ShapeDtypeStructs with shardings, of any mesh."""
         flat = rules.flatten(state)
         extra = read_extra(self.directory, step)
         folder = self.directory / f"{step:08d}" / STATE
@@ -217,7 +217,7 @@ class Checkpoints:
 
 
 def pack(arrays: dict[str, Any]) -> tuple[dict[str, Any], list | None]:
-    """Small arrays on one device as one long host array a dtype, and [name, dtype, shape] of each; others as they are."""
+    """Return small arrays on one device as one long host array a dtype, with [name, dtype, shape] of each; others unchanged."""
     sizes = [x.size * x.dtype.itemsize for x in arrays.values()]
     if jax.process_count() > 1 or sum(sizes) > PACKED_BYTES:
         return arrays, None
@@ -232,7 +232,7 @@ def pack(arrays: dict[str, Any]) -> tuple[dict[str, Any], list | None]:
 
 
 def unpack(packed: dict[str, np.ndarray], layout: list) -> dict[str, np.ndarray]:
-    """Arrays by name from `pack`'s."""
+    """Return arrays by name from what `pack` returned."""
     arrays, start = {}, dict.fromkeys(packed, 0)
     for name, dtype, shape in layout:
         size = int(np.prod(shape))
@@ -242,7 +242,7 @@ def unpack(packed: dict[str, np.ndarray], layout: list) -> dict[str, np.ndarray]
 
 
 def _read(folder: pathlib.Path, keep: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
-    """The arrays of an Orbax folder whose names `keep` likes, on the host."""
+    """Return the arrays of an Orbax folder whose names satisfy `keep`, on the host."""
     ocp, folder = _orbax(), folder.absolute()  # Orbax finds nothing under a relative path
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         metadata = checkpointer.metadata(folder)
@@ -257,7 +257,7 @@ def _read(folder: pathlib.Path, keep: Callable[[str], bool] = lambda name: True)
 
 
 def read_arrays(folder: pathlib.Path, prefixes: tuple[str, ...] = ("",)) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint folder by their path in the State, those that start with one of `prefixes`."""
+    """Return the arrays of a checkpoint folder whose path in the State starts with one of `prefixes`."""
     layout = read_extra(folder.parent, int(folder.name)).get("layout")
     if layout:
         return {k: v for k, v in unpack(_read(folder / STATE), layout).items() if k.startswith(prefixes)}
@@ -268,7 +268,7 @@ _counters: dict[str, int] = {}
 
 
 def time_free_id(name: str) -> int:
-    """How often this process came by here: makes a barrier's name unique, the same in all processes."""
+    """Return how often this was called with `name`: it makes a barrier's name unique, the same in all processes."""
     _counters[name] = _counters.get(name, 0) + 1
     return _counters[name]
 
@@ -291,7 +291,7 @@ def complete_steps(directory: pathlib.Path) -> list[int]:
 
 
 def manifest(folder: pathlib.Path) -> dict[str, list[int]]:
-    """Size and CRC-32 of every file below `folder`."""
+    """Return size and CRC-32 of every file below `folder`."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     return {str(p.relative_to(folder)): [p.stat().st_size, checksum(p)] for p in files}
 
@@ -305,7 +305,7 @@ def checksum(path: pathlib.Path) -> int:
 
 
 def damage(folder: pathlib.Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+    """Return what is wrong with a checkpoint's files, None where all are sound."""
     try:
         recorded = json.loads((folder / MANIFEST).read_text())
         json.loads((folder / EXTRA).read_text())

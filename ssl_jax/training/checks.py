@@ -66,7 +66,7 @@ def odd_settings(
 
 
 def initial_share(training: TrainingSettings, schedules: Schedules, total: int, steps: Callable[[str, str], int]) -> float:
-    """Return the share of the initial weights in the moving average after `total` steps; 0 where none is kept.
+    """Return the share of the initial weights in the moving average after `total` steps; 0 without one.
 
     steps: (a duration, its key in the config) -> steps.
     """

@@ -22,13 +22,13 @@ from ssl_jax.training.settings import TrainingSettings
 
 
 class MetricsFile:
-    """JSON lines that survive a kill at any byte: each is written whole and at once; what a kill cut off is cut on opening."""
+    """JSON lines that survive a kill at any byte: each is written at once, and a partial last line is removed on opening."""
 
     def __init__(self, path: pathlib.Path, step: int):
-        """Opens for appending what follows `step`; lines beyond it, of work that is done again, are removed."""
+        """Open for appending what follows `step`; remove lines beyond it, of steps that are done again."""
         self.path = path
-        kept = [text for number, text in read_lines(path) if number <= step] if path.exists() else []
-        content = "".join(kept).encode()
+        whole = [text for number, text in read_lines(path) if number <= step] if path.exists() else []
+        content = "".join(whole).encode()
         if path.exists() and path.read_bytes() != content:
             temporary = path.with_suffix(".tmp")
             temporary.write_bytes(content)
@@ -51,7 +51,7 @@ class MetricsFile:
 
 
 def read_lines(path: pathlib.Path) -> list[tuple[int, str]]:
-    """(step, text with its newline) of every whole line up to the first that is not one."""
+    """Return (step, text with its newline) of every whole line up to the first that is not one."""
     lines = []
     for text in path.read_text(errors="replace").splitlines(keepends=True):
         try:
@@ -97,7 +97,7 @@ class Speed:
         self.paused += time.monotonic() - started
 
     def report(self) -> dict[str, float]:
-        """Throughput since the last report: examples or tokens per second, share of the time spent waiting for data, MFU."""
+        """Return the throughput since the last report: examples or tokens per second, share of time waiting for data, MFU."""
         elapsed = max(time.monotonic() - self.started - self.paused, 1e-9)
         rate = self.steps * self.batch_size / elapsed
         unit = "tokens/s" if self.tokens > 1 else "examples/s"
@@ -201,12 +201,12 @@ class Logger:
             self._wandb = _wandb(workdir, training.wandb) if training.wandb else None
 
     def state(self) -> dict[str, Any]:
-        """A copy: it is written to disk while the run goes on."""
+        """Return a copy, since it is written to disk while the run goes on."""
         sums = {name: list(pair) for name, pair in self.sums.items()}
         return {"sums": sums, "line": self.line and dict(self.line), "troubled": self.troubled}
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """The metrics of one step; at every `every`-th, and at the last, the means since the last line become a line."""
+        """Add the metrics of one step; every `every`-th step and the last end a line with the means since the line before."""
         self.last = dict(values)
         self.step = step
         for name, value in values.items():
@@ -248,7 +248,7 @@ class Logger:
                 self.speeds.write({"step": self.step, **speed})
 
     def sync(self) -> None:
-        """What is written is on the disk: called before a checkpoint that counts on it."""
+        """Flush what is written to the disk, before a checkpoint that relies on it."""
         if self.metrics is not None:
             self.metrics.sync()
 

@@ -98,7 +98,7 @@ class OptimizerSettings:
             raise UserError(f"cooldown={self.cooldown!r}: {parts} are longer than the run, {total:,} steps; shorten one")
 
     def peak(self, batch_size: int) -> float:
-        """The peak learning rate at a global batch (Goyal et al. 2017: linear in the batch)."""
+        """Return the peak learning rate at a global batch (Goyal et al. 2017: linear in the batch)."""
         return self.lr if self.lr is not None else self.base_lr * batch_size / 256
 
 
@@ -116,7 +116,7 @@ def _adam(settings: OptimizerSettings, params: Any):
 
 
 def scale_by_adam(b1: float, b2: float, eps: float, bias_correction: bool = True) -> optax.GradientTransformation:
-    """m / (sqrt(v) + eps), the moments corrected for their start from zero (Kingma and Ba 2015) or not (BERT).
+    """Scale by m / (sqrt(v) + eps), the moments corrected for their start from zero (Kingma and Ba 2015) or not (BERT).
 
     optax computes 1 - b2**t in f32, off by 5e-5 in the first steps; here it is exact to rounding.
     """
@@ -137,7 +137,7 @@ def scale_by_adam(b1: float, b2: float, eps: float, bias_correction: bool = True
 
 
 def _correction(decay: float, count: Int[Array, ""]) -> Float[Array, ""]:
-    """1 - decay**count."""
+    """Return 1 - decay**count."""
     return -jnp.expm1(count * math.log(decay)) if decay > 0 else jnp.ones(())
 
 
@@ -154,7 +154,7 @@ def _adafactor(settings: OptimizerSettings, params: Any):
 
 
 def _muon(settings: OptimizerSettings, params: Any):
-    """Orthogonalised momentum for the blocks' matrices, Adam for the rest (Jordan et al. 2024)."""
+    """Return Muon: orthogonalised momentum for the blocks' matrices, Adam for the rest (Jordan et al. 2024)."""
     label = lambda keys, leaf: "muon" if is_matrix(rules.path_of(keys), leaf.shape) else "adam"
     labels = jax.tree_util.tree_map_with_path(label, params)
     rows_and_columns = lambda updates: jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), updates)
@@ -166,13 +166,13 @@ def _muon(settings: OptimizerSettings, params: Any):
 
 
 def _spread() -> optax.GradientTransformation:
-    """sqrt(max(1, rows out / rows in)): the same root-mean-square output change for every matrix shape."""
+    """Scale by sqrt(max(1, rows out / rows in)): the same root-mean-square output change for every matrix shape."""
     scale = lambda u: u * max(1.0, u.shape[-1] / u.shape[-2]) ** 0.5
     return optax.stateless(lambda updates, params: jax.tree.map(scale, updates))
 
 
 def is_matrix(path: str, shape: tuple[int, ...]) -> bool:
-    """A weight matrix inside a block; embeddings and output layers are not."""
+    """Return whether a parameter is a weight matrix inside a block; embeddings and output layers are not."""
     return len(shape) == 2 and rules.block_of(path) is not None
 
 
@@ -222,7 +222,7 @@ def multipliers(settings: OptimizerSettings, params: Any) -> Multipliers:
 
 
 def learning_rate(settings: OptimizerSettings, hyper: Mapping[str, Array], step: Int[Array, ""]) -> Float[Array, ""]:
-    """hyper["lr"] times the schedule at `step`; its lengths in steps are numbers of `hyper` too."""
+    """Return hyper["lr"] times the schedule at `step`; its lengths in steps are numbers of `hyper` too."""
     final = settings.final_fraction if settings.min_lr is None else settings.min_lr / hyper["lr"]
     factor = schedules.multiplier(
         settings.schedule, step, total=hyper["total_steps"], warmup=hyper["warmup_steps"],
@@ -275,12 +275,12 @@ def build(
 
 
 def _kept(params: Any, keep: Any) -> Any:
-    """The tree that `optax.masked` hands to its inner transformation."""
+    """Return the tree that `optax.masked` hands to its inner transformation."""
     return jax.tree.map(lambda p, k: p if k else optax.MaskedNode(), params, keep)
 
 
 def _lars(grads: Any, params: Any, multiplier: Any, decay: Float[Array, ""], trust: float) -> Any:
-    """MAE's util/lars.py: for parameters of two or more axes, weight decay joins the gradient, which is then scaled to
+    """Scale as MAE's util/lars.py: for parameters of two or more axes, weight decay joins the gradient, which is then scaled to
     trust * |p| / |g|; others are left alone (You et al. 2017)."""
 
     def scaled(g, p, m):

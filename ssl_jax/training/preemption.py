@@ -104,7 +104,7 @@ class Preemption:
         try:
             yield
         finally:
-            with self._condition:  # waits for ever if the other thread is saving: it ends the process
+            with self._condition:  # blocks if the other thread is saving, which ends the process
                 self._saver = None
 
     # The thread's side --------------------------------------------------------------------------------------------------

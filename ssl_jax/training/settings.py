@@ -52,7 +52,7 @@ class TrainingSettings:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSettings:
-    """When checkpoints are saved, and which are kept. The last step is always saved."""
+    """When checkpoints are saved, and which stay. The last step is always saved."""
 
     every: int | None = None  # steps
     every_minutes: float | None = 5.0
