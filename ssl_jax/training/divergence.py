@@ -7,9 +7,11 @@ import jax
 import numpy as np
 
 from ssl_jax import config as configs
+from ssl_jax import randomness
 from ssl_jax.training import sharding
 from ssl_jax.training.checkpoint import Checkpoints, warn
 from ssl_jax.training.exceptions import Diverged
+from ssl_jax.training.index_ranges import index_limits, out_of_range
 from ssl_jax.training.state import State
 
 MAX_REWINDS = 10
@@ -23,29 +25,29 @@ class Rewind(Exception):
         self.step = step
 
 
-def stop_or_rewind(
-    step: int,
-    metric: str,
-    group: str,
-    *,
-    state: State,
-    stream: Any,
-    checkpoints: Checkpoints | None,
-    workdir: pathlib.Path | None,
-    rewinds: int | None,
-) -> None:
-    """Raise Diverged, or Rewind where `rewinds` (None: not allowed) are fewer than MAX_REWINDS.
+def stop_or_rewind(run: Any, step: int, metric: str, group: str, *, rewinds: int | None) -> None:
+    """Raise Diverged, or Rewind where `rewinds` (None: not allowed) are fewer than MAX_REWINDS. Writes diverged.json.
 
-    metric, group: the first metric and parameter group that are not finite after `step`. Writes diverged.json.
+    run: the loop's Run. metric, group: the first metric and parameter group that are not finite after `step`.
     """
+    checkpoints, number = run.checkpoints, step - 1 + int(run.state.hyper["data_offset"])
     if checkpoints:
         checkpoints.wait()
     good = max((s for s in checkpoints.steps() if s < step), default=None) if checkpoints else None
-    line = report(step, metric, group, step - 1 + int(state.hyper["data_offset"]), stream, workdir, good)
+    line = report(step, metric, group, number, run.stream, run.workdir, good)
     if rewinds is not None and checkpoints and rewinds < MAX_REWINDS:
         warn(f"{line}; going back, past these batches")
         raise Rewind(step)
-    raise Diverged(f"{line}; {ADVICE}")
+    raise Diverged(f"{line}; {diagnose(run, number) or ADVICE}")
+
+
+def diagnose(run: Any, number: int) -> str | None:
+    """Name an index (token, type, label) of batch `number` that lies outside its table: no learning rate is to blame then."""
+    task, stream = run.program.task, run.stream
+    if jax.process_count() > 1 or not index_limits(task):
+        return None
+    key = randomness.stream(int(run.state.hyper["seed"]), "augment", number)
+    return out_of_range(task, jax.device_get(stream.on_device(run.resident, stream.host_batch(number), key)))
 
 
 def report(

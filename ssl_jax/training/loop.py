@@ -207,8 +207,7 @@ class Run:
         bad = nonfinite(line)
         if bad and self.program.training.on_nonfinite != "skip":
             rewinds = self.extra.get("rewinds", 0) if self.program.training.on_nonfinite == "rewind" else None
-            divergence.stop_or_rewind(step, *bad, state=self.state, stream=self.stream, checkpoints=self.checkpoints,
-                                      workdir=self.workdir, rewinds=rewinds)  # fmt: skip
+            divergence.stop_or_rewind(self, step, *bad, rewinds=rewinds)
         more = {"rewinds": self.extra["rewinds"]} if self.extra.get("rewinds") else {}
         self.logger.add(step, {**logged(line), **more})
         if not self.length.evaluates(step):
