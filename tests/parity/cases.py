@@ -253,13 +253,6 @@ CASES = {
             hidden_size=12, num_attention_heads=3, intermediate_size=20, image_size=9, patch_size=3, num_hidden_layers=2
         ), 9, 9,
     ),
-    "data2vec, images, not square": tokens_only(
-        t.Data2VecVisionModel,
-        t.Data2VecVisionConfig(
-            hidden_size=12, num_attention_heads=3, intermediate_size=20, image_size=[6, 9], patch_size=3, num_hidden_layers=2,
-            use_shared_relative_position_bias=True, use_mean_pooling=False, use_mask_token=True,
-        ), 6, 9,
-    ),
     "GPT-2": causal(t.GPT2LMHeadModel, t.GPT2Config(vocab_size=23, n_positions=9, n_embd=12, n_layer=2, n_head=3)),
     "GPT-2, untied": causal(
         t.GPT2LMHeadModel,
