@@ -262,7 +262,7 @@ def test_dinov2_giant_and_registers(tmp_path):
     shape = dict(hidden_size=12, num_attention_heads=3, num_hidden_layers=1, image_size=9, patch_size=3, use_swiglu_ffn=True)
     config = transformers.Dinov2WithRegistersConfig(**shape, num_register_tokens=2)
     model = published(transformers.Dinov2WithRegistersModel, config, tmp_path / "registers")
-    ours = ssl_jax.load(f"hf:{tmp_path / 'registers'}").forward({"image": images.permute(0, 2, 3, 1).numpy()})
+    ours = ssl_jax.load(f"hf:{tmp_path / 'registers'}").forward({"pixel_values": images.permute(0, 2, 3, 1).numpy()})
     assert agree(ours["tokens"], run(model, pixel_values=images).last_hidden_state)
     there_and_back(tmp_path / "registers", tmp_path)
 
