@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from ssl_jax.errors import UserError
 from ssl_jax.start import enable_cache, join_processes
+from ssl_jax.streams import quiet_libraries
 from ssl_jax.training import checkpoint as checkpoints
 from ssl_jax.training import loop
 from ssl_jax.training.exceptions import Stopped
@@ -27,6 +28,7 @@ def phase(name: str) -> None:
 
 def main(workdir: str, **options: str) -> int:
     number = lambda name, default=0: type(default)(options.get(name, default))
+    quiet_libraries()
     join_processes()
     enable_cache()
     training = TrainingSettings(
