@@ -117,7 +117,7 @@ class CLIP(_ImageText):
     })  # fmt: skip
     text = Settings(
         TOWER, {**CLIP_DEFAULTS, "hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048}
-    )  # our TextConfig's defaults are CLIP's
+    )  # our TextSettings's defaults are CLIP's
 
     def read(self, theirs, tensors, beside):
         text, _ = self.parts(theirs, beside.source)

@@ -9,7 +9,7 @@ from ssl_jax.interop.family import Family, Sections, number, read_ids, section, 
 from ssl_jax.interop.mapping import SAME, Row, blocks, constant, dense, fused, norm, row
 from ssl_jax.interop.settings import Settings
 from ssl_jax.models import BLOCK
-from ssl_jax.models.language import LanguageConfig
+from ssl_jax.models.language import LanguageSettings
 from ssl_jax.pretext.masked_token import MaskedToken
 from ssl_jax.pretext.next_token import NextToken
 from ssl_jax.task import DataInfo
@@ -296,7 +296,7 @@ class Bert(_Language):
             rows += dense("next_sentence/classifier", "cls.seq_relationship")
         return rows + (self.head_rows(c) if self.head else [])
 
-    def head_rows(self, c: LanguageConfig) -> list[Row]:
+    def head_rows(self, c: LanguageSettings) -> list[Row]:
         return self._head_rows(c, "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions")
 
     def _head_rows(self, c, transform, layer_norm, output):

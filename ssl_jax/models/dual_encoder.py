@@ -13,16 +13,16 @@ from jaxtyping import Array, Float, Int
 from ssl_jax import config as configs
 from ssl_jax.errors import UserError
 from ssl_jax.models.dense import Dense
-from ssl_jax.models.language import LanguageConfig, Transformer, pooled
+from ssl_jax.models.language import LanguageSettings, Transformer, pooled
 from ssl_jax.models.layers import Keys
-from ssl_jax.models.vit import ViT, ViTConfig, vit_for
+from ssl_jax.models.vit import ViT, ViTSettings, vit_for
 from ssl_jax.task import DataInfo
 
 POOLINGS = ("eos", "last", "cls", "mean")
 
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig(LanguageConfig):
+class TextSettings(LanguageSettings):
     """A text tower. The defaults are CLIP's: causal, read at the end-of-text token (Radford et al. 2021, section 2.4).
 
     SigLIP's: causal=False, pooling="last" (the last place, padding or not), mask_padding=False.
@@ -39,15 +39,15 @@ class TextConfig(LanguageConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class DualEncoderConfig:
+class DualEncoderSettings:
     """`model`: both towers and what maps them into one space.
 
     CLIP projects both linearly, without bias. SigLIP takes the image tower's pooling head as it is (image_projection=False,
     so `dim` is the image tower's width) and projects the text with a bias.
     """
 
-    image: ViTConfig = dataclasses.field(default_factory=ViTConfig)
-    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    image: ViTSettings = dataclasses.field(default_factory=ViTSettings)
+    text: TextSettings = dataclasses.field(default_factory=TextSettings)
     dim: int = 512  # of the common space
     image_projection: bool = True
     text_projection: bool = True
@@ -62,17 +62,17 @@ class DualEncoderConfig:
                 raise UserError(f"dim={self.dim}: must be {name}.width={width}, as {name}_projection=False")
 
     @classmethod
-    def read(cls, section: Any, path: str = "model") -> "DualEncoderConfig":
+    def read(cls, section: Any, path: str = "model") -> "DualEncoderSettings":
         """The config of a section; `image.size="B"` is filled in as a ViT's is."""
         section = dict(section or {})
-        image = ViTConfig.read(section.pop("image", None), f"{path}.image")
+        image = ViTSettings.read(section.pop("image", None), f"{path}.image")
         return configs.read(cls, section, path, image=image)
 
 
 class DualEncoder(nn.Module):
     """Parameters: "image" (a ViT's), "text" (a Transformer's), "image_projection", "text_projection"."""
 
-    config: DualEncoderConfig
+    config: DualEncoderSettings
     image_size: tuple[int, int]
     channels: int
     vocabulary: int
@@ -149,7 +149,7 @@ class DualEncoder(nn.Module):
 
 def build(section: Any, info: DataInfo, dtype: Any = jnp.float32, path: str = "model") -> DualEncoder:
     """The dual encoder of a config section; UserError where it does not fit the images or the tokenizer of `info`."""
-    config, tokenizer = DualEncoderConfig.read(section, path), info.tokenizer
+    config, tokenizer = DualEncoderSettings.read(section, path), info.tokenizer
     vit = vit_for(config.image, tuple(info.shapes["image"].shape), dtype, f"{path}.image")
     context_length, vocabulary = info.shapes["tokens"].shape[0], config.text.tokens(tokenizer.size)
     end_id, pad_id = tokenizer.separator_id, tokenizer.pad_id

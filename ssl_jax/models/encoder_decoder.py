@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 from ssl_jax import config as configs
 from ssl_jax.errors import UserError
 from ssl_jax.models.cross_entropy import logits
-from ssl_jax.models.language import Head, LanguageConfig, Transformer
+from ssl_jax.models.language import Head, LanguageSettings, Transformer
 from ssl_jax.models.layers import Keys
 from ssl_jax.randomness import substream
 from ssl_jax.task import DataInfo
@@ -20,15 +20,15 @@ CROSS = r"stack/block\d+/cross(_norm|_scale)?(/.*)?"  # parameters that a decode
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderDecoderConfig:
+class EncoderDecoderSettings:
     """`model` of name "encoder_decoder"."""
 
-    encoder: LanguageConfig = dataclasses.field(default_factory=LanguageConfig)
-    decoder: LanguageConfig | None = None  # default: the encoder's
+    encoder: LanguageSettings = dataclasses.field(default_factory=LanguageSettings)
+    decoder: LanguageSettings | None = None  # default: the encoder's
     shared_embedding: bool = True  # one table of tokens for both sides and the output layer
 
     @property
-    def decoder_or_same(self) -> LanguageConfig:
+    def decoder_or_same(self) -> LanguageSettings:
         return self.decoder or self.encoder
 
 
@@ -183,7 +183,7 @@ class PrefixDecoder:
 
 def build(section: Any, info: DataInfo, dtype: Any = jnp.float32, path: str = "model") -> EncoderDecoder:
     """The encoder and decoder of a config section, for the "source" and "target" texts of `info`."""
-    config, vocabulary = configs.read(EncoderDecoderConfig, section, path), info.tokenizer.size
+    config, vocabulary = configs.read(EncoderDecoderSettings, section, path), info.tokenizer.size
     source, target = _lengths(info)
     decoder = config.decoder_or_same
     _check_context(config.encoder, source, f"{path}.encoder")
@@ -198,7 +198,7 @@ def build(section: Any, info: DataInfo, dtype: Any = jnp.float32, path: str = "m
 
 def build_prefix_decoder(section: Any, info: DataInfo, dtype: Any = jnp.float32, path: str = "model") -> PrefixDecoder:
     """The causal transformer of a config section, as a prefix language model of "source" and "target"."""
-    config, vocabulary, length = configs.read(LanguageConfig, section, path), info.tokenizer.size, sum(_lengths(info))
+    config, vocabulary, length = configs.read(LanguageSettings, section, path), info.tokenizer.size, sum(_lengths(info))
     _check_context(config, length, path)
     model = Transformer(config, vocabulary, causal=True, dtype=dtype, context_length=length)
     return PrefixDecoder(model, Head(config, vocabulary, dtype))
@@ -209,6 +209,6 @@ def _lengths(info: DataInfo) -> tuple[int, int]:
     return info.shapes["source"].shape[0], info.shapes["target"].shape[0] - 1
 
 
-def _check_context(config: LanguageConfig, needed: int, path: str) -> None:
+def _check_context(config: LanguageSettings, needed: int, path: str) -> None:
     if config.context_length is not None and config.context_length < needed:
         raise UserError(f"{path}.context_length={config.context_length}: must be at least {needed}, the data's longest text")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ssl_jax.models.dense import Dense
-from ssl_jax.models.layers import ACTIVATIONS, Stack, TransformerConfig, gelu, norm_of, truncated_normal
+from ssl_jax.models.layers import ACTIVATIONS, Stack, TransformerSettings, gelu, norm_of, truncated_normal
 from ssl_jax.models.patches import Grid, sincos2d
 
 
@@ -19,7 +19,7 @@ class Predictor(nn.Module):
     A narrow transformer reads the context's tokens and one mask token for each target, both with their fixed positions.
     """
 
-    config: TransformerConfig
+    config: TransformerSettings
     grid: Grid
     outputs: int
     dtype: Any = jnp.float32

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from ssl_jax import config as config_module
 from ssl_jax.errors import UserError
 from ssl_jax.models.dense import Dense
-from ssl_jax.models.layers import ACTIVATIONS, Keys, Norm, Stack, TransformerConfig, dropout, norm_of
+from ssl_jax.models.layers import ACTIVATIONS, Keys, Norm, Stack, TransformerSettings, dropout, norm_of
 from ssl_jax.randomness import substream
 from ssl_jax.task import DataInfo
 
@@ -20,7 +20,7 @@ POSITIONS = ("learned", "rope", "sincos", "none")
 
 
 @dataclasses.dataclass(frozen=True)
-class LanguageConfig(TransformerConfig):
+class LanguageSettings(TransformerSettings):
     """The defaults are GPT-2's (Radford et al. 2019; initialisation of section 2.3)."""
 
     norm_eps: float = 1e-5
@@ -100,7 +100,7 @@ class Transformer(nn.Module):
     packed documents apart; further options (`prefix`, `context`, `context_segments`) go to the stack.
     """
 
-    config: LanguageConfig
+    config: LanguageSettings
     vocabulary: int
     causal: bool = False
     dtype: Any = jnp.float32
@@ -181,7 +181,7 @@ def build(
     """
     if "tokens" not in info.shapes or info.tokenizer is None:
         raise UserError("data.train: holds no tokens; this task needs text")
-    config = config_module.read(LanguageConfig, section, path)
+    config = config_module.read(LanguageSettings, section, path)
     pad, length = info.tokenizer.pad_id, length or info.shapes["tokens"].shape[0]
     if config.position_offset and pad != config.position_offset - 1:
         raise UserError(
@@ -203,7 +203,7 @@ class Head(nn.Module):
     Logits are `features @ weight.T + bias`; `models.cross_entropy` computes the loss without holding all of them.
     """
 
-    config: LanguageConfig
+    config: LanguageSettings
     vocabulary: int
     dtype: Any = jnp.float32
 
@@ -237,7 +237,7 @@ def init(model: Transformer, head: Head, key: Key[Array, ""], tokens: Int[Array,
 class Pooler(nn.Module):
     """tanh(dense([CLS])) (Devlin et al. 2019)."""
 
-    config: LanguageConfig
+    config: LanguageSettings
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -249,7 +249,7 @@ class Pooler(nn.Module):
 class NextSentence(nn.Module):
     """BERT's pooler and the two logits over it: 0, B follows A; 1, B is random."""
 
-    config: LanguageConfig
+    config: LanguageSettings
     dtype: Any = jnp.float32
 
     def setup(self):

@@ -26,7 +26,7 @@ Cache = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class TransformerConfig:
+class TransformerSettings:
     """The shape of a stack of blocks. The defaults are a pre-norm ViT's (Dosovitskiy et al. 2021)."""
 
     width: int = 128
@@ -197,7 +197,7 @@ class Norm(nn.Module):
         return y.astype(self.dtype)
 
 
-def norm_of(config: TransformerConfig, dtype: Any, name: str | None = None) -> Norm:
+def norm_of(config: TransformerSettings, dtype: Any, name: str | None = None) -> Norm:
     return Norm(config.norm, config.norm_eps, config.norm_bias, dtype, name=name)
 
 
@@ -242,7 +242,7 @@ class Attention(nn.Module):
     `segments` are those of the queries and, unless `key_segments` differ, of the keys.
     """
 
-    config: TransformerConfig
+    config: TransformerSettings
     causal: bool = False
     dtype: Any = jnp.float32
 
@@ -302,7 +302,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    config: TransformerConfig
+    config: TransformerSettings
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -326,7 +326,7 @@ class Block(nn.Module):
     `window`, `theta`) are attributes, since remat would trace them as arguments, and fused attention needs to know the window.
     """
 
-    config: TransformerConfig
+    config: TransformerSettings
     causal: bool = False
     cross: bool = False
     attention_norm: bool = True
@@ -383,7 +383,7 @@ class Stack(nn.Module):
     the parameter tree is the same as without.
     """
 
-    config: TransformerConfig
+    config: TransformerSettings
     causal: bool = False
     cross: bool = False
     dtype: Any = jnp.float32

@@ -9,12 +9,12 @@ from jaxtyping import Array, Float, Int
 
 from ssl_jax.errors import UserError
 from ssl_jax.models.dense import Dense
-from ssl_jax.models.layers import Keys, Stack, TransformerConfig, norm_of
+from ssl_jax.models.layers import Keys, Stack, TransformerSettings, norm_of
 from ssl_jax.models.patches import Grid, inverse_of, pick, sincos2d
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderConfig(TransformerConfig):
+class DecoderSettings(TransformerSettings):
     """The defaults are the paper's. `depth=0` is a linear layer on the encoder's tokens (SimMIM, Xie et al. 2022)."""
 
     width: int = 512
@@ -39,7 +39,7 @@ class Decoder(nn.Module):
     `prefix` tokens stand before the patches; they pass through the blocks and are dropped.
     """
 
-    config: DecoderConfig
+    config: DecoderSettings
     grid: Grid
     outputs: int
     prefix: int = 0

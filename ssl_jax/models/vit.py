@@ -13,7 +13,7 @@ from ssl_jax import config as config_module
 from ssl_jax.errors import UserError
 from ssl_jax.models import block_number
 from ssl_jax.models.dense import Dense
-from ssl_jax.models.layers import MLP, Attention, Keys, Stack, TransformerConfig, dropout, norm_of
+from ssl_jax.models.layers import MLP, Attention, Keys, Stack, TransformerSettings, dropout, norm_of
 from ssl_jax.models.patches import Grid, inverse_of, patchify, pick, resample, sincos2d, take
 from ssl_jax.task import DataInfo
 
@@ -35,7 +35,7 @@ POOLINGS = ("mean", "cls", "attention")
 
 
 @dataclasses.dataclass(frozen=True)
-class ViTConfig(TransformerConfig):
+class ViTSettings(TransformerSettings):
     """A vision transformer's shape. In a config file `size="B"` fills width, depth, heads, mlp_width and patch_size."""
 
     patch_size: int | tuple = 16  # pixels, or (height, width)
@@ -75,7 +75,7 @@ class ViTConfig(TransformerConfig):
         return int(self.class_token) + self.registers
 
     @classmethod
-    def read(cls, section: Any, path: str = "model") -> "ViTConfig":
+    def read(cls, section: Any, path: str = "model") -> "ViTSettings":
         """The config of a section that may hold `size`; keys that are set win over the size's."""
         section = dict(section or {})
         size = section.pop("size", None)
@@ -97,7 +97,7 @@ class ViT(nn.Module):
     bicubically, learned and sine-cosine ones alike, so that views of several sizes go through one encoder (Caron et al. 2021).
     """
 
-    config: ViTConfig
+    config: ViTSettings
     image_size: Grid
     channels: int
     dtype: Any = jnp.float32
@@ -250,7 +250,7 @@ class ViT(nn.Module):
 class AttentionPooling(nn.Module):
     """A learned query reads all tokens; then an MLP with a residual (Zhai et al. 2022, section 2.3; SigLIP's head)."""
 
-    config: ViTConfig
+    config: ViTSettings
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -270,11 +270,11 @@ class AttentionPooling(nn.Module):
 
 def build(section: Any, info: DataInfo, dtype: Any = jnp.float32, path: str = "model", **settings: Any) -> ViT:
     """The ViT of a config section for the images of `info`; `settings` win over the section's."""
-    config = dataclasses.replace(ViTConfig.read(section, path), **settings)
+    config = dataclasses.replace(ViTSettings.read(section, path), **settings)
     return vit_for(config, tuple(info.shapes["image"].shape), dtype, path)
 
 
-def vit_for(config: ViTConfig, image_shape: tuple[int, ...], dtype: Any = jnp.float32, path: str = "model") -> ViT:
+def vit_for(config: ViTSettings, image_shape: tuple[int, ...], dtype: Any = jnp.float32, path: str = "model") -> ViT:
     """The ViT for images of shape (height, width, channels); UserError where the patch size does not divide them."""
     height, width, channels = image_shape
     (p, q), size = config.patch, config.patch_size

@@ -33,7 +33,7 @@ class Blocks(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockMaskConfig:
+class BlockMaskSettings:
     """The defaults are I-JEPA's for every size of model (Assran et al. 2023, appendix A.1)."""
 
     targets: int = 4

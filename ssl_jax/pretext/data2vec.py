@@ -21,7 +21,7 @@ from ssl_jax.models.language import Head
 from ssl_jax.models.vit import ViT
 from ssl_jax.pretext import collapse
 from ssl_jax.pretext.masked_token import MaskedToken, MaskedTokenSettings
-from ssl_jax.pretext.patch_masking import BlockMask, MaskConfig
+from ssl_jax.pretext.patch_masking import BlockMask, PatchMaskSettings
 from ssl_jax.pretext.targets import smooth_l1, standardize
 from ssl_jax.pretext.token_masking import SpanMask
 from ssl_jax.pretext.views import ImageTask, init_encoder
@@ -30,7 +30,7 @@ from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params, Task
 
 
 @dataclasses.dataclass(frozen=True)
-class TargetConfig:
+class TargetSettings:
     """What images and text share; the defaults are those of images and ViT-B (Baevski et al. 2022, section 5.1)."""
 
     top_blocks: int = 6  # the targets are the mean of the last so many blocks' outputs
@@ -55,7 +55,7 @@ class Data2Vec(Task):
 
     needs_teacher: ClassVar[bool] = True
     encoder_name: ClassVar[str]  # in the parameters
-    targets: TargetConfig
+    targets: TargetSettings
 
     def teacher(self, params: Params, context: Context) -> Params:
         """Return the parameters of the teacher's encoder."""
@@ -92,7 +92,7 @@ class ImageSettings:
     """The settings of `task` for images."""
 
     mask: BlockMask = BlockMask()
-    targets: TargetConfig = TargetConfig()
+    targets: TargetSettings = TargetSettings()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +100,8 @@ class Data2VecImage(Data2Vec, ImageTask):
     """The student sees a mask token in place of hidden patches. Parameters: "encoder" (a ViT) and "regression"."""
 
     encoder: ViT
-    mask: MaskConfig
-    targets: TargetConfig
+    mask: PatchMaskSettings
+    targets: TargetSettings
     info: DataInfo
 
     name: ClassVar[str] = "data2vec_image"
@@ -133,7 +133,7 @@ class Data2VecImage(Data2Vec, ImageTask):
 
 
 @dataclasses.dataclass(frozen=True)
-class TextTargets(TargetConfig):
+class TextTargets(TargetSettings):
     top_blocks: int = 10
     beta: float = 4.0
     scale: float | None = 1.0
@@ -160,7 +160,7 @@ class Data2VecText(Data2Vec, MaskedToken):
     encoder_name: ClassVar[str] = "transformer"
 
     @property
-    def targets(self) -> TargetConfig:
+    def targets(self) -> TargetSettings:
         return self.settings.targets
 
     @classmethod

@@ -12,11 +12,11 @@ from ssl_jax import models
 from ssl_jax.config import read
 from ssl_jax.errors import UserError
 from ssl_jax.models.heads import Predictor
-from ssl_jax.models.layers import TransformerConfig
+from ssl_jax.models.layers import TransformerSettings
 from ssl_jax.models.patches import take
 from ssl_jax.models.vit import ViT
 from ssl_jax.pretext import collapse
-from ssl_jax.pretext.block_masking import BlockMaskConfig, Blocks
+from ssl_jax.pretext.block_masking import BlockMaskSettings, Blocks
 from ssl_jax.pretext.targets import smooth_l1, standardize
 from ssl_jax.pretext.views import ImageTask, init_encoder
 from ssl_jax.randomness import example_keys, substream
@@ -24,7 +24,7 @@ from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictorConfig(TransformerConfig):
+class PredictorSettings(TransformerSettings):
     """The defaults are those beside ViT-H (Assran et al. 2023, appendix A.1)."""
 
     width: int = 384
@@ -34,18 +34,18 @@ class PredictorConfig(TransformerConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class IJEPAConfig:
+class IJEPASettings:
     """The settings of `task`."""
 
-    mask: BlockMaskConfig = BlockMaskConfig()
-    predictor: PredictorConfig = PredictorConfig()
+    mask: BlockMaskSettings = BlockMaskSettings()
+    predictor: PredictorSettings = PredictorSettings()
 
 
 @dataclasses.dataclass(frozen=True)
 class IJEPA(ImageTask):
     """Parameters: "encoder" (a ViT) and "predictor". The teacher is the encoder's moving average."""
 
-    config: IJEPAConfig
+    config: IJEPASettings
     encoder: ViT
     info: DataInfo
 
@@ -54,7 +54,7 @@ class IJEPA(ImageTask):
 
     @classmethod
     def from_config(cls, config: ConfigDict, info: DataInfo) -> "IJEPA":
-        task, encoder = read(IJEPAConfig, config.task, "task"), models.build("images", config, info)
+        task, encoder = read(IJEPASettings, config.task, "task"), models.build("images", config, info)
         task.mask.check(encoder.grid, "task.mask")
         if task.predictor.width % 4:
             raise UserError(f"task.predictor.width={task.predictor.width}: must be a multiple of 4, for its positions")

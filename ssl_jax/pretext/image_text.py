@@ -17,7 +17,7 @@ from ssl_jax.data.pairs import Encode
 from ssl_jax.errors import UserError
 from ssl_jax.models.dual_encoder import DualEncoder, init_from
 from ssl_jax.pretext.contrastive import fingerprints, infonce, sigmoid
-from ssl_jax.pretext.patch_masking import MaskConfig
+from ssl_jax.pretext.patch_masking import PatchMaskSettings
 from ssl_jax.randomness import example_keys, substream
 from ssl_jax.reports.contact_sheet import ranked
 from ssl_jax.task import Batch, Context, DataInfo, Images, Metrics, Params, Task, Text
@@ -26,12 +26,12 @@ INITIAL = {"infonce": (math.log(1 / 0.07), None), "sigmoid": (math.log(10.0), -1
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageTextConfig:
+class ImageTextSettings:
     """The settings of `task`. The defaults are CLIP's; SigLIP's are loss="sigmoid", max_scale=None."""
 
     loss: str = "infonce"  # or "sigmoid"
     max_scale: float | None = 100.0  # the logit scale is kept in [1, max_scale] after each step; None: left free
-    mask: MaskConfig | None = None  # patches dropped in training (FLIP: kind="random", ratio=0.5)
+    mask: PatchMaskSettings | None = None  # patches dropped in training (FLIP: kind="random", ratio=0.5)
     same_text: str = "negative"  # pairs of an image with another example's equal text: "negative" (CLIP) or "ignore"
     logit_chunks: int = 1  # make the batch x batch logits in so many pieces
     init_image: str | None = None  # the work directory whose image encoder the image tower starts from
@@ -55,7 +55,7 @@ class ImageText(Task):
     k pieces one after another, forward and again backward (GradCache), and the loss is that of one piece.
     """
 
-    config: ImageTextConfig
+    config: ImageTextSettings
     model: DualEncoder
     info: DataInfo
 
@@ -64,7 +64,7 @@ class ImageText(Task):
 
     @classmethod
     def from_config(cls, config: ConfigDict, info: DataInfo) -> "ImageText":
-        task = read(ImageTextConfig, config.task, "task")
+        task = read(ImageTextSettings, config.task, "task")
         model = models.build("pairs", config, info)
         if task.mask is not None:
             task.mask.check(model.image_encoder.grid, "task.mask")

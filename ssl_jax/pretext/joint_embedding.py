@@ -29,7 +29,7 @@ LOSSES = ("nt_xent", "vicreg", "barlow_twins")
 
 
 @dataclasses.dataclass(frozen=True)
-class JointEmbeddingConfig:
+class JointEmbeddingSettings:
     """The settings of `task`; the defaults are SimCLR's on CIFAR-10 (Chen et al. 2020, appendix B.9)."""
 
     loss: str = "nt_xent"  # one of LOSSES
@@ -62,7 +62,7 @@ class JointEmbeddingConfig:
 class JointEmbedding(ImageTask):
     """Parameters: "encoder" (a ViT) and "projector". Batches hold "pair" f32[batch, 2, h, w, c] (`data.views`)."""
 
-    config: JointEmbeddingConfig
+    config: JointEmbeddingSettings
     encoder: ViT
     info: DataInfo
 
@@ -70,7 +70,7 @@ class JointEmbedding(ImageTask):
 
     @classmethod
     def from_config(cls, config: ConfigDict, info: DataInfo) -> "JointEmbedding":
-        task, batch = read(JointEmbeddingConfig, config.task, "task"), config.data.get("batch_size", 0)
+        task, batch = read(JointEmbeddingSettings, config.task, "task"), config.data.get("batch_size", 0)
         view_shape(info, "pair", 2, "joint_embedding compares two views of an image", exactly=True)
         if batch == 1:
             raise UserError("data.batch_size=1: the loss compares images with each other; use at least 2")

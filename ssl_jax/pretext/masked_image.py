@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 from ssl_jax import models
 from ssl_jax.config import read
 from ssl_jax.errors import UserError
-from ssl_jax.models.mae import Decoder, DecoderConfig
+from ssl_jax.models.mae import Decoder, DecoderSettings
 from ssl_jax.models.patches import patchify, unpatchify
-from ssl_jax.pretext.patch_masking import Mask, MaskConfig, from_noise
+from ssl_jax.pretext.patch_masking import Mask, PatchMaskSettings, from_noise
 from ssl_jax.randomness import example_keys, stream, substream
 from ssl_jax.task import Batch, Context, DataInfo, Images, Metrics, Params, Task
 
@@ -28,16 +28,16 @@ FIT_EXAMPLES = 4096
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedImageConfig:
+class MaskedImageSettings:
     """The settings of `task`. The defaults are MAE's."""
 
-    mask: MaskConfig = dataclasses.field(default_factory=MaskConfig)
+    mask: PatchMaskSettings = dataclasses.field(default_factory=PatchMaskSettings)
     target: str = "pixels"  # "pixels", "normalized_pixels" (by each patch's own mean and deviation) or "pca"
     components: int = 96  # of the "pca" target
     loss: str = "l2"  # "l2" or "l1"
     loss_on: str = "masked"  # "masked" or "all" patches
     mask_tokens_in_encoder: bool = False  # the encoder sees every place, hidden ones as a learned token
-    decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
+    decoder: DecoderSettings = dataclasses.field(default_factory=DecoderSettings)
 
     def __post_init__(self):
         for name, choices in (("target", TARGETS), ("loss", ("l2", "l1")), ("loss_on", ("masked", "all"))):
@@ -51,7 +51,7 @@ class MaskedImageConfig:
 class MaskedImage(Task):
     """Parameters: "encoder" and "decoder"; variables: the PCA target's basis."""
 
-    config: MaskedImageConfig
+    config: MaskedImageSettings
     encoder: Any  # a model that reads images
     decoder: Decoder
     info: DataInfo
@@ -61,7 +61,7 @@ class MaskedImage(Task):
 
     @classmethod
     def from_config(cls, config: ConfigDict, info: DataInfo) -> "MaskedImage":
-        task = read(MaskedImageConfig, config.task, "task")
+        task = read(MaskedImageSettings, config.task, "task")
         encoder = models.build("images", config, info, mask_token=task.mask_tokens_in_encoder)
         task.mask.check(encoder.grid, "task.mask")
         outputs = math.prod(encoder.config.patch) * encoder.channels

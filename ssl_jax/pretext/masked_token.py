@@ -15,7 +15,7 @@ from ssl_jax.models import language
 from ssl_jax.models.cross_entropy import cross_entropy, logits
 from ssl_jax.models.language import Head, NextSentence, Pooler, Transformer
 from ssl_jax.pretext.text_features import hidden_states, text_features, vocabulary_limits
-from ssl_jax.pretext.token_masking import Masked, MaskSettings, mask_tokens
+from ssl_jax.pretext.token_masking import Masked, TokenMaskSettings, mask_tokens
 from ssl_jax.randomness import example_keys, stream, substream
 from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params, Task, Text
 
@@ -24,7 +24,7 @@ from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params, Task, Text
 class MaskedTokenSettings:
     """`task` of name "masked_token"."""
 
-    mask: MaskSettings = dataclasses.field(default_factory=MaskSettings)
+    mask: TokenMaskSettings = dataclasses.field(default_factory=TokenMaskSettings)
     next_sentence: bool = False  # with data.packing="pairs": is B the sentences that follow A?
 
 

@@ -28,7 +28,7 @@ class Mask(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskConfig:
+class PatchMaskSettings:
     """How patches are hidden: `kind` "random", "block" or "grid" (He et al. 2022, figure 6), `ratio` of them."""
 
     kind: str = "random"
@@ -67,7 +67,7 @@ class MaskConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockMask(MaskConfig):
+class BlockMask(PatchMaskSettings):
     """The masks of BEiT (Bao et al. 2022) and data2vec's images."""
 
     kind: str = "block"

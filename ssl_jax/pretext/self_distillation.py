@@ -46,7 +46,7 @@ class PatchTerm:
 
 
 @dataclasses.dataclass(frozen=True)
-class SelfDistillationConfig:
+class SelfDistillationSettings:
     """The settings of `task`; the defaults are DINO's. Both temperatures of the teacher may follow `schedules`."""
 
     prototypes: int = 65536
@@ -78,7 +78,7 @@ class SelfDistillation(ImageTask):
     Batches hold "globals" f32[batch, crops, h, w, c] and, for smaller crops, "locals" (`data.views`).
     """
 
-    config: SelfDistillationConfig
+    config: SelfDistillationSettings
     encoder: ViT
     info: DataInfo
 
@@ -87,7 +87,7 @@ class SelfDistillation(ImageTask):
 
     @classmethod
     def from_config(cls, config: ConfigDict, info: DataInfo) -> "SelfDistillation":
-        task = read(SelfDistillationConfig, config.task, "task")
+        task = read(SelfDistillationSettings, config.task, "task")
         view_shape(info, "globals", 2, "self_distillation compares crops of an image")
         encoder = models.build("images", config, info, mask_token=task.patches is not None)
         for name in {"globals", "locals"} & set(info.shapes):

@@ -15,7 +15,7 @@ UNITS = ("token", "word", "span")
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskSettings:
+class TokenMaskSettings:
     """`task.mask` (Devlin et al. 2019, section 3.1): `ratio` of the tokens are hidden; of these 80 % become [MASK], 10 % a
     random token, and 10 % stay as they are.
 
@@ -55,7 +55,7 @@ class MaskSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class SpanMask(MaskSettings):
+class SpanMask(TokenMaskSettings):
     """Spans of words, all replaced by the mask token (data2vec's text)."""
 
     ratio: float = 0.35
@@ -79,7 +79,7 @@ def sample_places(
     starts: Bool[Array, "time"],
     count: Int[Array, ""],
     most: int,
-    settings: MaskSettings,
+    settings: TokenMaskSettings,
 ) -> tuple[Int[Array, "most"], Bool[Array, "most"]]:
     """Sample `count` of the eligible places of one sequence (all of them if there are fewer); True for each used row of `most`.
 
@@ -102,7 +102,7 @@ def sample_places(
     return jnp.where(places < time, places, 0).astype(jnp.int32), places < time
 
 
-def span_rank(key: Key[Array, ""], rank: Float[Array, "time"], settings: MaskSettings) -> Float[Array, "time"]:
+def span_rank(key: Key[Array, ""], rank: Float[Array, "time"], settings: TokenMaskSettings) -> Float[Array, "time"]:
     """The lowest rank of all spans that cover each word; a span begins at every word and has that word's rank.
 
     Hiding words in this order until enough are hidden takes whole spans, one after another: start uniform, length geometric
@@ -125,7 +125,7 @@ def mask_tokens(
     eligible: Bool[Array, "batch time"],
     length: Int[Array, "batch"],
     *,
-    settings: MaskSettings,
+    settings: TokenMaskSettings,
     mask_id: int,
     vocabulary: int,
     starts: Bool[Array, "batch time"] | None = None,

@@ -13,7 +13,7 @@ from ssl_jax.downstream.evaluators.heads import Descent, LogisticRegression, lar
 from ssl_jax.downstream.evaluators.linear_probe import LinearProbe, probe
 from ssl_jax.downstream.metrics import classification as metrics
 from ssl_jax.errors import UserError
-from ssl_jax.models.vit import ViT, ViTConfig
+from ssl_jax.models.vit import ViT, ViTSettings
 from ssl_jax.reports.records import flat
 from ssl_jax.task import Task
 from tests.downstream.downstream_toys import ToyTask, blobs, toy_params
@@ -213,7 +213,7 @@ def test_39_heads_on_ready_features_cost_half_of_39_single_runs_at_most():
 
 class ViTTask(Task):
     name, data = "vit", "images"
-    vit = ViT(ViTConfig(patch_size=4), (16, 16), 1)
+    vit = ViT(ViTSettings(patch_size=4), (16, 16), 1)
 
     def init(self, key, batch):
         return self.vit.init(key, batch["image"])["params"]

@@ -17,7 +17,7 @@ from ssl_jax.downstream.supervised.decoding import Search
 from ssl_jax.downstream.supervised.translation import Translation, detokenized
 from ssl_jax.errors import UserError
 from ssl_jax.models import language
-from ssl_jax.models.language import Head, LanguageConfig, Transformer
+from ssl_jax.models.language import Head, LanguageSettings, Transformer
 from ssl_jax.randomness import stream
 from ssl_jax.reports.records import flat
 from tests.downstream import text_toys as toys
@@ -157,7 +157,7 @@ def test_detokenized(data):
 
 
 def pretext(causal, length=12, **changes):
-    shape = LanguageConfig(context_length=length, **(SHAPE | changes))
+    shape = LanguageSettings(context_length=length, **(SHAPE | changes))
     return language.init(
         Transformer(shape, 262, causal=causal), Head(shape, 262), jax.random.key(9), jnp.zeros((1, 4), jnp.int32)
     )
@@ -178,7 +178,7 @@ def test_encoder_and_decoder_start_from_runs_over_tokens(data):
     np.testing.assert_array_equal(block["cross"]["query"]["kernel"], fresh_block["cross"]["query"]["kernel"])
     assert params["encoder"]["position_embedding"].shape == (6, 16)
     read = jax.jit(task.features)(params, batch)["mean"]
-    source = Transformer(LanguageConfig(context_length=12, **SHAPE), 262)
+    source = Transformer(LanguageSettings(context_length=12, **SHAPE), 262)
     hidden, _ = source.apply({"params": encoder["transformer"]}, batch["source"], segments=batch["source_segments"])
     weight = batch["source_segments"] / batch["source_segments"].sum(axis=1, keepdims=True)
     np.testing.assert_allclose(read, jnp.einsum("btd,bt->bd", hidden, weight), rtol=1e-5, atol=1e-5)

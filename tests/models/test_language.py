@@ -9,12 +9,12 @@ import pytest
 
 from ssl_jax.errors import UserError
 from ssl_jax.models.cross_entropy import cross_entropy, logits, token_losses
-from ssl_jax.models.language import Head, LanguageConfig, Transformer, pooled
+from ssl_jax.models.language import Head, LanguageSettings, Transformer, pooled
 
 SMALL = dict(width=16, depth=2, heads=4, context_length=24, init_std=0.3)
 VARIANTS = {
-    "gpt2": LanguageConfig(**SMALL),
-    "modern": LanguageConfig(
+    "gpt2": LanguageSettings(**SMALL),
+    "modern": LanguageSettings(
         **SMALL,
         positions="rope",
         norm="rms",
@@ -25,9 +25,9 @@ VARIANTS = {
         bias=False,
         qkv_bias=False,
     ),
-    "window": LanguageConfig(**SMALL, positions="rope", window=3, global_every=2, first_attention_norm=False),
-    "sincos": LanguageConfig(**SMALL, positions="sincos", embedding_norm=True),
-    "scan": LanguageConfig(**SMALL, scan=True, remat="full"),
+    "window": LanguageSettings(**SMALL, positions="rope", window=3, global_every=2, first_attention_norm=False),
+    "sincos": LanguageSettings(**SMALL, positions="sincos", embedding_norm=True),
+    "scan": LanguageSettings(**SMALL, scan=True, remat="full"),
 }
 
 
@@ -124,7 +124,7 @@ def test_logits_of_a_large_vocabulary_are_never_whole():
 
 def test_padded_vocabulary_and_tying():
     """The embedding has a multiple of `vocabulary_multiple` rows; an untied head has a matrix of its own."""
-    config = LanguageConfig(**SMALL, vocabulary_multiple=8)
+    config = LanguageSettings(**SMALL, vocabulary_multiple=8)
     _, params, tokens = make(config)
     assert params["params"]["token_embedding"].shape == (16, 16)
     hidden, table = jnp.ones((2, 3, 16)), params["params"]["token_embedding"]
@@ -161,7 +161,7 @@ def test_pooling_ignores_padding():
 )
 def test_wrong_settings_are_named(setting, says):
     with pytest.raises(UserError, match=says):
-        LanguageConfig(**setting)
+        LanguageSettings(**setting)
 
 
 def copy_block(ours, theirs, names):
@@ -188,7 +188,7 @@ def test_gpt2_equals_transformers():
         )
     ).eval()
     w = {k: v.detach() for k, v in reference.state_dict().items()}
-    config = LanguageConfig(**SMALL)
+    config = LanguageSettings(**SMALL)
     model = Transformer(config, 31, causal=True)
     tokens = np.random.default_rng(0).integers(0, 31, (3, 20))
     params = model.init(jax.random.key(0), jnp.array(tokens))["params"]
@@ -228,7 +228,7 @@ def test_bert_equals_transformers():
         )
     ).eval()  # fmt: skip
     w = {k: v.detach() for k, v in reference.state_dict().items()}
-    config = LanguageConfig(
+    config = LanguageSettings(
         **(SMALL | dict(norm_position="post", embedding_norm=True, final_norm=False, token_types=2, norm_eps=1e-12)),
         head_transform=True,
         output_bias=True,

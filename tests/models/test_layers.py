@@ -9,13 +9,13 @@ from jax.scipy.stats import norm as normal
 from ssl_jax import target
 from ssl_jax.errors import UserError
 from ssl_jax.models import dense, layers
-from ssl_jax.models.layers import ACTIVATIONS, Norm, Stack, TransformerConfig, drop_path, dropout, rotate
+from ssl_jax.models.layers import ACTIVATIONS, Norm, Stack, TransformerSettings, drop_path, dropout, rotate
 
 KEY = jax.random.key(0)
 
 
-def config(**options) -> TransformerConfig:
-    return TransformerConfig(**{"width": 16, "depth": 2, "heads": 4} | options)
+def config(**options) -> TransformerSettings:
+    return TransformerSettings(**{"width": 16, "depth": 2, "heads": 4} | options)
 
 
 def build(causal: bool = False, **options):

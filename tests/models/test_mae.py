@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ssl_jax.errors import UserError
-from ssl_jax.models.mae import Decoder, DecoderConfig
+from ssl_jax.models.mae import Decoder, DecoderSettings
 
-TINY = DecoderConfig(width=16, depth=1, heads=2)
+TINY = DecoderSettings(width=16, depth=1, heads=2)
 
 
 @pytest.mark.parametrize("encoder_width, patch", [(768, 16), (1024, 16), (1280, 14)])
@@ -17,7 +17,7 @@ def test_parameter_count_of_the_published_decoder(encoder_width, patch):
     d, outputs, grid = 512, patch * patch * 3, 224 // patch
     block = (d * 3 * d + 3 * d) + (d * d + d) + (d * 4 * d + 4 * d) + (4 * d * d + d) + 4 * d
     expected = (encoder_width * d + d) + d + 8 * block + 2 * d + (d * outputs + outputs)
-    decoder = Decoder(DecoderConfig(), (grid, grid), outputs, prefix=1)
+    decoder = Decoder(DecoderSettings(), (grid, grid), outputs, prefix=1)
     tokens, visible = jnp.zeros((1, 1 + 49, encoder_width)), jnp.arange(49)[None]
     shapes = jax.eval_shape(lambda: decoder.init(jax.random.key(0), tokens, visible=visible))["params"]
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == expected
@@ -26,7 +26,7 @@ def test_parameter_count_of_the_published_decoder(encoder_width, patch):
 @pytest.mark.parametrize("positions", ["sincos2d", "learned"])
 def test_the_order_of_the_visible_tokens_does_not_matter(positions):
     """Each token returns to its own place: shuffling tokens and indices together changes nothing."""
-    decoder = Decoder(DecoderConfig(width=16, depth=1, heads=2, positions=positions), (2, 3), 5, prefix=1)
+    decoder = Decoder(DecoderSettings(width=16, depth=1, heads=2, positions=positions), (2, 3), 5, prefix=1)
     tokens = jax.random.normal(jax.random.key(0), (2, 4, 8))
     visible = jnp.asarray([[5, 0, 2], [1, 2, 3]], jnp.int32)
     params = jax.jit(decoder.init)(jax.random.key(1), tokens, visible=visible)
@@ -48,7 +48,7 @@ def test_all_patches_visible_equals_no_mask_at_all():
 
 
 def test_depth_zero_is_one_linear_layer_on_the_patch_tokens():
-    decoder = Decoder(DecoderConfig(depth=0), (2, 2), 3, prefix=1)
+    decoder = Decoder(DecoderSettings(depth=0), (2, 2), 3, prefix=1)
     tokens = jax.random.normal(jax.random.key(0), (1, 5, 8))
     params = jax.jit(decoder.init)(jax.random.key(1), tokens)
     assert set(params["params"]) == {"prediction"}
@@ -58,6 +58,6 @@ def test_depth_zero_is_one_linear_layer_on_the_patch_tokens():
 
 def test_mistakes_are_named():
     with pytest.raises(UserError, match="depth=-1: must be at least 0"):
-        DecoderConfig(depth=-1)
+        DecoderSettings(depth=-1)
     with pytest.raises(UserError, match="multiple of 4"):
-        DecoderConfig(width=6, heads=2)
+        DecoderSettings(width=6, heads=2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ssl_jax.errors import UserError
-from ssl_jax.models.layers import TransformerConfig, rope_frequencies
+from ssl_jax.models.layers import TransformerSettings, rope_frequencies
 
 
 def test_linear_scaling_divides_every_frequency():
@@ -37,4 +37,4 @@ def test_llama3_scaling_changes_long_wavelengths_only():
 @pytest.mark.parametrize("scaling", [("yarn", 2.0), ("linear",), ("llama3", 8.0)])
 def test_an_unknown_scaling_is_named(scaling):
     with pytest.raises(UserError, match="rope_scaling="):
-        TransformerConfig(rope_scaling=scaling)
+        TransformerSettings(rope_scaling=scaling)

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from ssl_jax.errors import UserError
 from ssl_jax.models.patches import inverse_of, patchify, pick, sincos2d, unpatchify
-from ssl_jax.models.vit import SIZES, ViT, ViTConfig, build
+from ssl_jax.models.vit import SIZES, ViT, ViTSettings, build
 from ssl_jax.task import DataInfo
 
 
-def tiny(**options) -> ViTConfig:
-    return ViTConfig(**{"width": 16, "depth": 2, "heads": 2, "patch_size": 2} | options)
+def tiny(**options) -> ViTSettings:
+    return ViTSettings(**{"width": 16, "depth": 2, "heads": 2, "patch_size": 2} | options)
 
 
 def init(model: ViT, batch: int = 2, **options):
@@ -154,7 +154,7 @@ def test_every_variant_names_its_representations(options):
 
 def test_initial_values_are_maes():
     """Xavier-uniform everywhere (query, key and value as one matrix), tokens N(0, 0.02), norms 1 and 0, biases 0."""
-    model = ViT(ViTConfig(width=192, depth=1, heads=3, patch_size=8), (32, 32), 3)
+    model = ViT(ViTSettings(width=192, depth=1, heads=3, patch_size=8), (32, 32), 3)
     params, _ = init(model)
     kernels = {
         "patch_embedding": (params["patch_embedding"], 8 * 8 * 3, 192),
@@ -199,7 +199,7 @@ def test_mistakes_are_named(section, message):
 
 
 def test_settings_win_over_the_size():
-    config = ViTConfig.read(dict(size="S", depth=3, patch_size=8))
+    config = ViTSettings.read(dict(size="S", depth=3, patch_size=8))
     assert (config.width, config.depth, config.heads, config.patch, config.width_of_mlp) == (384, 3, 6, (8, 8), 1536)
 
 

@@ -107,7 +107,7 @@ def classifier(config, height, width):
 
 
 def vit(**settings):
-    return t.ViTConfig(hidden_size=12, num_attention_heads=3, intermediate_size=20, **settings)
+    return t.ViTSettings(hidden_size=12, num_attention_heads=3, intermediate_size=20, **settings)
 
 
 def dinov2(**settings):

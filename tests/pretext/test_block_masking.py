@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from ssl_jax.errors import UserError
-from ssl_jax.pretext.block_masking import BlockMaskConfig
+from ssl_jax.pretext.block_masking import BlockMaskSettings
 
 GRIDS = [(14, 14), (8, 8), (7, 7), (4, 4), (6, 10)]
 
 
 @functools.cache
-def draws(grid, count, config=BlockMaskConfig(), examples=1):  # noqa: B008 (frozen)
+def draws(grid, count, config=BlockMaskSettings(), examples=1):  # noqa: B008 (frozen)
     """`count` batches of `examples` each: arrays [count, examples, ...]."""
 
     @jax.jit
@@ -38,7 +38,7 @@ def sets(blocks, i, b):
 @pytest.mark.parametrize("grid", GRIDS)
 def test_blocks_are_rectangles_of_the_published_sizes(grid):
     """Over 10,000 draws: scale in [0.15, 0.2] and aspect in [0.75, 1.5] up to rounding, all of a batch alike."""
-    blocks, columns = draws(grid, *((2000, BlockMaskConfig(), 5) if grid == (14, 14) else (300,))), grid[1]
+    blocks, columns = draws(grid, *((2000, BlockMaskSettings(), 5) if grid == (14, 14) else (300,))), grid[1]
     row, column = blocks.targets[:, 0] // columns, blocks.targets[:, 0] % columns
     real = np.broadcast_to(blocks.real[:, None] > 0, row.shape)
     extent = lambda x: np.where(real, x, -1).max(-1) - np.where(real, x, 99).min(-1) + 1
@@ -60,14 +60,14 @@ def test_context_and_targets_never_overlap(grid):
     for i in range(300):
         context, targets = sets(blocks, i, 0)
         assert not context & set().union(*targets)
-        assert len(context) == blocks.seen[i, 0].sum() <= BlockMaskConfig().most(grid)
-        assert blocks.valid[i, 0] and len(context) > BlockMaskConfig().least(grid)
+        assert len(context) == blocks.seen[i, 0].sum() <= BlockMaskSettings().most(grid)
+        assert blocks.valid[i, 0] and len(context) > BlockMaskSettings().least(grid)
         assert set(blocks.context[i, 0].tolist()) <= set(range(math.prod(grid)))
 
 
 def test_a_context_is_a_block_less_the_targets():
     """With kept=1 nothing else is left out: 46 % of 14 x 14 patches on average."""
-    blocks = draws((14, 14), 1000, BlockMaskConfig(kept=1.0))
+    blocks = draws((14, 14), 1000, BlockMaskSettings(kept=1.0))
     for i in range(200):
         context, targets = sets(blocks, i, 0)
         row, column = np.divmod(sorted(context), 14)
@@ -78,7 +78,7 @@ def test_a_context_is_a_block_less_the_targets():
 
 def test_every_place_is_reached_alike():
     """Blocks lie in the last row and column as often as in the first, which the reference never reaches."""
-    blocks = draws((14, 14), 2000, BlockMaskConfig(), 5)
+    blocks = draws((14, 14), 2000, BlockMaskSettings(), 5)
     real = blocks.real[:, None] > 0
     row, column = blocks.targets[:, 0] // 14, blocks.targets[:, 0] % 14
     for place in (row, column):
@@ -89,7 +89,7 @@ def test_every_place_is_reached_alike():
 
 def test_a_large_context_loses_patches_evenly():
     """The reference cuts contexts in raster order, so that the lower rows are read less often."""
-    config = BlockMaskConfig(kept=0.1)
+    config = BlockMaskSettings(kept=0.1)
     blocks = draws((14, 14), 1000, config)
     assert (blocks.seen.sum(-1) == config.most((14, 14))).mean() > 0.99
     rows = np.bincount((blocks.context[blocks.seen > 0] // 14).ravel(), minlength=14)
@@ -98,7 +98,7 @@ def test_a_large_context_loses_patches_evenly():
 
 
 def test_examples_differ_and_sizes_are_the_batchs():
-    config = BlockMaskConfig()
+    config = BlockMaskSettings()
     key, keys = jax.random.key(3), jax.random.split(jax.random.key(4), 6)
     run = jax.jit(config, static_argnums=2)
     whole, part = run(key, keys, (7, 7)), run(key, keys[2:4], (7, 7))
@@ -110,18 +110,18 @@ def test_examples_differ_and_sizes_are_the_batchs():
 
 def test_too_small_contexts_are_drawn_again_and_at_last_marked():
     """A minimum that half of the contexts would miss is met by most; one that none can meet makes all invalid."""
-    often = draws((8, 8), 300, BlockMaskConfig(min_keep=28, kept=1.0))
+    often = draws((8, 8), 300, BlockMaskSettings(min_keep=28, kept=1.0))
     share = often.valid.mean()
     assert share > 0.85 and (often.seen.sum(-1) > 28)[often.valid].all()
-    assert not draws((8, 8), 5, BlockMaskConfig(min_keep=63, kept=1.0)).valid.any()
+    assert not draws((8, 8), 5, BlockMaskSettings(min_keep=63, kept=1.0)).valid.any()
 
 
 def test_constants_scale_to_the_grid_and_misfits_are_refused():
-    least = BlockMaskConfig().least
+    least = BlockMaskSettings().least
     assert [least(grid) for grid in ((14, 14), (16, 16), (8, 8), (7, 7), (4, 4))] == [10, 13, 3, 2, 0]
-    BlockMaskConfig().check((7, 7), "task.mask")
+    BlockMaskSettings().check((7, 7), "task.mask")
     with pytest.raises(UserError, match=r"task.mask.min_keep=10: a context holds at most 8 of the 4 x 4 patches"):
-        BlockMaskConfig(min_keep=10).check((4, 4), "task.mask")
+        BlockMaskSettings(min_keep=10).check((4, 4), "task.mask")
     for wrong in (
         dict(target_scale=(0.2, 0.1)),
         dict(targets=0),
@@ -130,4 +130,4 @@ def test_constants_scale_to_the_grid_and_misfits_are_refused():
         dict(context_scale=(0.5, 1.2)),
     ):
         with pytest.raises(UserError):
-            BlockMaskConfig(**wrong)
+            BlockMaskSettings(**wrong)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from ssl_jax.data.text.tokenizers import BERT_SPECIAL, CharacterTokenizer
 from ssl_jax.errors import UserError
 from ssl_jax.pretext.masked_token import MaskedToken, masked_token_baselines
-from ssl_jax.pretext.token_masking import MaskSettings, mask_tokens, sample_places
+from ssl_jax.pretext.token_masking import TokenMaskSettings, mask_tokens, sample_places
 from ssl_jax.task import DataInfo, Task
 from tests import tokenizer_toys as toys
 
@@ -21,7 +21,7 @@ TIME, VOCABULARY, MASK = 128, 1000, 999
 @functools.cache
 def masked_million(**options):
     """10^6 tokens in 7,813 sequences of 128, the first and last of each not eligible."""
-    settings = MaskSettings(**options)
+    settings = TokenMaskSettings(**options)
     rows = 7813
     tokens = jax.random.randint(jax.random.key(3), (rows, TIME), 0, 900)
     eligible = jnp.ones((rows, TIME), bool).at[:, 0].set(False).at[:, -1].set(False)
@@ -94,7 +94,7 @@ def test_whole_words_are_hidden_together():
 def test_span_lengths_are_geometric():
     """With every token a word and few tokens hidden, the first spans show the distribution that was asked for: mean
     3.8 words at p = 0.2 cut at 10 (SpanBERT, section 3.1)."""
-    settings = MaskSettings(unit="span", ratio=0.11)
+    settings = TokenMaskSettings(unit="span", ratio=0.11)
     rows, time = 4000, 512
     key = jax.random.key(1)
     from ssl_jax.pretext.token_masking import span_rank
@@ -121,13 +121,13 @@ def test_spans_hide_neighbours():
 @pytest.mark.parametrize("maximum", [None, 20])
 def test_counts_are_berts(maximum):
     """n = min(max_predictions, max(1, round(length x 0.15))) as in create_pretraining_data.py, for every length."""
-    counts = MaskSettings(maximum=maximum).counts(512)
+    counts = TokenMaskSettings(maximum=maximum).counts(512)
     expected = [min(maximum or 1000, max(1, int(round(n * 0.15)))) for n in range(513)]
     assert counts.tolist() == expected
 
 
 def test_short_sequences_hide_fewer_and_padding_never():
-    settings = MaskSettings()
+    settings = TokenMaskSettings()
     lengths = jnp.array([3, 10, 40, 64])
     place = jnp.arange(64)[None]
     eligible = (place > 0) & (place < lengths[:, None] - 1)
@@ -283,7 +283,7 @@ def test_whole_words_of_every_vocabulary_are_hidden_equally_often(make):
     eligible = ~jnp.isin(tokens, jnp.array([tokenizer.cls_id, tokenizer.sep_id], jnp.int32))
     starts = ~jnp.array(tokenizer.continues)[tokens]
     count, most = jnp.int32(4), len(ids)
-    run = jax.jit(jax.vmap(lambda key: sample_places(key, eligible, starts, count, most, MaskSettings(unit="word"))))
+    run = jax.jit(jax.vmap(lambda key: sample_places(key, eligible, starts, count, most, TokenMaskSettings(unit="word"))))
     places, real = map(np.asarray, run(jax.random.split(jax.random.key(0), 2000)))
     hidden = np.zeros((2000, len(tokens)), bool)
     np.put_along_axis(hidden, np.where(real, places, 0), real, axis=1)

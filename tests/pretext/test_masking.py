@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ssl_jax.errors import UserError
-from ssl_jax.pretext.patch_masking import KINDS, MaskConfig, bayer, from_noise, kept, random_mask
+from ssl_jax.pretext.patch_masking import KINDS, PatchMaskSettings, bayer, from_noise, kept, random_mask
 
 # int(196 * (1 - ratio)), as the reference computes it
 KEPT = {0.1: 176, 0.2: 156, 0.3: 137, 0.4: 117, 0.5: 98, 0.6: 78, 0.7: 58, 0.75: 49, 0.8: 39, 0.9: 19}
@@ -27,7 +27,7 @@ def test_the_keep_count_is_truncated(ratio):
 @pytest.mark.parametrize("rows, columns, ratio, unit", [(1, 9, 0.05, 1), (4, 3, 0.75, 2), (7, 7, 0.6, 1)])
 def test_every_example_keeps_exactly_the_same_number(kind, rows, columns, ratio, unit):
     grid = (rows * unit, columns * unit)
-    config = MaskConfig(kind, ratio, unit)
+    config = PatchMaskSettings(kind, ratio, unit)
     mask = jax.jit(config, static_argnums=1)(keys(3), grid)
     keep = int(rows * columns * (1 - ratio)) * unit**2
     assert mask.visible.shape == (3, keep)
@@ -52,7 +52,7 @@ def test_random_masks_are_uniform_and_independent():
 
 def test_an_examples_mask_depends_on_its_own_key_only():
     for kind in KINDS:
-        config = MaskConfig(kind, 0.6)
+        config = PatchMaskSettings(kind, 0.6)
         draw = jax.jit(config, static_argnums=1)
         whole, part = draw(keys(6), (5, 4)), draw(keys(6)[2:4], (5, 4))
         np.testing.assert_array_equal(whole.hidden[2:4], part.hidden)
@@ -67,7 +67,7 @@ def test_noise_orders_the_visible_patches_as_the_reference_does():
 
 
 def test_a_grid_mask_at_three_quarters_keeps_every_other_patch_of_every_other_row():
-    hidden = np.asarray(MaskConfig("grid", 0.75)(keys(2), (14, 14)).hidden).reshape(2, 14, 14)
+    hidden = np.asarray(PatchMaskSettings("grid", 0.75)(keys(2), (14, 14)).hidden).reshape(2, 14, 14)
     expected = np.ones((14, 14), bool)
     expected[::2, ::2] = False
     np.testing.assert_array_equal(hidden, [expected] * 2)
@@ -87,7 +87,7 @@ def boundary(hidden: np.ndarray) -> float:
 
 def test_block_masks_are_made_of_rectangles():
     """Neighbours differ far less often than in a random mask, and at half the patches few rectangles do it."""
-    draw = lambda kind: jax.jit(MaskConfig(kind, 0.5), static_argnums=1)(keys(64), (14, 14)).hidden
+    draw = lambda kind: jax.jit(PatchMaskSettings(kind, 0.5), static_argnums=1)(keys(64), (14, 14)).hidden
     masks = {kind: np.asarray(draw(kind)).reshape(-1, 14, 14) for kind in KINDS}
     assert boundary(masks["block"]) < 0.5 * boundary(masks["random"]) < 0.5 * boundary(masks["grid"])
     assert len({m.tobytes() for m in masks["block"]}) == 64
@@ -99,11 +99,11 @@ def test_block_masks_are_made_of_rectangles():
 ])  # fmt: skip
 def test_mistakes_are_named(options, message):
     with pytest.raises(UserError, match=message):
-        MaskConfig(**options)
+        PatchMaskSettings(**options)
 
 
 def test_settings_that_leave_nothing_are_named():
     with pytest.raises(UserError, match="task.mask.ratio=0.95 leaves 0 of 4 patches visible"):
-        MaskConfig(ratio=0.95).check((2, 2), "task.mask")
+        PatchMaskSettings(ratio=0.95).check((2, 2), "task.mask")
     with pytest.raises(UserError, match="task.mask.unit=3 does not divide the grid of 4 x 4 patches"):
-        MaskConfig(unit=3).check((4, 4), "task.mask")
+        PatchMaskSettings(unit=3).check((4, 4), "task.mask")
