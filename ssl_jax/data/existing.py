@@ -47,7 +47,7 @@ def existing(dataset: Dataset, *, scan: bool, augmented: bool = False) -> Datase
         candidates = np.flatnonzero(keep)
         bad = candidates[~readable(dataset, candidates)]
         keep[bad] = False
-        left_out["that cannot be read"] = len(bad)
+        left_out["that cannot be read"] = left_out.get("that cannot be read", 0) + len(bad)
         if not augmented:  # what breaks from now on must not change the number of features
             dataset = dataclasses.replace(dataset, skip_bad=False)
     if not keep.any():

@@ -17,15 +17,27 @@ def held_out(keys: Iterable[bytes], share: float, labels: np.ndarray | None = No
     and the one with the highest is kept. As a class grows its lowest hash can only fall to a new example, so that no example
     that was trained on moves into the test set.
     """
-    salt = b"holdout" if seed == 0 else f"holdout {seed}".encode()
-    hash_of = lambda key: int.from_bytes(hashlib.blake2b(key, digest_size=8, key=salt).digest(), "big")
-    hashes = np.array([hash_of(key) for key in keys], np.uint64)
+    hashes = np.array([_hash(key, seed) for key in keys], np.uint64)
     if share <= 0 or len(hashes) < 2:
         return np.zeros(len(hashes), bool)
-    held = hashes < np.uint64(min(int(share * 2**64), 2**64 - 1))
+    held = hashes < np.uint64(_threshold(share))
     group = np.zeros(len(hashes), int) if labels is None else np.unique(labels, return_inverse=True)[1]
     lowest = np.full(group.max() + 1, np.iinfo(np.uint64).max, np.uint64)
     highest = np.zeros(group.max() + 1, np.uint64)
     np.minimum.at(lowest, group, hashes)
     np.maximum.at(highest, group, hashes)
     return (held | (hashes == lowest[group])) & (hashes != highest[group])
+
+
+def is_below(key: bytes, share: float, *, seed: int = 0) -> bool:
+    """Whether the hash of `key` lies below `share`: `held_out` of one example, without the rule for small sets."""
+    return _hash(key, seed) < _threshold(share)
+
+
+def _hash(key: bytes, seed: int) -> int:
+    salt = b"holdout" if seed == 0 else f"holdout {seed}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8, key=salt).digest(), "big")
+
+
+def _threshold(share: float) -> int:
+    return min(int(share * 2**64), 2**64 - 1)

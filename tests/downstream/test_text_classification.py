@@ -47,11 +47,9 @@ def test_metrics_agree_with_scikit_learn(classes, count, seed):
     random = np.random.default_rng(seed)
     labels, predicted = random.integers(classes, size=(2, count)).astype(np.int32)
     found = text_metrics(predicted, labels, classes)
-    everything = list(range(classes))
     assert found["accuracy"] == pytest.approx(sk.accuracy_score(labels, predicted))
     assert found["matthews"] == pytest.approx(sk.matthews_corrcoef(labels, predicted), abs=1e-12)
-    macro = sk.f1_score(labels, predicted, labels=everything, average="macro", zero_division=0)
-    assert found["f1_macro"] == pytest.approx(macro)
+    assert found["f1_macro"] == pytest.approx(sk.f1_score(labels, predicted, average="macro", zero_division=0))
     assert ("f1" in found) == (classes == 2)
     if classes == 2:
         assert found["f1"] == pytest.approx(sk.f1_score(labels, predicted, zero_division=0))

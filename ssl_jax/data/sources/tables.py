@@ -6,10 +6,10 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ssl_jax.data.sources.files import lines_of, read_text, without_surrogates
+from ssl_jax.data.sources.files import lines_of, read_bytes, read_text, without_surrogates
 from ssl_jax.errors import UserError
 
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -84,17 +84,28 @@ def check_column(uri: str, name: Any, columns: Sequence[str]) -> None:
         raise UserError(f"{uri}: there is no column {name!r}, only {', '.join(map(repr, columns))}{hint}")
 
 
-def json_lines(uri: str, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) of a file of JSON lines, gzipped or not; null and NaN are None. Raises UserError."""
-    for number, line in lines_of(read_text(uri, path)):
+def json_lines(uri: str, path: str, skip: Callable[[UserError], None] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) of a file of JSON lines, gzipped or not; null and NaN are None.
+
+    A line that is not UTF-8 or no JSON object raises UserError, or is passed over and given to `skip`.
+    """
+    lines = lines_of(read_text(uri, path)) if skip is None else enumerate(read_bytes(uri, path).split(b"\n"), 1)
+    for number, line in lines:
         if line.strip():
-            yield number, json_object(uri, f"line {number:,}", line)
+            try:
+                row = json_object(uri, f"line {number:,}", line)
+            except UserError as error:
+                if skip is None:
+                    raise
+                skip(error)
+                continue
+            yield number, row
 
 
 def json_object(uri: str, place: str, line: str | bytes) -> dict[str, Any]:
     """Parse the JSON object of one line. NaN and infinities are None; half a surrogate pair is U+FFFD. Raises UserError."""
     try:
-        text = line if isinstance(line, str) else line.decode("utf-8")
+        text = line if isinstance(line, str) else line.decode("utf-8-sig")
         row = json.loads(text, parse_constant=lambda constant: None)
     except UnicodeDecodeError as error:
         raise UserError(f"{uri}: {place} is not UTF-8 (byte {error.start:,} of the line); convert it first") from None

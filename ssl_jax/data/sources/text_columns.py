@@ -24,6 +24,7 @@ class Table(Source):
     name: str
     columns: dict[str, tuple[str, ...]]  # by what the caller calls them
     places: tuple[str, ...]
+    skipped: int = 0  # rows that could not be read
 
     def __len__(self) -> int:
         return len(self.places)
@@ -44,24 +45,26 @@ class Table(Source):
         return digest("\0".join(row).encode("utf-8", "surrogatepass") for row in rows)
 
 
-def read_table(uri: str, columns: dict[str, Column], *, header: bool | None = None) -> Table:
+def read_table(uri: str, columns: dict[str, Column], *, header: bool | None = None, skip_bad: bool = False) -> Table:
     """Read the rows behind `uri` (tsv:, csv:, jsonl:, trec:, parallel:FILE,FILE or any source); `columns` renames columns.
 
     `header` says whether the first line of a tsv or csv names the columns; by default it does where a column is asked for
     by name. A tsv has no quotes (as GLUE's), a csv has. Files may be gzipped. Raises UserError for a column that is not
-    there, a row that is too short, an empty file and text that is not UTF-8.
+    there, a row that is too short, an empty file, text that is not UTF-8, and text that is null. With `skip_bad` a line of
+    JSON that cannot be read, and a row whose text is null or no text, are passed over and counted.
     """
-    return _read_table(uri, tuple(sorted(columns.items())), header)
+    return _read_table(uri, tuple(sorted(columns.items())), header, skip_bad)
 
 
 @functools.lru_cache(maxsize=8)
-def _read_table(uri: str, columns: tuple[tuple[str, Column], ...], header: bool | None) -> Table:
-    wanted = dict(columns)
+def _read_table(uri: str, columns: tuple[tuple[str, Column], ...], header: bool | None, skip_bad: bool) -> Table:
+    wanted, bad = dict(columns), []
     scheme, _, path = uri.partition(":") if isinstance(uri, str) else ("", "", "")
     if scheme in SEPARATED:
         names, rows = _separated(uri, path, scheme, wanted, header)
     elif scheme == "jsonl":
-        names, rows = None, ((f"line {number:,}", row) for number, row in json_lines(uri, path))
+        lines = json_lines(uri, path, bad.append if skip_bad else None)
+        names, rows = None, ((f"line {number:,}", row) for number, row in lines)
     elif scheme == "trec":
         names, rows = ("label", "fine_label", "text"), _trec(uri, path)
     elif scheme == "parallel":
@@ -70,20 +73,33 @@ def _read_table(uri: str, columns: tuple[tuple[str, Column], ...], header: bool 
         names, rows = None, _source(uri)
     found: dict[str, list[str]] = {name: [] for name in wanted}
     places = []
+    first = True
     for place, row in rows:
-        if isinstance(row, dict):
-            for column in wanted.values() if not places else ():  # later an absent key is a null
-                check_column(f"{uri}: {place}", column, list(row))
-            cells = {name: row.get(column) for name, column in wanted.items()}
-        else:
-            numbers = numbers if places else {name: _number(uri, column, names, len(row)) for name, column in wanted.items()}
-            cells = {name: row[number] for name, number in numbers.items()}
-        for name, value in cells.items():
-            found[name].append(_cell(uri, place, name, value))
+        if first and not isinstance(row, dict):
+            numbers = {name: _number(uri, column, names, len(row)) for name, column in wanted.items()}
+        try:
+            if isinstance(row, dict):
+                for column in wanted.values() if first else ():  # later an absent key is a null
+                    check_column(f"{uri}: {place}", column, list(row))
+                cells = {name: row.get(column) for name, column in wanted.items()}
+            else:
+                cells = {name: row[number] for name, number in numbers.items()}
+            texts = {name: _cell(uri, place, name, value) for name, value in cells.items()}
+        except UserError as error:
+            if not skip_bad:
+                raise
+            bad.append(error)
+            continue
+        first = False
+        for name, text in texts.items():
+            found[name].append(text)
         places.append(place)
     if not places:
-        raise UserError(f"{uri}: is empty; expected rows of text")
-    return Table(uri, {name: tuple(values) for name, values in found.items()}, tuple(places))
+        raise UserError(f"{uri}: not one of its {len(bad):,} rows can be read; {bad[0]}" if bad else _EMPTY.format(uri))
+    return Table(uri, {name: tuple(values) for name, values in found.items()}, tuple(places), len(bad))
+
+
+_EMPTY = "{}: is empty; expected rows of text"
 
 
 def _number(uri: str, column: Column, names: tuple[str, ...] | None, width: int) -> int:

@@ -18,6 +18,7 @@ from ssl_jax.data.pipeline import Dataset
 from ssl_jax.data.sources import Source, digest
 from ssl_jax.data.text import tokenizer_files
 from ssl_jax.data.text.corpus_files import SEPARATORS, Documents, open_documents
+from ssl_jax.data.text.document_split import split_documents
 from ssl_jax.data.text.sequence_packing import document_spans, gather_spans, sentence_pairs
 from ssl_jax.data.text.token_array import TokenArray, token_array
 from ssl_jax.data.text.tokenizers import Tokenizer, TokenizerSettings
@@ -40,7 +41,8 @@ class TokensSettings:
     - "documents": next token: windows whose attention does not cross documents; masked token: each sequence from one document.
     - "pairs": masked token: two stretches of sentences, the second in half the cases from elsewhere (Devlin et al. 2019).
 
-    Without `test`, the last `holdout` of the text is held out. Evaluation goes over every token once.
+    Without `test`, a share `holdout` is held out: of several documents, by a hash of each one's text; of one continuous text,
+    its end. Evaluation goes over every token once.
     """
 
     train: str
@@ -112,18 +114,25 @@ def load_tokens(settings: TokensSettings, tokenizer: Tokenizer, split: str, *, c
     """The token array of a split ("train" or "test") and its name in messages; of a causal model's corpus each document
     begins with the begin-of-text token, where the tokenizer has one of its own."""
     uri = settings.test if split == "test" and settings.test else settings.train
-    source = _open(settings, uri)
+    name, whole = uri, functools.partial(_open, settings, uri)
+    source = whole()
     start, stop = 0, source.size
     if settings.test is None and settings.holdout > 0:
-        middle = int(source.size * (1 - settings.holdout))
-        start, stop = (0, middle) if split == "train" else (middle, source.size)
+        test, share = split == "test", f"{100 * settings.holdout:g} %"
+        part = split_documents(whole, settings.holdout, test=test)
+        if part is not None:
+            source, name = part, f"{uri} ({'the' if test else 'without the'} {share} of its documents that are held out)"
+        else:
+            middle = int(source.size * (1 - settings.holdout))
+            start, stop = (middle, source.size) if test else (0, middle)
+            name = f"{uri} ({'its' if test else 'without its'} last {share})"
     elif split == "test" and settings.test is None:
         raise UserError("data.test is missing, and data.holdout=0 keeps nothing back for it")
     array = token_array(
         source, tokenizer, start=start, stop=stop, sentences=settings.packing == "pairs", cache=settings.cache,
         prefix=tokenizer.document_prefix if causal else (),
     )  # fmt: skip
-    return array, uri if settings.test is not None else f"{uri} ({split} split)"
+    return array, name
 
 
 def load_tokenizer(settings: TokensSettings, workdir: str | pathlib.Path | None = None) -> Tokenizer:
@@ -195,6 +204,7 @@ def _dataset(settings, tokenizer, array, name, *, size, example, shapes, residen
         placement="device" if device else "host",
         workers=settings.workers,
         skip_bad=settings.on_bad_example == "skip",
+        left_out={"that cannot be read": array.skipped},
         **options,
     )
 

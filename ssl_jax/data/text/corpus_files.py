@@ -39,7 +39,12 @@ class Documents(Protocol):
 
     name: str
     size: int
-    skipped: int  # lines passed over because they were not UTF-8
+    skipped: int  # lines passed over because they could not be read
+
+    @property
+    def separable(self) -> bool:
+        """Whether it has several documents, or may have: else it is one continuous text."""
+        ...
 
     def fingerprint(self) -> str: ...
 
@@ -52,10 +57,11 @@ def open_documents(uri: str, *, column: str | int = "text", documents: str = "fi
     if scheme == "text":
         return TextFiles(uri, rest, documents, skip_bad)
     if scheme == "jsonl" and _large(rest):
-        return JsonLines(uri, rest, column)
+        return JsonLines(uri, rest, column, skip_bad)
     from ssl_jax.data.sources.text_columns import read_table
 
-    return Rows(uri, read_table(uri, {"text": column}).columns["text"])
+    table = read_table(uri, {"text": column}, skip_bad=skip_bad)
+    return Rows(uri, table.columns["text"], table.skipped)
 
 
 def _large(path: str) -> bool:
@@ -71,12 +77,16 @@ class Rows:
     skipped: int = 0
 
     @property
+    def separable(self) -> bool:
+        return len(self.texts) > 1
+
+    @property
     def size(self) -> int:
-        return len(self.texts) if len(self.texts) > 1 else len(self.texts[0])
+        return len(self.texts) if self.separable else len(self.texts[0])
 
     @functools.cache  # noqa: B019  (few, and as long-lived as the process)
     def fingerprint(self) -> str:
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(f"{self.skipped} skipped".encode() if self.skipped else b"")  # a token array has the count too
         for text in self.texts:
             data = text.encode("utf-8", "surrogatepass")
             digest.update(len(data).to_bytes(8, "little") + data)
@@ -86,7 +96,7 @@ class Rows:
         return id(self)
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
-        if len(self.texts) == 1:
+        if not self.separable:
             yield from _in_pieces(self.texts[0][start:stop], -1)
             return
         for i in range(start, stop):
@@ -169,6 +179,10 @@ class TextFiles:
             if size == 0:
                 raise UserError(f"{uri}: {file} is empty; remove it or give a file with text")
         self.size = sum(self.sizes)
+
+    @property
+    def separable(self) -> bool:
+        return self.documents != "file" or len(self.files) > 1
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.documents.encode())
@@ -288,9 +302,9 @@ def _character_start(handle: Any, place: int) -> int:
 class JsonLines:
     """A jsonl file too large to hold, gzipped or not: one object a line, its text under `column`."""
 
-    def __init__(self, uri: str, path: str, column: str | int):
-        self.name, self.path, self.column, self.skipped = uri, os.path.expanduser(path), column, 0
-        self.size = content_size(uri, self.path)
+    def __init__(self, uri: str, path: str, column: str | int, skip_bad: bool = False):
+        self.name, self.path, self.column, self.skip_bad, self.skipped = uri, os.path.expanduser(path), column, skip_bad, 0
+        self.size, self.separable = content_size(uri, self.path), True
 
     def fingerprint(self) -> str:
         stat = os.stat(self.path)
@@ -306,8 +320,16 @@ class JsonLines:
                 handle.readline()
             while handle.tell() < stop and (line := handle.readline()):
                 end = handle.tell()
-                if line.strip():
-                    yield from _in_pieces(self._text(line, end - len(line)), end)
+                if not line.strip():
+                    continue
+                try:
+                    text = self._text(line, end - len(line))
+                except UserError:
+                    if not self.skip_bad:
+                        raise
+                    self.skipped += 1
+                    continue
+                yield from _in_pieces(text, end)
 
     def _text(self, line: bytes, place: int) -> str:
         where = f"the line at byte {place:,}"
@@ -327,7 +349,8 @@ def whole_documents(documents: Documents) -> Iterator[str]:
         if piece.first and parts:
             yield "".join(parts)
             parts = []
-        parts.append(piece.text)
+        if piece.text or piece.first:
+            parts.append(piece.text)
     if parts:
         yield "".join(parts)
 

@@ -58,6 +58,11 @@ class TextSettings:
         if self.on_bad_example not in ("error", "skip"):
             raise UserError(f'on_bad_example={self.on_bad_example!r}: must be "error" or "skip"')
 
+    @property
+    def skips(self) -> bool:
+        """Whether rows that cannot be read are left out and counted."""
+        return self.on_bad_example == "skip"
+
     def uri(self, split: str) -> str:
         return self.train if split == "train" else self.test
 
@@ -108,8 +113,8 @@ class LabelledText(TextSettings):
 
     def table(self, split: str) -> Table:
         if self.of_training(split):
-            return read_table(self.train, self.columns.named(), header=self.header)
-        return read_table(self.test, (self.test_columns or self.columns).named(), header=self.header)
+            return read_table(self.train, self.columns.named(), header=self.header, skip_bad=self.skips)
+        return read_table(self.test, (self.test_columns or self.columns).named(), header=self.header, skip_bad=self.skips)
 
 
 def labelled_text(section: Any, *, split: str, train: bool, task_section=None, workdir=None) -> Dataset:
@@ -192,7 +197,7 @@ class ParallelText(TextSettings):
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 2")
 
     def table(self, split: str) -> Table:
-        return read_table(self.uri(split), vars(self.columns), header=self.header)
+        return read_table(self.uri(split), vars(self.columns), header=self.header, skip_bad=self.skips)
 
 
 def parallel_text(section: Any, *, split: str, train: bool, task_section=None, workdir=None) -> Dataset:
@@ -262,7 +267,8 @@ def in_memory(info: DataInfo, arrays: dict, source: Any, on_device, settings: Te
         label_array=labels,
         placement="device" if settings.placement == "auto" else settings.placement,
         workers=settings.workers,
-        skip_bad=settings.on_bad_example == "skip",
+        skip_bad=settings.skips,
+        left_out={"that cannot be read": getattr(source, "skipped", 0)},
     )
 
 

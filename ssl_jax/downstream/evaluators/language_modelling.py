@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from ssl_jax.data.pipeline import eval_batches
-from ssl_jax.data.text.corpus_files import open_documents, whole_documents
+from ssl_jax.data.text.corpus_files import Documents, open_documents, whole_documents
 from ssl_jax.data.text.encoding import bucket
 from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
 from ssl_jax.downstream.evaluators.features import prepare
@@ -25,8 +25,24 @@ from ssl_jax.reports.records import Record, over_examples
 
 
 def _check(encoder: Any, name: str) -> None:
-    if encoder.task.name != name:
-        raise UserError(f"downstream: this evaluator needs task.name={name!r}, not {encoder.task.name!r}")
+    _check_task(encoder.task.name, name)
+
+
+def _check_task(found: str, name: str) -> None:
+    if found != name:
+        raise UserError(f"downstream: this evaluator needs task.name={name!r}, not {found!r}")
+
+
+def _check_config(data: EvaluationData, name: str) -> None:
+    """Raise UserError, before training, where the run's task is another."""
+    if data.config is not None and "task" in data.config:
+        _check_task(data.config.task.get("name"), name)
+
+
+def _documents(data: EvaluationData, uri: str, **options: Any) -> Documents:
+    """Return the documents of a text that an evaluator names; bad lines are skipped where those of the run's data are."""
+    section = {} if data.config is None else data.config.get("data") or {}
+    return open_documents(uri, skip_bad=section.get("on_bad_example") == "skip", **options)
 
 
 def _mean_over(encoder: Any, dataset: Any, batch_size: int) -> dict[str, float]:
@@ -94,6 +110,9 @@ class NextTokenLoss(Evaluator):
     def names(self) -> tuple[str, ...]:
         return ("loss", "perplexity", "accuracy", "bits_per_byte", "unigram/loss")
 
+    def check(self, data: EvaluationData) -> None:
+        _check_config(data, "next_token")
+
     def __call__(self, encoder: Any, data: EvaluationData) -> Records:
         _check(encoder, "next_token")
         found = _mean_over(encoder, data.test, self.batch_size)
@@ -117,6 +136,9 @@ class MaskedTokenLoss(Evaluator):
     @property
     def names(self) -> tuple[str, ...]:
         return ("loss", "accuracy", "next_sentence_accuracy", "unigram/loss", "most_frequent/accuracy")
+
+    def check(self, data: EvaluationData) -> None:
+        _check_config(data, "masked_token")
 
     def __call__(self, encoder: Any, data: EvaluationData) -> Records:
         _check(encoder, "masked_token")
@@ -200,14 +222,28 @@ class Perplexity(Evaluator):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return ("loss", "token", "word", "byte", "bits_per_byte")
+        return ("loss", "token", "word", "byte", "bits_per_byte", "skipped")
+
+    def check(self, data: EvaluationData) -> None:
+        """Raise UserError for a task without next tokens, a stride beyond the context and a text that cannot be read."""
+        _check_config(data, "next_token")
+        if "tokens" in data.test.info.shapes:
+            self._stride(data.test.info.shapes["tokens"].shape[0] - 1)
+        if self.text is not None:
+            documents = _documents(data, self.text, column=self.column)
+            if not any(piece.text.strip() for piece in documents.pieces(0, documents.size)):
+                raise UserError(f"text={self.text}: holds no text")
+
+    def _stride(self, context: int) -> int:
+        stride = self.stride or max(1, context // 2)
+        if stride > context:
+            raise UserError(f"stride={stride}: must not exceed the model's context of {context}")
+        return stride
 
     def __call__(self, encoder: Any, data: EvaluationData) -> Records:
         _check(encoder, "next_token")
         context = encoder.task.model.context
-        stride = self.stride or max(1, context // 2)
-        if stride > context:
-            raise UserError(f"downstream.perplexity.stride={stride}: must not exceed the model's context of {context}")
+        stride = self._stride(context)
         counts = {"words": 0, "bytes": 0}
         nll, predicted = 0.0, 0
         for loss, n, _ in score(encoder, self._rows(data, counts, context, stride), self.batch_size):
@@ -219,6 +255,8 @@ class Perplexity(Evaluator):
         yield Record("word", _exp(nll / max(counts["words"], 1)), n=counts["words"], lower_is_better=True, headline=True)
         yield Record("byte", _exp(nll / counts["bytes"]), n=counts["bytes"], lower_is_better=True)
         yield Record("bits_per_byte", nll / counts["bytes"] / math.log(2), n=counts["bytes"], lower_is_better=True)
+        if counts.get("skipped"):
+            yield Record("skipped", float(counts["skipped"]))
 
     def _rows(self, data: EvaluationData, counts: dict, context: int, stride: int) -> Iterator[tuple[list[int], int]]:
         if self.text is None:
@@ -227,7 +265,7 @@ class Perplexity(Evaluator):
             yield from sliding_windows(data.test.example.tokens, context, stride)
             return
         tokenizer = data.test.info.tokenizer
-        documents = open_documents(self.text, column=self.column)
+        documents = _documents(data, self.text, column=self.column)
         ids: list[int] = []
         for piece in documents.pieces(0, documents.size):
             if piece.first:
@@ -235,7 +273,8 @@ class Perplexity(Evaluator):
                 ids = list(tokenizer.begin_ids)
             ids += tokenizer.encode_pieces([piece.text], [not piece.first])[0]
             counts["words"] += len(piece.text.split())
-            counts["bytes"] += len(piece.text.encode())
+            counts["bytes"] += len(piece.text.encode("utf-8", "surrogatepass"))
+        counts["skipped"] = documents.skipped
         yield from sliding_windows(ids, context, stride)
 
 
@@ -275,25 +314,39 @@ class Lambada(Evaluator):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return ("accuracy", "perplexity", "passages")
+        return ("accuracy", "perplexity", "passages", "skipped")
+
+    def check(self, data: EvaluationData) -> None:
+        """Raise UserError for a task without next tokens, and for passages that cannot be read or have less than two words."""
+        _check_config(data, "next_token")
+        if not sum(1 for _ in self._passages(_documents(data, self.text, column=self.column, documents="line"))):
+            raise UserError(f"text={self.text}: holds no passage of two words or more")
 
     def __call__(self, encoder: Any, data: EvaluationData) -> Records:
         _check(encoder, "next_token")
         tokenizer, context = data.test.info.tokenizer, encoder.task.model.context
-        found = list(score(encoder, self._rows(tokenizer, context), self.batch_size))
+        documents = _documents(data, self.text, column=self.column, documents="line")
+        found = list(score(encoder, self._rows(documents, tokenizer, context), self.batch_size))
         if not found:
-            raise UserError(f"downstream.lambada.text={self.text}: holds no passage of two words or more")
+            raise UserError(f"text={self.text}: holds no passage of two words or more")
         yield over_examples("accuracy", np.array([right for _, _, right in found]), headline=True)
         mean = sum(nll for nll, _, _ in found) / len(found)
         yield Record("perplexity", _exp(mean), n=len(found), lower_is_better=True, headline=True)
         yield Record("passages", float(len(found)))
+        if documents.skipped:
+            yield Record("skipped", float(documents.skipped))
 
-    def _rows(self, tokenizer: Any, context: int) -> Iterator[tuple[list[int], int]]:
-        for passage in whole_documents(open_documents(self.text, column=self.column, documents="line")):
+    @staticmethod
+    def _passages(documents: Documents) -> Iterator[tuple[str, str]]:
+        """Yield (passage, the same without its last word) of each document of two words or more."""
+        for passage in whole_documents(documents):
             passage = passage.strip()
             before = passage.rpartition(" ")[0].rstrip()
-            if not before:
-                continue
+            if before:
+                yield passage, before
+
+    def _rows(self, documents: Documents, tokenizer: Any, context: int) -> Iterator[tuple[list[int], int]]:
+        for passage, before in self._passages(documents):
             ids, n = continuation(tokenizer, before, passage[len(before) :])
             ids = ids[-(context + 1) :]
             yield ids, min(n, len(ids) - 1)

@@ -58,6 +58,11 @@ def f1_of_classes(table: Int[np.ndarray, "classes classes"]) -> Float[np.ndarray
     return np.divide(2 * right, both, out=np.zeros(len(table)), where=both > 0)
 
 
+def macro_f1(table: Int[np.ndarray, "classes classes"]) -> float:
+    """Return the mean F1 over the classes that are present or predicted, as scikit-learn's f1_score(average="macro")."""
+    return float(f1_of_classes(table)[table.sum(axis=0) + table.sum(axis=1) > 0].mean())
+
+
 def average_precision(
     scores: Float[np.ndarray, "examples classes"], targets: Bool[np.ndarray, "examples classes"]
 ) -> Float[np.ndarray, "classes"]:
@@ -119,12 +124,11 @@ def classification(
     present = np.flatnonzero(total)
     recall = np.diag(table)[present] / total[present]
     spread = float(np.sqrt(np.sum(recall * (1 - recall) / total[present])) / len(present))
-    f1 = f1_of_classes(table)[table.sum(axis=0) + total > 0]
     found = [over_examples("accuracy", hits(logits, labels), headline=True)]
     if count > 5:
         found.append(over_examples("top5", hits(logits, labels, top=5)))
     found.append(Record("balanced_accuracy", float(recall.mean()), n=n, stderr=spread))
-    found.append(Record("f1_macro", float(f1.mean()), n=n))
+    found.append(Record("f1_macro", macro_f1(table), n=n))
     found.append(Record("ece", ece(softmax(logits.astype(np.float64)), labels), n=n, lower_is_better=True))
     for c, value in zip(present, recall, strict=True):
         stderr = float(np.sqrt(value * (1 - value) / total[c]))

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ssl_jax.data.text.squad import Question, Windows
+from ssl_jax.downstream.metrics.classification import check_finite
 from ssl_jax.downstream.metrics.squad import normalize_answer
 
 
@@ -59,8 +60,12 @@ def answers(
     """The answer to each question: spans between the `n_best` starts and ends of each window.
 
     A span lies in the context, has at most `max_answer_length` tokens, and begins where no other window shows its first
-    token with more context. Spans of the same text count once, with their best score.
+    token with more context. Spans of the same text count once, with their best score. Raises UserError for scores that are
+    not finite, and ValueError where there are not as many as windows.
     """
+    if not len(start_logits) == len(end_logits) == len(windows.question):
+        raise ValueError(f"scores of {len(start_logits)} and {len(end_logits)} windows, expected {len(windows.question)}")
+    check_finite(start_logits, "start scores"), check_finite(end_logits, "end scores")
     found: list[list[Span]] = [[] for _ in questions]
     null = np.full(len(questions), np.inf)
     for i, number in enumerate(windows.question):

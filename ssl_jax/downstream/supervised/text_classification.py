@@ -14,7 +14,7 @@ from ssl_jax.config import read
 from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
 from ssl_jax.downstream.evaluators.baselines import majority
 from ssl_jax.downstream.evaluators.features import Encoder
-from ssl_jax.downstream.metrics.classification import check_labels, confusion, f1_of_classes, hits
+from ssl_jax.downstream.metrics.classification import check_labels, confusion, f1_of_classes, hits, macro_f1
 from ssl_jax.downstream.supervised.text_encoder import (
     FromPretext,
     init_transformer,
@@ -151,10 +151,10 @@ def matthews(table: Int[np.ndarray, "classes classes"]) -> float:
 
 
 def text_metrics(predicted: Int[np.ndarray, "examples"], labels: Int[np.ndarray, "examples"], classes: int) -> dict[str, float]:
-    """ "accuracy", "matthews", "f1_macro" and, of two classes, "f1" of the second."""
+    """Return "accuracy", "matthews", "f1_macro" and, of two classes, "f1" of the second."""
     table = confusion(predicted, labels, classes)
     f1 = f1_of_classes(table)
-    found = {"accuracy": float(np.trace(table) / table.sum()), "matthews": matthews(table), "f1_macro": float(f1.mean())}
+    found = {"accuracy": float(np.trace(table) / table.sum()), "matthews": matthews(table), "f1_macro": macro_f1(table)}
     return found | ({"f1": float(f1[1])} if classes == 2 else {})
 
 
