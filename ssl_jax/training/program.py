@@ -74,7 +74,7 @@ class Program:
             training.on_nonfinite == "skip", training.skip_outliers, sharding.cores_of(self.mesh, rows),
         )  # fmt: skip
         self.steps_per_call = self._steps_per_call()
-        self._programs = CompiledAhead(self._compile)
+        self._programs = CompiledAhead(self.compile)
         # run once: on a CPU, optimizing it costs more than it saves
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         self._new = jax.jit(self.new_state, out_shardings=self.shardings, compiler_options=options)
@@ -144,7 +144,7 @@ class Program:
         """Compile in another thread what `compiled` will be asked for."""
         self._programs.begin(count, shapes_key(resident), resident)
 
-    def _compile(self, count: int, resident: Any) -> Callable:
+    def compile(self, count: int, resident: Any) -> Callable:
         replicated = sharding.replicated(self.mesh)
         spec = sharding.BATCH if count == 1 else PartitionSpec(None, *sharding.BATCH)
         rows, lead = NamedSharding(self.mesh, spec), () if count == 1 else (count,)

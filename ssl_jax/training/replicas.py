@@ -102,7 +102,7 @@ class ReplicaProgram(Program):
         stacked = lambda x: jax.ShapeDtypeStruct((replicas, *x.shape), x.dtype, sharding=self.lead)
         self.abstract = jax.tree.map(stacked, single.abstract)
         self.step = over_replicas(dataclasses.replace(single.step, cores=None), self.mesh)
-        self._programs = CompiledAhead(self._compile)
+        self._programs = CompiledAhead(self.compile)
 
     def hyper_of(self, replicas: Sequence[Replica], total: int) -> dict[str, Any]:
         """Return the hyper-parameters of runs of `total` steps, stacked."""
@@ -115,7 +115,7 @@ class ReplicaProgram(Program):
         states = [one(k) for k in range(self.replicas)]
         return jax.device_put(jax.tree.map(lambda *values: np.stack(values), *states), self.lead)
 
-    def _compile(self, count: int, resident: Any) -> Callable:
+    def compile(self, count: int, resident: Any) -> Callable:
         lead = (self.replicas,) if count == 1 else (count, self.replicas)
         rows = self._rows(count)
         raw = {k: jax.ShapeDtypeStruct((*lead, *v.shape), v.dtype, sharding=rows) for k, v in self.single.raw.items()}

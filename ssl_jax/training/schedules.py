@@ -33,7 +33,7 @@ def _progress(step: Number, warmup: Number, total: Number) -> Float[Array, ""]:
     return jnp.clip((jnp.float32(step) - jnp.float32(warmup)) / span, 0, 1)
 
 
-def _half_cosine(x: Float[Array, ""]) -> Float[Array, ""]:
+def _half_cosine(x: Float[Array, "*steps"]) -> Float[Array, "*steps"]:
     return 0.5 * (1 + jnp.cos(jnp.pi * x))
 
 

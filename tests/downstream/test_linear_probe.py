@@ -183,7 +183,7 @@ def test_39_heads_cost_at_most_three_times_one():
     A failure means that heads no longer share them.
     """
     data, task, passes = blobs(train=2000, test=400, size=16), ViTTask(), []
-    encoder = Encoder(task, task.init(jax.random.key(0), {"image": jnp.zeros((1, 16, 16, 1))}))
+    encoder = with_baselines(task, task.init(jax.random.key(0), {"image": jnp.zeros((1, 16, 16, 1))}))
     compute = encoder._compute
     encoder._compute = lambda dataset, names, size: passes.append(names) or compute(dataset, names, size)
 

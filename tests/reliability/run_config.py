@@ -18,12 +18,11 @@ def announced(name, function, seconds=0.0):
 
 
 def compiled(self, count, resident, original=Program.compiled):
-    if not self._programs.futures:
-        print("PHASE compile", flush=True)
     return announced("step", original(self, count, resident), 0.02)  # steps are too short to be hit otherwise
 
 
 Program.compiled = compiled
+Program.compile = announced("compile", Program.compile)
 Checkpoints.save = announced("save", Checkpoints.save)
 runs.evaluate_during = announced("evaluate", runs.evaluate_during)
 runs.evaluate_all = announced("evidence", runs.evaluate_all)

@@ -40,11 +40,13 @@ def main(workdir: str, **options: str) -> int:
     mesh = MeshSettings(data=number("data", -1), fsdp=number("fsdp", 1), tensor=number("tensor", 1))
     slow_step, slow_evaluation, slow_save = number("slow_step", 0.0), number("slow_evaluation", 0.0), number("slow_save", 0.0)
 
-    compiled, create, wait = Program.compiled, Program.create, checkpoints.manifest
+    compiled, compiles, create, wait = Program.compiled, Program.compile, Program.create, checkpoints.manifest
+
+    def announce_compile(self, *arguments):
+        phase("compile")
+        return compiles(self, *arguments)
 
     def announce_compiled(self, count, resident):
-        if not self._programs.futures:
-            phase("compile")
         program = compiled(self, count, resident)
 
         def slowed(*arguments):
@@ -68,7 +70,8 @@ def main(workdir: str, **options: str) -> int:
             raise OSError(28, "No space left on device")
         return wait(folder)
 
-    Program.compiled, Program.create, checkpoints.manifest = announce_compiled, announce_create, announce_save
+    Program.compiled, Program.compile = announce_compiled, announce_compile
+    Program.create, checkpoints.manifest = announce_create, announce_save
 
     def evaluate(state):
         phase("evaluate")

@@ -72,7 +72,8 @@ def small(file: str, folder: pathlib.Path) -> ConfigDict:
     config = configs.load(str(ROOT / file))
     kind = runs.task_class(config).data
     sources = {
-        "images": f"npz:{folder}/images.npz", "tokens": f"text:{folder}/text.txt", "pairs": f"jsonl:{folder}/pairs.jsonl",
+        "images": f"npz:{folder}/images.npz", "tokens": f"text:{folder}/text.txt", "sequences": f"text:{folder}/text.txt",
+        "pairs": f"jsonl:{folder}/pairs.jsonl",
         "labelled_text": f"tsv:{folder}/labelled.tsv", "parallel_text": f"parallel:{folder}/a.txt,{folder}/b.txt",
         "squad": f"squad:{folder}/squad.json",
     }  # fmt: skip
@@ -82,7 +83,7 @@ def small(file: str, folder: pathlib.Path) -> ConfigDict:
         data.test = sources[kind]
     if "image_size" in data or kind == "pairs":
         data.image_size = 16
-    if kind == "tokens":
+    if kind in ("tokens", "sequences"):
         data.holdout = 0.3
         remove(data, "test")
     for key, value in (("block", 16), ("max_length", 48), ("max_source_length", 16), ("max_target_length", 16),
@@ -102,6 +103,13 @@ def small(file: str, folder: pathlib.Path) -> ConfigDict:
     if config.model.get("name") == "dual_encoder":
         config.model.dim = 16
     config.training.duration = "4 steps"
+    config.optimizer.warmup = "0 steps"
+    if "cooldown" in config.optimizer:
+        config.optimizer.cooldown = "50 %"
+    if "targets" in config.task:
+        config.task.targets.top_blocks = 1
+    for view in config.data.get("views", {}).values():
+        view.image_size = 8
     if "accumulation" in config.training:
         config.training.accumulation = 2
     return config
@@ -180,12 +188,10 @@ class Hangs(BaseException):
 
 def train_one_step(config: ConfigDict, workdir: pathlib.Path) -> None:
     """What a run does up to and with its first step."""
-    from ssl_jax.training.loop import Trainer
-
     parts = runs.prepare(config, str(workdir))
     if parts.evaluators:
         parts.dataset("test", False)
-    trainer = Trainer(parts.task, parts.stream, training=parts.training, optimizer=parts.optimizer, mesh=parts.mesh_settings)
+    trainer = runs.trainer_of(parts)
     trainer.run(seed=config.get("seed", 0), total_steps=1, quiet=True)
 
 

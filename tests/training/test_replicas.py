@@ -184,7 +184,8 @@ from tests.test_runs import two_kinds
 np.savez("{0}/train.npz", **two_kinds(48, 0))
 sections = dict(
     data=dict(train="npz:{0}/train.npz", batch_size=8), task=dict(name="masked_image", decoder=dict(width=8, depth=1, heads=2)),
-    model=dict(name="vit", patch_size=4, width=16, depth=1, heads=2), optimizer=dict(lr=1e-3))
+    model=dict(name="vit", patch_size=4, width=16, depth=1, heads=2),
+    optimizer=dict(name="sgd", lr=1e-3))  # Adam amplifies the rounding of gradients that are zero: a key's bias
 (trainer, stream), (one, _) = prepared(**sections), prepared(mesh=dict(data=1), **sections)  # rows over cores round otherwise
 for count in (2, 4):
     replicas = replicas_of(stream, count=count)
