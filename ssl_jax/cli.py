@@ -1,4 +1,6 @@
-"""The command line: parse, call, print. Exit status 0 on success, 2 on a user's mistake, 1 on a failure of our own."""
+"""The command line: parse, call, print. Exit status 0 on success, 2 on a user's mistake, 1 on a failure of our own.
+
+`plan` exits with 3 where a config does not fit into the devices' memory."""
 
 import argparse
 import contextlib
@@ -193,6 +195,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--peer", action="store_true", help="the same model and batch in PyTorch, in turn")
     sub.add_argument("--steps", type=int, default=None, metavar="N")
     sub.add_argument("--json", type=path, metavar="OUT")
+    sub = command(
+        "plan", _plan, "memory, collectives, roofline and time of a run on devices that need not be here; exit status 3 when"
+        " it does not fit", config=True, devices=False,
+    )  # fmt: skip
+    sub.add_argument("--topology", metavar="NAME", help="v5e:8x8, v5p:2x2x2, h100:8, local:2; default: the devices here")
+    sub.add_argument("--json", action="store_true", help="print everything as JSON")
+    sub.add_argument("--examples", type=int, metavar="N", help="training examples, for a duration in epochs")
     sub = command("data", _data, "list, inspect or prepare data sources", devices=False)
     sub.add_argument("action", choices=("list", "inspect", "prepare"))
     sub.add_argument("uri", nargs="?")
@@ -305,6 +314,12 @@ def _bench(arguments):
     from ssl_jax.bench import bench
 
     bench(arguments.settings, steps=arguments.steps, peer=arguments.peer, json_out=arguments.json)
+
+
+def _plan(arguments):
+    from ssl_jax import plan
+
+    return plan.main(arguments.settings, arguments.topology, as_json=arguments.json, examples=arguments.examples)
 
 
 def _data(arguments):

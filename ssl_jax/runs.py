@@ -99,8 +99,10 @@ def task_class(config: ConfigDict) -> type:
     return look_up({**pretext.TASKS, **downstream.TASKS}, config.task.get("name"), "task.name")
 
 
-def prepare(config: ConfigDict, workdir: str | None = None, build: Callable[..., Any] = data.build) -> Parts:
-    """Build and check everything a config names. Raises UserError for all that a user can get wrong."""
+def prepare(config: ConfigDict, workdir: str | None = None, build: Callable[..., Any] = data.build,
+            devices: Sequence[Any] | None = None) -> Parts:  # fmt: skip
+    """Build and check everything a config names, for `devices` (default: all). Raises UserError for all that a user can get
+    wrong."""
     from ssl_jax.data.pipeline import Stream
     from ssl_jax.training import sharding
     from ssl_jax.training.index_ranges import check_dataset
@@ -143,7 +145,7 @@ def prepare(config: ConfigDict, workdir: str | None = None, build: Callable[...,
         train = part("train", True)
     stream = Stream(train, batch_size=config.data.batch_size, seed=seed)
     rows = sharding.shared_rows(stream.batch_size, training.accumulation, task.relates_examples)
-    mesh = sharding.make_mesh(mesh_settings, rows=rows)
+    mesh = sharding.make_mesh(mesh_settings, devices, rows=rows)
     sharding.check_batch(mesh, stream.batch_size, training.accumulation, task.relates_examples)
     return Parts(
         config, task, dataset, training, optimizer, schedules, checkpoint, mesh_settings, mesh, stream, evaluators, part

@@ -27,6 +27,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo
 
 PUBLISHED = {"gpt2": 50_257, "bert": 30_522, "clip": 49_408, "characters": 128}  # tokens of vocabularies by their name
+IMAGES = {"fashion_mnist": (28, 28, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}  # by data set
 EXAMPLES, CLASSES = 2**20, 1000
 
 
@@ -56,6 +57,9 @@ def info_of(kind: str, config: Mapping[str, Any] | ConfigDict, vocabulary: int |
     settings = read(SETTINGS[kind], {name: section[name] for name in section if name != "test"} | {"test": ""}, "data")
     if kind in ("images", "pairs"):
         size, channels = settings.image_size, getattr(settings, "channels", 3) or 3
+        known = IMAGES.get(str(section.get("train")).partition(":")[2].partition("/")[0])
+        if size is None and known:
+            size, channels = known[:2], known[2]
         if size is None:
             raise UserError("data.image_size is missing: without the data it must be set, such as image_size=224")
         size = (size, size) if isinstance(size, int) else tuple(size) * (2 // len(size))

@@ -17,8 +17,8 @@ FLOORS = (
     {"training", "pretext"},
     {"downstream", "interop"},
     {
-        "resume", "validation", "evidence", "overview", "runs", "stand_in", "sweeps", "planning", "inference", "preview",
-        "bench", "bench_peer", "api", "start",
+        "resume", "validation", "evidence", "overview", "plan", "runs", "stand_in", "sweeps", "planning", "inference",
+        "preview", "bench", "bench_peer", "api", "start",
     },
     {"cli"},
 )  # fmt: skip

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ssl_jax import target
 from ssl_jax.errors import UserError
 from ssl_jax.task import Params, Task
 from ssl_jax.training import optimizer as optimizers
@@ -24,6 +25,7 @@ from ssl_jax.training.settings import MeshSettings, TrainingSettings
 from ssl_jax.training.state import State
 from ssl_jax.training.step import TrainStep, several
 
+LOWERED = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}  # names of platforms for lowering
 SECONDS_PER_CALL, SHORT_RUN = 8.0, 1000  # on a CPU: the longest call, by a formula; the steps of a run too short for long calls
 
 
@@ -76,7 +78,7 @@ class Program:
         self.steps_per_call = self._steps_per_call()
         self._programs = CompiledAhead(self.compile)
         # run once: on a CPU, optimizing it costs more than it saves
-        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        options = {"xla_backend_optimization_level": 0} if target.current().platform == "cpu" else None
         self._new = jax.jit(self.new_state, out_shardings=self.shardings, compiler_options=options)
 
     # State --------------------------------------------------------------------------------------------------------------
@@ -127,13 +129,13 @@ class Program:
         if self.training.steps_per_call != "auto":
             return self.training.steps_per_call
         flops = self.task.flops() * self.stream.batch_size
-        if jax.default_backend() == "cpu":
+        if target.current().platform == "cpu":
             return int(np.clip(SECONDS_PER_CALL / max(flops / 1e11, 1e-9), 1, 4))
         return int(np.clip(0.02 / max(flops / (2e14 * self.mesh.size), 1e-9), 1, 20))
 
     def steps_per_call_of(self, total: int) -> int:
         """Return the same for a run of `total` steps: a short one on a CPU is over before a program of several is compiled."""
-        chosen = self.training.steps_per_call == "auto" and jax.default_backend() == "cpu"
+        chosen = self.training.steps_per_call == "auto" and target.current().platform == "cpu"
         return 1 if chosen and total < SHORT_RUN else self.steps_per_call
 
     def compiled(self, count: int, resident: Any) -> Callable:
@@ -145,13 +147,19 @@ class Program:
         self._programs.begin(count, shapes_key(resident), resident)
 
     def compile(self, count: int, resident: Any) -> Callable:
+        return self.lowered(count, resident).compile()
+
+    def lowered(self, count: int, resident: Any) -> jax.stages.Lowered:
+        """Return the program of `count` steps, traced and lowered for the platform of the mesh, which may be elsewhere."""
         replicated = sharding.replicated(self.mesh)
         spec = sharding.BATCH if count == 1 else PartitionSpec(None, *sharding.BATCH)
         rows, lead = NamedSharding(self.mesh, spec), () if count == 1 else (count,)
         raw = {k: jax.ShapeDtypeStruct((*lead, *v.shape), v.dtype, sharding=rows) for k, v in self.raw.items()}
         step = self.step if count == 1 else several(self.step, count)
         program = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, replicated))
-        return program.lower(self.abstract, raw, shapes(resident, replicated)).compile()
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):  # `partition` reads it
+            traced = program.trace(self.abstract, raw, shapes(resident, replicated))
+            return traced.lower(lowering_platforms=(LOWERED[self.mesh.devices.flat[0].platform],))
 
     def put(self, batch: dict, count: int) -> Any:
         """Return a host batch (with a leading axis of `count` steps if above 1) on the devices."""
@@ -201,7 +209,10 @@ def memory_of(device: Any) -> float | None:
     if device is None:
         return None
     if device.platform != "cpu":
-        return (device.memory_stats() or {}).get("bytes_limit")
+        try:
+            return (device.memory_stats() or {}).get("bytes_limit")
+        except jax.errors.JaxRuntimeError:  # a device that is not here, for which a program is only compiled
+            return None
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):

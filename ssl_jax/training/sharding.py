@@ -1,6 +1,6 @@
 """One mesh with the axes (data, fsdp, tensor); where each array lies on it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,7 +27,7 @@ TENSOR_RULES = (
 FEWEST_ROWS = 4  # of a core: with fewer, the sum over cores costs more than sharing the rows saves
 
 
-def make_mesh(settings: MeshSettings, devices: list | None = None, rows: int | None = None) -> Mesh:
+def make_mesh(settings: MeshSettings, devices: Sequence[Any] | None = None, rows: int | None = None) -> Mesh:
     """The mesh over all devices; UserError when they do not divide.
 
     Of a CPU's cores (`cpu.split_cores`), as many are used as divide `rows`.

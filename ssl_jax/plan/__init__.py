@@ -1,0 +1,157 @@
+"""What a config's training step needs on devices that need not be here: memory, collectives, traffic, time, and what fits."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ssl_jax.plan.topology import Topology, parse, set_up
+
+DOES_NOT_FIT = 3  # exit status
+# Examples of a training split that a config names by URI; others are counted where the data are.
+KNOWN_SIZES = {"tfds:imagenet2012/train": 1_281_167, "tfds:cifar10/train": 50_000, "bundled:fashion_mnist/train": 60_000}
+USABLE = {"tpu": 0.98, "gpu": 0.92, "cpu": 0.9}  # of a device's memory; the rest is the runtime's
+
+
+def main(
+    config: ConfigDict, topology: str | None, *, as_json: bool = False, examples: int | None = None, propose: bool = True,
+    say: Callable[[str], None] = print,
+) -> int:  # fmt: skip
+    """Plan a config, print what was found, and return the exit status: 0, or 3 where it does not fit."""
+    from ssl_jax.plan import report
+
+    set_up(topology)
+    if (topology or "local").startswith("local"):
+        from ssl_jax.start import start_process
+
+        start_process()
+    wanted = parse(topology)
+    found = plan(config, wanted, examples=examples)
+    if not found["memory"]["fits"] and propose:
+        from ssl_jax.plan.fit import proposal
+
+        found["proposal"] = proposal(config, wanted, needed=None if wanted.missing() else found["memory"]["peak"])
+    say(json.dumps(found, indent=1) if as_json else "\n".join(report.lines(found)))
+    return 0 if found["memory"]["fits"] else DOES_NOT_FIT
+
+
+def plan(config: ConfigDict, topology: Topology, *, examples: int | None = None) -> dict[str, Any]:
+    """Return all facts of a config on a topology, as JSON can hold them.
+
+    Compiles the training step; without a compiler for the devices, memory is analysed and collectives are not known.
+    examples: of the training data, for a duration in epochs.
+    """
+    from ssl_jax.plan import analysis, compiled, costs, roofline
+    from ssl_jax.plan.warnings import warnings_of
+
+    missing = topology.missing()
+    if missing:
+        from ssl_jax.plan.fit import virtual
+
+        parts, program = virtual(config, topology)
+        step = compiled.Compiled(analysis.analysed(program, topology), 0.0)
+        method = f"analysis; to compile it: {missing}"
+    else:
+        parts, program = compiled.program_of(config, topology)
+        step = compiled.compile_step(program, topology)
+        method = f"compiled for {topology.target.kind} in {step.seconds:.0f} s"
+    target, dtype, batch = topology.target, parts.training.dtype, parts.stream.batch_size
+    model_flops = parts.task.flops() * batch
+    parameters = compiled.parameters_by_part(program)
+    executed = traffic = None
+    kernels: dict[str, int] = {}
+    if step.module is not None:
+        executed, traffic = costs.matmul_flops(step.module) * program.mesh.size, costs.traffic(step.module)
+        kernels = costs.attention_kernels(step.module)
+    collectives = step.collectives
+    bounds = roofline.roofline(
+        target, dtype, flops=max(model_flops, executed or 0) / program.mesh.size, traffic=traffic,
+        sent=sum(c.sent for c in collectives) if step.module is not None else None,
+    )  # fmt: skip
+    limit = memory_limit(topology)
+    memory = step.memory
+    facts = {
+        "parameters": sum(parameters.values()),
+        "mesh": dict(program.mesh.shape),
+        "accumulation": parts.training.accumulation,
+        "batch_size": batch,
+        "attention": step.attention,
+        "platform": target.platform,
+    }
+    return {
+        **facts,
+        "topology": topology.text,
+        "devices": target.count,
+        "kind": target.kind,
+        "dtype": dtype,
+        "method": method,
+        "parts": dict(parameters),
+        "model_flops": model_flops,
+        "executed_flops": executed,
+        "memory": {
+            "by_kind": {f.name: getattr(memory, f.name) or 0 for f in dataclasses.fields(memory) if f.name != "measured"},
+            "peak": memory.peak,
+            "limit": limit,
+            "fits": limit is None or memory.peak <= limit,
+        },
+        "collectives": costs.by_kind(collectives) if step.module is not None else None,
+        "largest_collectives": largest(collectives),
+        "traffic": traffic,
+        "attention": step.attention + "".join(f"; {name} runs {n} times a step" for name, n in kernels.items()),
+        "roofline": {"by_resource": dict(bounds.named), "seconds": bounds.seconds, "binds": bounds.binds},
+        "run": whole_run(parts, target, model_flops, examples),
+        "warnings": warnings_of(collectives, facts),
+    }
+
+
+def memory_limit(topology: Topology) -> int | None:
+    """Return the bytes of one device that a program can use; of a CPU's devices, which share it, each one's part."""
+    from ssl_jax.training.program import memory_of
+
+    target, total = topology.target, topology.target.memory
+    if topology.local:
+        total = memory_of(topology.devices[0])
+        if total is not None and target.platform == "cpu":
+            total /= target.count
+    return None if total is None else int(total * USABLE[target.platform])
+
+
+def largest(collectives: list[Any], count: int = 6) -> list[dict[str, Any]]:
+    """Return the collectives that move most in a step, equal ones together."""
+    together: dict[tuple, dict[str, Any]] = {}
+    for c in collectives:
+        entry = together.setdefault(
+            (c.kind, c.shape, c.loops),
+            {"kind": c.kind, "shape": c.shape, "loops": list(c.loops), "count": 0, "bytes": 0, "from": c.op_name},
+        )
+        entry["count"] += c.count
+        entry["bytes"] += c.total
+    return sorted(together.values(), key=lambda entry: -entry["bytes"])[:count]
+
+
+def whole_run(parts: Any, target: Any, model_flops: float, examples: int | None) -> dict[str, Any]:
+    """Return the steps of the run, and its time and device-hours at `roofline.UTILISATIONS`."""
+    from ssl_jax.config import Duration
+    from ssl_jax.plan.roofline import UTILISATIONS, step_seconds
+    from ssl_jax.task import tokens_of
+
+    duration = Duration.parse(parts.training.duration, "training.duration")
+    count = examples or KNOWN_SIZES.get(str(parts.config.data.get("train")))
+    steps, assumed = None, ""
+    if duration.unit == "epoch":
+        assumed = f"{parts.training.duration} of {count:,} examples" if count else (
+            f"{parts.training.duration} of 2^20 examples: their number is not known here, give it as --examples=N")  # fmt: skip
+    if duration.unit != "minute":
+        steps = duration.steps(
+            path="training.duration", batch_size=parts.stream.batch_size, examples=count or 2**20,
+            tokens_per_example=tokens_of(parts.info),
+        )  # fmt: skip
+    times = []
+    for share in UTILISATIONS:
+        seconds = step_seconds(target, parts.training.dtype, model_flops, share)
+        if seconds is not None and steps is not None:
+            hours = seconds * steps * target.count / 3600
+            times.append({"mfu": share, "step_seconds": seconds, "seconds": seconds * steps, "device_hours": hours})
+    return {"steps": steps, "assumed": assumed, "times": times}

@@ -1,0 +1,236 @@
+"""What one step of a compiled program does on each device: collectives, memory traffic, matrix products, fused kernels."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping
+
+from ssl_jax.plan.hlo import Instruction, Module
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+# No bytes move, or they are counted where the operation starts.
+FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "iota",
+        "opt-barrier", "optimization-barrier", "domain", "add-dependency", "async-done", "async-update")  # fmt: skip
+SLICES = ("dynamic-slice", "slice", "gather")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """A collective of one step.
+
+    bytes: of the array that is summed, gathered or exchanged, whole, on one device and in one execution. `group` devices take
+    part. count: executions a step; loops: iterations of the loops around it, outermost first.
+    """
+
+    kind: str
+    shape: str
+    bytes: int
+    group: int
+    count: int
+    loops: tuple[int, ...]
+    op_name: str
+
+    @property
+    def total(self) -> int:
+        """Bytes a step."""
+        return self.bytes * self.count
+
+    @property
+    def sent(self) -> float:
+        """Bytes a step that one device sends in a ring: 2 (n - 1) / n of the array to sum it, half of that to gather it."""
+        share = (self.group - 1) / self.group
+        return self.total * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(self.kind, share)
+
+
+def collectives(module: Module) -> list[Collective]:
+    """Return the collectives of one step, those over several devices."""
+    found, seen = [], set()
+    for run in module.walk():
+        held = [(run.instruction, None)]
+        if run.instruction.opcode == "fusion":
+            held = [(inner, name) for name, inner in module.inside(run.instruction)]
+        for instruction, inside in held:
+            kind = instruction.opcode.removesuffix("-start")
+            if kind not in KINDS or not instruction.shapes:
+                continue
+            channel = instruction.attribute(r"channel_id=(\d+)")
+            if channel and (channel, run.times, kind) in seen:  # one collective whose phases are in several fusions
+                continue
+            seen.add((channel, run.times, kind))
+            group = group_size(instruction, module.partitions)
+            if group < 2:
+                continue
+            largest = max(instruction.shapes, key=lambda shape: shape.bytes)
+            size = largest.bytes
+            if kind == "all-reduce":
+                size = sum(shape.bytes for shape in instruction.shapes)
+            elif kind == "reduce-scatter":
+                size = sum(shape.bytes for shape in instruction.shapes) * group
+            if kind == "all-reduce" and inside is not None and "all-reduce-scatter" in inside:  # a TPU's reduce-scatter
+                kind = "reduce-scatter"
+            found.append(Collective(kind, str(largest), size, group, run.times, run.loops, instruction.op_name))
+    return found
+
+
+def group_size(instruction: Instruction, partitions: int) -> int:
+    """Return how many devices exchange data with each other."""
+    text = instruction.attribute(r"replica_groups=(.*?)(?:, [a-z_\-]+=|$)") or ""
+    if text.startswith("{{"):
+        return len(re.match(r"\{\{([\d,]*)\}", text).group(1).split(","))  # type: ignore[union-attr]
+    iota = re.match(r"\[(\d+),(\d+)\]<=", text)
+    if iota:
+        return int(iota.group(2))
+    if text.startswith("mesh["):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", text))
+        names = re.findall(r"'(\w+)'", text.partition("]")[2])
+        return math.prod(int(sizes.get(name, 1)) for name in names)
+    return partitions
+
+
+def by_kind(found: Iterable[Collective]) -> dict[str, dict[str, float]]:
+    """Return {kind: {"count", "bytes", "sent"}} of a step."""
+    sums: dict[str, dict[str, float]] = {}
+    for one in found:
+        entry = sums.setdefault(one.kind, {"count": 0, "bytes": 0, "sent": 0.0})
+        entry["count"] += one.count
+        entry["bytes"] += one.total
+        entry["sent"] += one.sent
+    return sums
+
+
+def traffic(module: Module) -> int:
+    """Return the bytes that one device reads from and writes to its main memory in one step.
+
+    Of an array that an operation reads in slices, or updates in place, only what is read or written counts. Arrays in a TPU's
+    on-chip memory do not.
+    """
+    total = 0
+    for run in module.walk():
+        instruction = run.instruction
+        if instruction.opcode in FREE or instruction.opcode.endswith("-done") or "AllocateBuffer" in instruction.attributes:
+            continue
+        total += run.times * moved(module, run.computation, instruction)
+    return total
+
+
+def moved(module: Module, computation: str, instruction: Instruction) -> int:
+    """Return the bytes that one execution of an instruction reads and writes."""
+    body = module.computations[computation]
+    given = [body[name] for name in instruction.operands if name in body]
+    if instruction.opcode in SLICES:
+        return 2 * instruction.bytes
+    if instruction.opcode == "dynamic-update-slice":
+        return 2 * given[1].bytes if len(given) > 1 else instruction.bytes
+    if instruction.opcode == "fusion" and instruction.calls and instruction.calls[0] in module.computations:
+        return _moved_by_fusion(module, instruction, given)
+    if instruction.opcode == "copy-start":  # (destination, source, context)
+        return sum(shape.bytes for shape in instruction.shapes[:2] if shape.space == 0)
+    return instruction.bytes + sum(one.bytes for one in given)
+
+
+def _moved_by_fusion(module: Module, fusion: Instruction, given: list[Instruction]) -> int:
+    inner = module.computations[fusion.calls[0]]
+    readers: dict[str, list[Instruction]] = {}
+    for one in inner.values():
+        for name in one.operands:
+            readers.setdefault(name, []).append(one)
+
+    def read(name: str, whole: int) -> int:
+        """Bytes that the fusion reads of an array."""
+        parts = 0
+        for reader in readers.get(name, []):
+            if reader.opcode in SLICES and reader.operands[0] == name:
+                parts += sum(shape.bytes for shape in reader.shapes)
+            elif reader.opcode == "dynamic-update-slice" and reader.operands[0] == name:
+                continue  # updated in place
+            elif reader.opcode == "bitcast":
+                parts += read(reader.name, whole)
+            else:
+                return whole
+        return min(parts, whole)
+
+    total = 0
+    parameters = [one for one in inner.values() if one.opcode == "parameter"]
+    for parameter in parameters:
+        index = int(parameter.arguments or 0)
+        if index < len(given) and given[index].bytes:
+            total += read(parameter.name, given[index].bytes)
+
+    def written(one: Instruction | None) -> int:
+        if one is None:
+            return 0
+        if one.opcode == "tuple":
+            return sum(written(inner.get(name)) for name in one.operands)
+        if one.opcode == "bitcast" and one.operands and one.operands[0] in inner:
+            return min(written(inner[one.operands[0]]), one.bytes)
+        if one.opcode == "dynamic-update-slice" and one.operands[1] in inner and one.bytes:
+            return sum(shape.bytes for shape in inner[one.operands[1]].shapes)
+        return one.bytes
+
+    return total + min(written(module.root(fusion.calls[0])), fusion.bytes)
+
+
+def matmul_flops(module: Module) -> int:
+    """Return the FLOPs of one device's matrix products and convolutions in a step; those of fused kernels are not seen."""
+    total = 0
+    for run in module.walk():
+        held = [(run.computation, run.instruction)]
+        if run.instruction.opcode == "fusion":
+            held = list(module.inside(run.instruction))
+        for computation, one in held:
+            body = module.computations[computation]
+            if one.opcode == "dot":
+                total += run.times * _dot(body, one)
+            elif one.opcode == "convolution":
+                total += run.times * _convolution(body, one)
+            elif one.opcode == "custom-call" and re.search(r'custom_call_target="__cublas\$', one.attributes):
+                total += run.times * _dot(body, one)
+    return total
+
+
+def _dot(body: Mapping[str, Instruction], dot: Instruction) -> int:
+    left = body[dot.operands[0]].shapes[0].dims
+    text = dot.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or dot.attribute(r'lhs_contracting_dimensions":\[([^\]]*)\]')
+    contracted = [int(n) for n in re.findall(r"\d+", text or "")] or [len(left) - 1]
+    return 2 * dot.shapes[0].size * math.prod(left[i] for i in contracted)
+
+
+def _convolution(body: Mapping[str, Instruction], one: Instruction) -> int:
+    """2 x outputs x input features, times the window's places that lie inside of the (dilated) input."""
+    image, kernel = (body[name].shapes[0].dims for name in one.operands[:2])
+    labels = re.match(r"(\w+)_(\w+)->(\w+)", one.attribute(r"dim_labels=([\w>\-]+)") or "")
+    if labels is None:
+        return 0
+    inputs, kernels, outputs = labels.groups()
+    out = one.shapes[0].dims
+    flops = 2 * out[outputs.index("b")] * out[outputs.index("f")] * kernel[kernels.index("i")]
+    window = one.attribute(r"window=\{([^}]*)\}") or ""
+    values = {name: text.split("x") for name, text in re.findall(r"(\w+)=(\S+)", window)}
+    for place, axis in enumerate(sorted(c for c in inputs if c.isdigit())):
+        given = lambda name, default: values.get(name, [default] * 9)[place]  # noqa: B023
+        size, steps, length = kernel[kernels.index(axis)], out[outputs.index(axis)], image[inputs.index(axis)]
+        stride, low = int(given("stride", "1")), int(given("pad", "0_0").split("_")[0])
+        dilation, spread = int(given("lhs_dilate", "1")), int(given("rhs_dilate", "1"))
+        valid = 0
+        for step in range(steps):
+            for tap in range(size):
+                position = step * stride - low + tap * spread
+                valid += position % dilation == 0 and 0 <= position // dilation < length
+        flops *= valid
+    batches = re.search(r"batch_group_count=(\d+)", one.attributes)
+    return flops // (int(batches.group(1)) if batches else 1)
+
+
+def attention_kernels(module: Module) -> dict[str, int]:
+    """Return how often each fused attention kernel runs in a step, forward and backward: "splash", "cudnn"."""
+    found: dict[str, int] = {}
+    for run in module.walk():
+        if run.instruction.opcode != "custom-call":
+            continue
+        name = run.instruction.attribute(r'custom_call_target="([^"]+)"') or ""
+        kernel = "cudnn" if "cudnn$fmha" in name else None
+        if name == "tpu_custom_call" and "splash" in run.instruction.op_name + run.instruction.name:
+            kernel = "splash"
+        if kernel:
+            found[kernel] = found.get(kernel, 0) + run.times
+    return found

@@ -1,0 +1,123 @@
+"""The setting nearest to a config's own that fits into the devices' memory, found by trying."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ssl_jax.config import override
+from ssl_jax.errors import UserError
+from ssl_jax.plan import analysis, compiled, memory_limit
+from ssl_jax.plan.topology import Topology
+
+COMPILED = 3  # candidates that are compiled; each may take minutes
+CANDIDATES = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """Stands for a device that nothing here can compile for."""
+
+    id: int
+    platform: str
+    device_kind: str
+    process_index: int = 0
+
+    def memory_stats(self) -> None:
+        return None
+
+
+def virtual(config: ConfigDict, topology: Topology) -> tuple[Any, Any]:
+    """Return `compiled.program_of` for devices of which only number and kind are known."""
+    target = topology.target
+    devices = [Device(i, target.platform, target.kind) for i in range(target.count)]
+    return compiled.program_of(config, dataclasses.replace(Described(topology.text, target), described=tuple(devices)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Described(Topology):
+    """A topology of given devices."""
+
+    described: tuple[Device, ...] = ()
+
+    @property
+    def devices(self) -> tuple[Device, ...]:  # type: ignore[override]
+        return self.described
+
+
+def candidates(config: ConfigDict, topology: Topology) -> Iterator[dict[str, str]]:
+    """Yield overrides, the nearest to the config first: recomputation, microbatches, parameters split over devices."""
+    stacks = stacks_of(config)
+    remats = [{f"{path}.remat": how for path in stacks} for how in ("dots", "full")]
+    deeper = {f"{path}.scan": "True" for path in stacks}
+    accumulation = int((config.get("training") or {}).get("accumulation", 1))
+    more = [{"training.accumulation": str(accumulation * n)} for n in (2, 4, 8, 16)]
+    split = []
+    for n in (4, 8, 16, 32, 64, 128, 256):
+        if topology.target.count % n == 0:
+            split.append({"mesh.data": str(topology.target.count // n), "mesh.fsdp": str(n)})
+    yield from remats
+    yield from more
+    yield from split
+    yield from ({**remat, **one} for remat in remats for one in more)
+    yield from ({**remat, **one} for remat in remats for one in split)
+    yield from ({**remat, **deeper, **one} for remat in remats for one in split)
+    yield from ({**remats[-1], **one, **m} for one in split for m in more)
+
+
+def stacks_of(config: ConfigDict) -> list[str]:
+    """Return the paths of the config's sections that hold a stack of blocks."""
+    model = config.get("model") or {}
+    towers = [f"model.{name}" for name in ("image", "text", "encoder", "decoder") if name in model]
+    return towers or ["model"]
+
+
+def changed(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
+    """Return a copy of the config with overrides."""
+    copy = ConfigDict(config.to_dict())
+    for key, value in overrides.items():
+        section = key.rpartition(".")[0]
+        if section not in copy:
+            copy[section] = ConfigDict()
+        override(copy, key, value)
+    return copy
+
+
+def predicted(config: ConfigDict, topology: Topology) -> tuple[int, int] | None:
+    """Return (state and batch, temporaries) in bytes by analysis; None where the setting is not valid."""
+    try:
+        _, program = virtual(config, topology)
+        memory = analysis.analysed(program, topology)
+    except UserError:
+        return None
+    return memory.state + memory.batch, memory.temporaries or 0
+
+
+def proposal(config: ConfigDict, topology: Topology, needed: int | None = None) -> str | None:
+    """Return the nearest setting that fits, in words; None where none that was tried does.
+
+    needed: the bytes that the config's own step needs, compiled: what analysis says of others is scaled with it. A setting
+    that analysis lets pass is compiled, where there is a compiler, before it is proposed.
+    """
+    limit, own = memory_limit(topology), predicted(config, topology)
+    if limit is None or own is None:
+        return None
+    scale = max((needed - own[0]) / max(own[1], 1), 0.1) if needed else 1.0
+    tried = 0
+    for overrides, _ in zip(candidates(config, topology), range(CANDIDATES), strict=False):
+        other = changed(config, overrides)
+        found = predicted(other, topology)
+        if found is None or found[0] + scale * found[1] > limit:
+            continue
+        words = " ".join(f"--config.{key}={value}" for key, value in overrides.items())
+        if topology.missing():
+            return f"by analysis this fits: {words} ({(found[0] + found[1]) / 2**30:.1f} GiB)"
+        tried += 1
+        step = compiled.compile_step(compiled.program_of(other, topology)[1], topology)
+        if step.memory.peak <= limit:
+            return f"this fits, compiled: {words} ({step.memory.peak / 2**30:.1f} GiB)"
+        scale = max(scale, (step.memory.peak - found[0]) / max(found[1], 1))
+        if tried == COMPILED:
+            return None
+    return None
