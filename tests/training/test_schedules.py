@@ -2,10 +2,15 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.training import schedules
+from ssl_jax.training import optimizer, schedules
+from ssl_jax.training.optimizer import OptimizerSettings
+from ssl_jax.training.schedules import Schedules
+from ssl_jax.training.state import State
+from ssl_jax.training.step import TrainStep
 
 
 def factors(name, total, **options):
@@ -71,3 +76,73 @@ def test_every_schedule_is_finite_and_within_its_range(name):
     for warmup in (0, 1, 10):
         got = factors(name, 10, warmup=warmup, cooldown=10, final=0.0)
         assert np.isfinite(got).all() and got.min() >= -1e-6 and got.max() <= 1 + 1e-6
+
+
+# The config's section `schedules` -------------------------------------------------------------------------------------
+
+TOTAL = 200
+
+
+def half_cosine(start, end, steps):
+    """cosine_scheduler of facebookresearch/dino, utils.py, and CosineWDSchedule of facebookresearch/ijepa."""
+    return lambda i: end + 0.5 * (start - end) * (1 + math.cos(math.pi * min(i / steps, 1)))
+
+
+def line(start, end, steps):
+    """momentum_scheduler of facebookresearch/ijepa; get_annealed_rate of fairseq's data2vec."""
+    return lambda i: start + (end - start) * min(i / steps, 1)
+
+
+# name of the schedule: (its section, the published formula of the step)
+PUBLISHED = {
+    "ema": (dict(start=0.996, end=1.0), half_cosine(0.996, 1.0, TOTAL)),
+    "weight_decay": (dict(start=0.04, end=0.4), half_cosine(0.04, 0.4, TOTAL)),
+    "teacher_temperature": (dict(start=0.04, end=0.07, shape="linear", over="60 steps"), line(0.04, 0.07, 60)),
+    "temperature": (dict(start=0.5, end=0.1, shape="step", over="50 steps"), lambda i: 0.5 if i < 50 else 0.1),
+}
+
+
+def scheduled(**changes):
+    """The schedules of PUBLISHED, read from a section, and the numbers of State.hyper that go with them."""
+    section = {name: value for name, (value, _) in PUBLISHED.items()} | changes
+    found = Schedules.read(section, dict(teacher_temperature=0.04, temperature=0.5))
+    steps = lambda schedule: TOTAL if schedule.over == "100 %" else int(schedule.over.split()[0])
+    return found, {"schedules": {name: value.numbers(steps(value)) for name, value in found.by_name().items()}}
+
+
+def first_middle_last(formula):
+    return [(step, formula(step)) for step in (0, 1, TOTAL // 4, TOTAL // 2, TOTAL - 1)]
+
+
+@pytest.mark.parametrize("name", ["teacher_temperature", "temperature"])
+def test_a_task_is_told_its_numbers_at_every_step(name):
+    found, hyper = scheduled()
+    step = TrainStep(None, None, None, OptimizerSettings(lr=1.0), found)
+    for i, want in first_middle_last(PUBLISHED[name][1]):
+        context = step.context(State(jnp.int32(i), {}, {}, None, hyper | dict(numbers={}, total_steps=TOTAL), {}))
+        assert float(context.numbers[name]) == pytest.approx(want, rel=1e-6)
+
+
+@pytest.mark.parametrize("section", [{}, dict(ema=dict(start=0.99, end=0.999, shape="linear", over="60 steps"))])
+def test_the_teacher_moves_by_the_scheduled_decay(section):
+    """ema' = d ema + (1 - d) params, with d of the step before the update (DINO and I-JEPA: the same; data2vec: a ramp)."""
+    found, hyper = scheduled(**section)
+    step = TrainStep(None, None, None, OptimizerSettings(lr=1.0), found)
+    for i, decay in first_middle_last(line(0.99, 0.999, 60) if section else PUBLISHED["ema"][1]):
+        moved = step.averaged(State(jnp.int32(i), {}, {}, {"w": jnp.float32(0.0)}, hyper, {}), {"w": jnp.float32(1.0)})
+        assert float(moved["w"]) == pytest.approx(1 - decay, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_weights_decay_by_the_schedule(name):
+    """Without a gradient the only update is -lr decay w; where a rule multiplies the learning rate by 0 there is none."""
+    rule = ("head/.*", dict(start=0.0, end=1.0, shape="step", over="10 steps"))
+    found, hyper = scheduled(lr=[rule])
+    params = {"body": {"kernel": jnp.full((2, 2), 3.0)}, "head": {"kernel": jnp.full((2, 2), 5.0)}}
+    update = optimizer.build(OptimizerSettings(name=name, lr=0.5, schedule="constant", momentum=0.0), params, TOTAL, found)
+    zero = {name: {"kernel": jnp.zeros((2, 2))} for name in params}
+    for i, decay in first_middle_last(PUBLISHED["weight_decay"][1]):
+        numbers = hyper | dict(lr=jnp.float32(0.5), weight_decay=jnp.float32(9.0))
+        found_update, _ = update.update(zero, update.init(params), params, hyper=numbers, step=jnp.int32(i))
+        np.testing.assert_allclose(found_update["body"]["kernel"], -0.5 * decay * 3.0, rtol=1e-5)
+        np.testing.assert_allclose(found_update["head"]["kernel"], -0.5 * decay * 5.0 * (i >= 10), rtol=1e-5)
