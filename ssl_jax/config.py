@@ -220,8 +220,9 @@ def read(cls: type, section: Any, path: str, **given: Any) -> Any:
     """Return `cls(**section, **given)`, every key and type checked; a field that is a dataclass is read from its own section.
 
     `given`: values that come from elsewhere (an image size) and may not be set in the config. "name" is skipped where
-    `cls` has no such field: it chose the class. A nested section that is None or False is switched off, where it can be:
-    its field may be None, or its class says that an empty section does nothing (`OFF_WHEN_EMPTY`).
+    `cls` has no such field: it chose the class; so is "init" of a task, which `initialisation` reads. A nested section that is
+    None or False is switched off, where it can be: its field may be None, or its class says that an empty section does
+    nothing (`OFF_WHEN_EMPTY`).
     Errors name the full key: `task.mask.ratio=1.2: must lie in (0, 1)`.
     """
     section = {} if section is None else section
@@ -233,7 +234,7 @@ def read(cls: type, section: Any, path: str, **given: Any) -> Any:
         fields.pop("name", None)
     values = dict(given)
     for key, value in section.items():
-        if key == "name" and key not in fields:
+        if key not in fields and (key == "name" or (path, key) == ("task", "init")):
             continue
         if key not in fields or key in given:
             known = [name for name in fields if name not in given]

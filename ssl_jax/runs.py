@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
-from ssl_jax import data, downstream, pretext
+from ssl_jax import data, downstream, initialisation, pretext
 from ssl_jax.config import look_up, nearest, read
 from ssl_jax.errors import UserError
 from ssl_jax.evidence import (
@@ -77,6 +77,12 @@ class Parts:
         return Evaluation(self.evaluators, self.task, own, other, seed=self.config.get("seed", 0))
 
     @functools.cached_property
+    def initial(self) -> "initialisation.Start | None":
+        """What the first parameters take from `task.init`, read and checked; None without it."""
+        paths = initialisation.named(self.config.task)
+        return initialisation.match(self.task, initialisation.load(paths, restore)) if paths else None
+
+    @functools.cached_property
     def selection(self) -> Any:
         """The evaluators with the data that checkpoint.best selects on: parts of the training data; None without it."""
         from ssl_jax.downstream.evaluation import Evaluation
@@ -130,9 +136,11 @@ def prepare(config: ConfigDict, workdir: str | None = None, build: Callable[...,
     if checkpoint.best is not None and training.evaluate_every is None:
         raise UserError('checkpoint.best: needs training.evaluate_every, such as "5 epochs", when that result is made')
 
+    section = data_section(config, cls.data, workdir) if build is data.build else config.data  # not of a stand-in
+
     @functools.cache
     def dataset(split: str, augmented: bool) -> Any:
-        return build(cls.data, config.data, split=split, train=augmented, task_section=config.task, workdir=workdir)
+        return build(cls.data, section, split=split, train=augmented, task_section=config.task, workdir=workdir)
 
     train = dataset("train", True)
     task = cls.from_config(config, train.info)
@@ -141,7 +149,7 @@ def prepare(config: ConfigDict, workdir: str | None = None, build: Callable[...,
     part = None
     if checkpoint.best is not None:
         whole, options = functools.partial(dataset, "train"), dict(task_section=config.task, workdir=workdir)
-        part = split_training(whole, cls.data, config.data.to_dict(), training.validation, **options)
+        part = split_training(whole, cls.data, section.to_dict(), training.validation, **options)
         train = part("train", True)
     stream = Stream(train, batch_size=config.data.batch_size, seed=seed)
     rows = sharding.shared_rows(stream.batch_size, training.accumulation, task.relates_examples)
@@ -150,6 +158,23 @@ def prepare(config: ConfigDict, workdir: str | None = None, build: Callable[...,
     return Parts(
         config, task, dataset, training, optimizer, schedules, checkpoint, mesh_settings, mesh, stream, evaluators, part
     )
+
+
+def data_section(config: ConfigDict, kind: str, workdir: str | None) -> ConfigDict:
+    """Return `config.data`; with task.init, its tokenizer in place of one that would be trained.
+
+    A run that was started has that tokenizer in its work directory, and does not read the model it began with again.
+    """
+    from ssl_jax.data.text.tokenizers import TokenizerSettings
+
+    paths = initialisation.named(config.task)
+    if not paths or kind == "images" or not read(TokenizerSettings, config.data.get("tokenizer"), "data.tokenizer").trained:
+        return config.data
+    folder, wd = initialisation.tokenizer_folder(paths), None if workdir is None else Workdir.at(workdir)
+    recorded = wd.config() if wd is not None else None
+    if recorded is not None and initialisation.named(recorded.task) == paths and (wd.path / "tokenizer").is_dir():
+        folder = str(wd.path / "tokenizer")
+    return config.data if folder is None else ConfigDict({**config.data, "tokenizer": dict(name="file", path=folder)})
 
 
 def read_evaluators(config: ConfigDict) -> dict[str, Any]:
@@ -215,6 +240,8 @@ def _run(config: ConfigDict, workdir: str, *, evaluate: bool, origin: Mapping[st
         check_evaluation(parts)
     trainer = None if trained(wd, config) else trainer_of(parts)
     if trainer is not None:
+        if not wd.begun():
+            _ = parts.initial  # UserError before anything is compiled
         say(overview(parts, trainer))
     complete(parts, wd, trainer, evaluate=evaluate)
     if evaluate:
@@ -306,7 +333,7 @@ def train(parts: Parts, wd: Workdir, trainer: Any, *, quiet: bool = False, conso
         stream=parts.stream,
         lr=parts.optimizer.peak(parts.stream.batch_size),
         weight_decay=parts.optimizer.weight_decay,
-        **starting_point(parts),
+        **starting_point(parts, wd),
         workdir=wd.path,
         checkpoint=parts.checkpoint,
         evaluate=functools.partial(evaluate_during, parts) if parts.evaluators else None,
@@ -327,15 +354,25 @@ def trouble_of(parts: Parts, wd: Workdir) -> list[str]:
     return [f"step {lines[-1]['step']}: {said}"] if said else []
 
 
-def starting_point(parts: Parts) -> dict[str, Callable]:
-    """Return how a task takes its first parameters from other runs, and its variables from the data, where it does."""
+def starting_point(parts: Parts, wd: Workdir) -> dict[str, Callable]:
+    """Return how a run takes its first parameters from `task.init`, and its variables from the data, where it does."""
     task, options = parts.task, {}
-    if not by_default(task, "initialise"):
-        options["init_params"] = functools.partial(task.initialise, load=restore)
+    if parts.config.task.get("init") is not None:
+        options["init_params"] = functools.partial(initial_params, parts, wd)
     if not by_default(task, "fit"):
         examples = functools.partial(panel_batch, parts.dataset("train", False))
         options["init_variables"] = functools.partial(task.fit, examples=examples)
     return options
+
+
+def initial_params(parts: Parts, wd: Workdir, params: Params) -> Params:
+    """Return the parameters at initialisation with what `task.init` gives, which is said and recorded."""
+    start = parts.initial
+    if start is None:
+        return params
+    say(start.line())
+    wd.write("initialised.json", start.report())
+    return start(params)
 
 
 def trainer_of(parts: Parts) -> Any:

@@ -281,7 +281,7 @@ class Running:
             Workdir(stack).write("members.json", {"members": [job.key for job in chunk]})
             replicas = [
                 Replica(own.config.seed, own.stream, job.workdir.path, own.optimizer.peak(own.stream.batch_size),
-                        own.optimizer.weight_decay, **runs.starting_point(own),
+                        own.optimizer.weight_decay, **runs.starting_point(own, job.workdir),
                         evaluate=functools.partial(runs.evaluate_during, own) if own.evaluators else None)
                 for job, own in zip(chunk, owns, strict=True)
             ]  # fmt: skip

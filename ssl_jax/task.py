@@ -89,10 +89,6 @@ class Task:
         """Return the initial state that is neither parameter nor teacher: a centre, running moments, a queue."""
         return {}
 
-    def initialise(self, params: Params, *, load: Callable[..., Any]) -> Params:
-        """Take parameters over from other runs, once before step 0; `load(path)` gives (task, parameters, DataInfo)."""
-        return params
-
     def fit(self, variables: Mapping[str, Any], examples: Callable[[int], Batch]) -> Mapping[str, Any]:
         """Compute variables that come from data (a PCA basis), once before step 0; `examples(n)` gives n training examples."""
         return variables

@@ -8,6 +8,7 @@ metrics.jsonl  one object a log step
 results.json   flat: "linear_probe/accuracy": 0.87
 status.json    what is done: steps trained, evaluators finished
 warnings.json  what is odd about the run, a line each
+initialised.json  what was taken from the model that the run started from (task.init)
 checkpoints/   Orbax
 panels/        pictures and texts for the report
 """
@@ -100,7 +101,15 @@ class Workdir:
 
     def forget(self) -> None:
         """Remove what an earlier start recorded of its data and settings."""
-        for name in ("config.json", "info.json", "data.json", "warnings.json", "status.json", "diverged.json"):
+        for name in (
+            "config.json",
+            "info.json",
+            "data.json",
+            "warnings.json",
+            "status.json",
+            "diverged.json",
+            "initialised.json",
+        ):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / "tokenizer", ignore_errors=True)
 
@@ -148,6 +157,11 @@ class Workdir:
 
             tokenizer = Tokenizer.load(self.path / "tokenizer")
         return info_from_json(stored, tokenizer)
+
+    def begun(self) -> bool:
+        """Whether there is a checkpoint."""
+        folder = self.path / "checkpoints"
+        return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
 
     def results(self) -> dict[str, float]:
         return self.read("results.json", {})

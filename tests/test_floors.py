@@ -14,7 +14,7 @@ FLOORS = (
         "partition", "cpu",
     },
     {"data", "models", "reports", "workdir"},
-    {"training", "pretext"},
+    {"training", "pretext", "initialisation"},
     {"downstream", "interop"},
     {
         "resume", "validation", "evidence", "overview", "plan", "runs", "stand_in", "sweeps", "planning", "inference",

@@ -5,7 +5,7 @@ r"""CLIP on emoji, the image tower from a masked autoencoder trained on the same
     ssl-jax run --config=configs/clip/emoji_cpu.py --workdir=runs/clip_emoji          # from scratch
     ssl-jax report runs/clip_emoji_from_mae runs/clip_emoji
 
-Another autoencoder: --config.task.init_image=DIR. Everything but the image tower's first values is that of emoji_cpu.py.
+Another autoencoder: --config.task.init.image=DIR. Everything but the image tower's first values is that of emoji_cpu.py.
 """
 
 import importlib.util
@@ -19,6 +19,6 @@ def get_config(init: str = "runs/emoji_mae") -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config()
-    config.task.init_image = init
+    config.task.init = dict(image=init)
     config.expected = ConfigDict()  # those are of a tower from scratch
     return config

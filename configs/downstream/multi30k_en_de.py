@@ -6,8 +6,9 @@ r"""English to German captions: Multi30k (Elliott et al. 2016), 29,000 pairs, te
 
 For one GPU and 10 minutes: a small model with strong dropout, as Wu et al. 2021 (arXiv:2105.14462, section 4) found best on
 this data, pre-norm. Arguments: "prefix" is one decoder as a prefix language model; "cpu" a smoke version of minutes on two CPU
-cores. Either side can start from another run: --config.task.init=D (a masked-token encoder), --config.task.decoder_init=D (a
-next-token decoder), both with --config.model.shared_embedding=False and the models' settings of those runs.
+cores. Either side can start from another run: --config.task.init.encoder=DIR (of masked tokens),
+--config.task.init.decoder=DIR (of next tokens), both with --config.model.shared_embedding=False and the models' settings of
+those runs.
 
 Measured so far: "cpu" with all 29,000 pairs, two cores of an Intel Xeon, 10 minutes of processor time, seed 0: BLEU 24.55
 with five beams, 23.28 greedy, on the first 200 pairs of test_2016_flickr

@@ -55,7 +55,7 @@ def run(options, arm: str, seed: int) -> dict[str, float]:
     config = load("emoji_cpu", seed, options.duration)
     if arm == "mae":
         with config.unlocked():
-            config.task.init_image = autoencoder(options, seed)
+            config.task.init = dict(image=autoencoder(options, seed))
     workdir, started = pathlib.Path(f"{options.workdir}/{arm}_{seed}"), time.monotonic()
     runs.run(config, str(workdir))
     print(f"{workdir}: {time.monotonic() - started:.0f} s", flush=True)

@@ -42,16 +42,13 @@ def finetuned(config: dict[str, Any], seeds: Sequence[int], init: str | None, me
 
 def trained(config: ConfigDict) -> dict[str, float]:
     """Train as `ssl-jax run` does, without a work directory, and evaluate."""
-    import functools
-
     from ssl_jax.training.loop import train
 
     parts = runs.prepare(config)
-    init = functools.partial(parts.task.initialise, load=runs.restore, say=lambda text: None)
     started = time.monotonic()
     state = train(
         parts.task, parts.stream, training=parts.training, optimizer=parts.optimizer, seed=config.seed,
-        mesh=parts.mesh_settings, init_params=init, quiet=True,
+        mesh=parts.mesh_settings, init_params=parts.initial, quiet=True,
     )  # fmt: skip
     seconds = time.monotonic() - started
     evaluation = parts.evaluation

@@ -41,7 +41,8 @@ def probed(data: dict, tokenizer: dict, init: str | None) -> dict[str, float]:
     ))  # fmt: skip
     parts = runs.prepare(config)
     train, test = (parts.dataset(split, False) for split in ("train", "test"))
-    params = parts.task.initialise(init_params(parts.task, 0, runs.panel_batch(test)), load=runs.restore)
+    params = init_params(parts.task, 0, runs.panel_batch(test))
+    params = params if parts.initial is None else parts.initial(params)
     found = flat(parts.evaluation.measure("linear_probe", {"ema": parts.evaluation.encoder(params)}))
     if init is not None:
         guess = bag_of_tokens(train, test, len(train.info.classes))

@@ -114,8 +114,7 @@ def build(
     if not source.has_text:
         raise UserError(f"{source.name}: no column is known to hold the captions; set data.columns.text")
     size = _size(settings, source)
-    init = {"init": (task_section or {}).get("init_text")}  # a text tower reads what the run it starts from read
-    tokenizer = tokenizer_of(settings.tokenizer, init, workdir, lambda: _all_captions(training))
+    tokenizer = tokenizer_of(settings.tokenizer, workdir, lambda: _all_captions(training))
     encode = Encode(tokenizer, settings.context_length)
     augment = settings.augment if train else PairAugment()
     examples = Examples(source, size, encode, augment, settings.eval_crop)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssl_jax import downstream, pretext
+from ssl_jax import downstream, initialisation, pretext
 from ssl_jax.errors import UserError
 from ssl_jax.interop import files, image_text, language, originals, vision
 from ssl_jax.interop.family import Family, Sections
@@ -112,9 +112,8 @@ def task_class(config: ConfigDict) -> Any:
 
 
 def shapes_of(task: Task) -> dict[str, tuple[int, ...]]:
-    """The shapes of a task's parameters by path; nothing is allocated."""
-    batch = {name: jax.ShapeDtypeStruct((1, *s.shape), s.dtype) for name, s in task.info.shapes.items()}
-    return {path: leaf.shape for path, leaf in flatten(jax.eval_shape(task.init, jax.random.key(0), batch)).items()}
+    """The shapes of a task's parameters by path."""
+    return {path: leaf.shape for path, leaf in flatten(initialisation.shapes_of(task)).items()}
 
 
 def nested(flat: Tensors) -> dict[str, Any]:

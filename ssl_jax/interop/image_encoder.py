@@ -22,7 +22,7 @@ class ImageEncoderSettings:
 
 @dataclasses.dataclass(frozen=True)
 class ImageEncoder(ImageTask):
-    """Parameters: "encoder". To train it, start a task from it: task.init of classification."""
+    """Parameters: "encoder". To train it, start a task from it: task.init."""
 
     encoder: Any  # a model that reads images
     info: DataInfo
@@ -39,7 +39,7 @@ class ImageEncoder(ImageTask):
         return {"encoder": self.encoder.init(substream(key, "encoder"), images)["params"]}
 
     def loss(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool, context: Context | None = None):
-        raise UserError('task.name="image_encoder": has no loss; start task.name="classification" from it with task.init')
+        raise UserError('task.name="image_encoder": has no loss; start another task from it with task.init')
 
     def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
         """ "tokens" f32[batch, prefix + patches, width] after the final norm, and "pooled" f32[batch, width]."""

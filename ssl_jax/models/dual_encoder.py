@@ -1,13 +1,11 @@
 """Two towers with one space: an image and a text encoder whose unit vectors are compared (CLIP, SigLIP)."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ssl_jax import config as configs
@@ -167,56 +165,3 @@ def unit(x: Float[Array, "batch dim"]) -> Float[Array, "batch dim"]:
     """x / |x| in f32; a vector of zeros stays one."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
-
-
-# Starting from what was trained before ------------------------------------------------------------------------------
-
-MARKS = {"image": "patch_embedding", "text": "token_embedding"}
-
-
-def init_from(params: Mapping[str, Any], source: Mapping[str, Any], tower: str, model: DualEncoder) -> dict[str, Any]:
-    """`params` with one tower ("image" or "text") taken from the parameters of another task.
-
-    The source may be a masked autoencoder, a supervised ViT, a language model or another dual encoder: its part that holds a
-    patch (token) embedding is used. Learned positions are interpolated (image) or cut (text). Parts of the tower that the
-    source lacks, such as a pooling head, keep their initial values; UserError when a block or an embedding does not fit.
-    """
-    found = _subtree(source, MARKS[tower])
-    if found is None:
-        raise UserError(f"task.init_{tower}: that run's parameters hold no {MARKS[tower]}; it trained no {tower} encoder")
-    own, found = params[tower], dict(found)
-    if tower == "image":
-        try:
-            found = model.image_encoder.adapt(found)
-        except UserError as error:
-            raise UserError(f"task.init_image: {error}") from None
-    if tower == "text" and "position_embedding" in found and "position_embedding" in own:
-        found["position_embedding"] = found["position_embedding"][: len(own["position_embedding"])]
-
-    def copy(path: str, mine: Any, theirs: Any) -> Any:
-        if isinstance(mine, Mapping):
-            theirs = theirs if isinstance(theirs, Mapping) else {}
-            return {name: copy(f"{path}/{name}", value, theirs.get(name)) for name, value in mine.items()}
-        if theirs is None:
-            if "/stack/" in path or path.endswith(MARKS[tower]) or "/patch_embedding/" in path:
-                raise UserError(f"task.init_{tower}: that run has no {path}; give model.{tower} the same shape as its model")
-            return mine
-        if np.shape(theirs) != np.shape(mine):
-            raise UserError(
-                f"task.init_{tower}: {path} is {list(np.shape(theirs))} there and {list(np.shape(mine))} here; "
-                f"give model.{tower} the same shape as its model"
-            )
-        return jnp.asarray(theirs, mine.dtype)
-
-    return {**params, tower: copy(tower, own, found)}
-
-
-def _subtree(tree: Any, mark: str) -> Mapping[str, Any] | None:
-    """The shallowest dict that has the key `mark`."""
-    level = [tree]
-    while level:
-        for node in level:
-            if mark in node:
-                return node
-        level = [child for node in level for child in node.values() if isinstance(child, Mapping)]
-    return None

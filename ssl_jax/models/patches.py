@@ -64,6 +64,25 @@ def bicubic(old: int, new: int) -> Float[np.ndarray, "new old"]:
     return matrix
 
 
+def resize_kernel(
+    kernel: Float[Array | np.ndarray, "pixels dim"], old: Grid, new: Grid
+) -> Float[np.ndarray, "{new[0]*new[1]*(len(kernel)//(old[0]*old[1]))} dim"]:
+    """Resize a patch embedding to patches of `new` = (height, width) pixels (Beyer et al. 2023, FlexiViT, section 3.4).
+
+    With B the bilinear resize of a patch, it is the pseudo-inverse of B^T times the kernel: a patch that is enlarged with it
+    keeps its embedding exactly; of a smaller one it is the least-squares fit.
+    """
+    rows, columns = (np.linalg.pinv(bilinear(a, b).T) for a, b in zip(old, new, strict=True))
+    image = np.asarray(kernel, np.float64).reshape(*old, -1)
+    return np.einsum("ah,bw,hwd->abd", rows, columns, image).reshape(-1, kernel.shape[1]).astype(np.float32)
+
+
+def bilinear(old: int, new: int) -> Float[np.ndarray, "new old"]:
+    """The matrix that resamples a line of `old` values to `new` linearly; edges repeat, nothing is smoothed."""
+    place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    return np.maximum(0.0, 1.0 - np.abs(place[:, None] - np.arange(old)))
+
+
 def inverse_of(indices: Int[Array, "batch kept"], count: int) -> Int[Array, "batch count"]:
     """Where each of 0 .. count - 1 stands in `indices` (distinct in each row), -1 where it is missing."""
     match = indices[:, :, None] == jnp.arange(count)

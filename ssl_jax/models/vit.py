@@ -14,7 +14,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.models import block_number
 from ssl_jax.models.dense import Dense
 from ssl_jax.models.layers import MLP, Attention, Keys, Stack, TransformerSettings, dropout, norm_of
-from ssl_jax.models.patches import Grid, inverse_of, patchify, pick, resample, sincos2d, take
+from ssl_jax.models.patches import Grid, inverse_of, patchify, pick, resample, resize_kernel, sincos2d, take
 from ssl_jax.task import DataInfo
 
 # Width, depth, heads, patch size, MLP width (ViT: Dosovitskiy et al. 2021, table 1; Ti: Touvron et al. 2021, table 1;
@@ -220,14 +220,17 @@ class ViT(nn.Module):
         """The same encoder for images of `size` = (height, width); `adapt` makes its parameters."""
         return vit_for(self.config, (*size, self.channels), self.dtype)
 
-    def adapt(self, params: Mapping[str, Any], grid: Grid | None = None) -> dict[str, Any]:
-        """Return this encoder's parameters from those of one trained on a `grid` of patches.
+    def adapt(self, params: Mapping[str, Any], grid: Grid | None = None, patch: Grid | None = None) -> dict[str, Any]:
+        """Return this encoder's parameters from those of one trained on a `grid` of patches of `patch` pixels.
 
         Learned positions are interpolated (`patches.resample`), as MAE's fine-tuning and DINOv2 do; sine-cosine ones are no
-        parameters. grid: by default this encoder's where the number of positions fits, else a square. Raises UserError where
-        they form no such grid.
+        parameters. The patch embedding is resized (`patches.resize_kernel`). grid: by default this encoder's where the number
+        of positions fits, else a square; patch: by default this encoder's. Raises UserError where positions form no such grid.
         """
         c, params = self.config, dict(params)
+        if patch not in (None, c.patch):
+            embedding = params["patch_embedding"]
+            params["patch_embedding"] = {**embedding, "kernel": resize_kernel(embedding["kernel"], patch, c.patch)}
         if c.positions != "learned" or "positions" not in params:
             return params
         table, first = np.asarray(params["positions"]), int(c.class_token)

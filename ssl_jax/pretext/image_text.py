@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -15,7 +15,7 @@ from ssl_jax import models
 from ssl_jax.config import read
 from ssl_jax.data.pairs import Encode
 from ssl_jax.errors import UserError
-from ssl_jax.models.dual_encoder import DualEncoder, init_from
+from ssl_jax.models.dual_encoder import DualEncoder
 from ssl_jax.pretext.contrastive import fingerprints, infonce, sigmoid
 from ssl_jax.pretext.patch_masking import PatchMaskSettings
 from ssl_jax.randomness import example_keys, substream
@@ -34,8 +34,6 @@ class ImageTextSettings:
     mask: PatchMaskSettings | None = None  # patches dropped in training (FLIP: kind="random", ratio=0.5)
     same_text: str = "negative"  # pairs of an image with another example's equal text: "negative" (CLIP) or "ignore"
     logit_chunks: int = 1  # make the batch x batch logits in so many pieces
-    init_image: str | None = None  # the work directory whose image encoder the image tower starts from
-    init_text: str | None = None
 
     def __post_init__(self):
         for name, choices in (("loss", tuple(INITIAL)), ("same_text", ("negative", "ignore"))):
@@ -83,14 +81,6 @@ class ImageText(Task):
         scale, bias = INITIAL[self.config.loss]
         params = {**params, "logit_scale": jnp.float32(scale)}
         return params if bias is None else {**params, "logit_bias": jnp.float32(bias)}
-
-    def initialise(self, params: Params, *, load: Callable[[str], tuple]) -> Params:
-        """`params` with the towers that task.init_image and init_text name; `load(path)` gives (task, parameters, info)."""
-        for tower in ("image", "text"):
-            path = getattr(self.config, f"init_{tower}")
-            if path is not None:
-                params = init_from(params, load(path)[1], tower, self.model)
-        return params
 
     def encode(self, params: Params, images: Array, tokens: Array, keys: Key[Array, "b"] | None) -> tuple[Array, Array]:
         """Unit vectors of images and texts, f32[batch, dim]; with keys, dropout and patch dropping are on."""

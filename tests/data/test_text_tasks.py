@@ -206,18 +206,6 @@ def test_a_trained_vocabulary_is_kept_in_the_work_directory(write, tmp_path):
     assert again.info.tokenizer.key == first.info.tokenizer.key
 
 
-def test_a_run_that_starts_from_another_takes_its_vocabulary(write, tmp_path):
-    first = "tsv:" + write("a.tsv", "text\tlabel\nthe cat sat\tx\nthe dog ran\ty\n")
-    other = "tsv:" + write("b.tsv", "text\tlabel\nquite other words\tx\nand letters\ty\n")
-    tokenizer = dict(name="wordpiece", size=60, min_frequency=1)
-    source = labelled_text(
-        dict(train=first, test=first, tokenizer=tokenizer), split="train", train=True, workdir=str(tmp_path / "r")
-    )
-    options = dict(split="train", train=True, task_section=dict(init=str(tmp_path / "r")), workdir=str(tmp_path / "new"))
-    data = labelled_text(dict(train=other, test=other, tokenizer=tokenizer), **options)
-    assert data.info.tokenizer.key == source.info.tokenizer.key
-
-
 # Parallel text ------------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,6 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ml_collections import ConfigDict
 
 from ssl_jax.downstream.evaluator import EvaluationData
 from ssl_jax.downstream.evaluators import bag_of_tokens as bag
@@ -20,8 +19,6 @@ from ssl_jax.downstream.evaluators.linear_probe import LinearProbe
 from ssl_jax.downstream.supervised.text_classification import TextClassification, TextClassificationMetrics, text_metrics
 from ssl_jax.downstream.supervised.text_encoder import label_scores
 from ssl_jax.errors import UserError
-from ssl_jax.pretext.masked_token import MaskedToken
-from ssl_jax.pretext.next_token import NextToken
 from ssl_jax.randomness import stream
 from ssl_jax.reports.records import flat
 from tests.downstream import text_toys as toys
@@ -154,58 +151,6 @@ def test_frozen_evaluators_take_sentences(tmp_path):
 
 
 # Starting from a pretext task -----------------------------------------------------------------------------------------
-
-
-def pretext(cls, name, length=12, **model):
-    shapes = {"tokens": jax.ShapeDtypeStruct((length,), jnp.int32)}
-    from ssl_jax.data.text.tokenizers import ByteTokenizer
-    from ssl_jax.task import DataInfo
-
-    info = DataInfo(shapes=shapes, tokenizer=ByteTokenizer(toys.SPECIAL))
-    task = cls.from_config(ConfigDict(dict(task=dict(name=name), model=toys.MODEL | model, training={})), info)
-    return task, jax.jit(task.init)(stream(7, "init"), {"tokens": jnp.zeros((1, length), jnp.int32)})
-
-
-@pytest.mark.parametrize(
-    ("cls", "name", "length", "options"),
-    [(MaskedToken, "masked_token", 20, dict(pooling="mean")), (NextToken, "next_token", 13, dict(pooling="last", causal=True))],
-)
-def test_it_starts_from_a_pretext_task(tmp_path, cls, name, length, options):
-    """The hidden states are the pretext task's own; the head is fresh."""
-    train, _ = toys.data(tmp_path)
-    source, trained = pretext(cls, name, length)
-    task = build(train.info, **options)
-    batch = toys.batch_of(train)
-    fresh = started(task, batch)
-    params = task.init_from(fresh, trained)
-    expected, found = jax.jit(source.features)(trained, batch), jax.jit(task.features)(params, batch)
-    for key in ("mean", "last", "block00/mean"):
-        np.testing.assert_allclose(found[key], expected[key], rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(params["head"]["kernel"], fresh["head"]["kernel"])
-
-
-def test_a_source_that_does_not_fit_is_told_in_one_line(tmp_path):
-    train, _ = toys.data(tmp_path)
-    task = build(train.info)
-    fresh = started(task, toys.batch_of(train))
-    cases = [
-        (dict(depth=1), r"it lacks stack/block01/attention/key/bias, .*; use its settings in config.model"),
-        (dict(depth=3), r"this model has no stack/block02/"),
-        (dict(width=32), r"has shape \(12, 32\), expected \(12, 16\)|has shape .*32.*: use its settings"),
-        (dict(context_length=20, length=8), None),
-    ]
-    for model, message in cases:
-        trained = pretext(MaskedToken, "masked_token", model.pop("length", 12), **model)[1]
-        if message is None:
-            assert task.init_from(fresh, trained)["transformer"]["position_embedding"].shape == (12, 16)
-            continue
-        with pytest.raises(UserError, match=message):
-            task.init_from(fresh, trained)
-    short = pretext(MaskedToken, "masked_token", 8)[1]
-    with pytest.raises(UserError, match="takes at most 8 tokens"):
-        task.init_from(fresh, short)
-    with pytest.raises(UserError, match="holds encoder, but no transformer over text"):
-        task.init_from(fresh, {"encoder": {}})
 
 
 def test_settings_are_checked(tmp_path):

@@ -16,8 +16,6 @@ from ssl_jax.downstream.evaluators.translation import TranslationMetrics, score
 from ssl_jax.downstream.supervised.decoding import Search
 from ssl_jax.downstream.supervised.translation import Translation, detokenized
 from ssl_jax.errors import UserError
-from ssl_jax.models import language
-from ssl_jax.models.language import Head, LanguageSettings, Transformer
 from ssl_jax.randomness import stream
 from ssl_jax.reports.records import flat
 from tests.downstream import text_toys as toys
@@ -153,52 +151,9 @@ def test_detokenized(data):
     assert detokenized(tokenizer, np.array([97, 98])) == "ab"
 
 
-# Where it starts ------------------------------------------------------------------------------------------------------
-
-
-def pretext(causal, length=12, **changes):
-    shape = LanguageSettings(context_length=length, **(SHAPE | changes))
-    return language.init(
-        Transformer(shape, 262, causal=causal), Head(shape, 262), jax.random.key(9), jnp.zeros((1, 4), jnp.int32)
-    )
-
-
-def test_encoder_and_decoder_start_from_runs_over_tokens(data):
-    batch = toys.batch_of(data)
-    model = MODELS["encoder_decoder"] | dict(shared_embedding=False)
-    task = Translation.from_config(ConfigDict(dict(task={}, model=model)), data.info)
-    fresh = started(task, batch)
-    encoder, decoder = pretext(False), pretext(True, depth=2)
-    params = task.init_from(fresh, encoder, decoder=decoder)
-    np.testing.assert_array_equal(params["encoder"]["token_embedding"], encoder["transformer"]["token_embedding"])
-    np.testing.assert_array_equal(params["decoder"]["token_embedding"], decoder["transformer"]["token_embedding"])
-    block, old = params["decoder"]["stack"]["block01"], decoder["transformer"]["stack"]["block01"]
-    np.testing.assert_array_equal(block["mlp"]["up"]["kernel"], old["mlp"]["up"]["kernel"])
-    fresh_block = fresh["decoder"]["stack"]["block01"]
-    np.testing.assert_array_equal(block["cross"]["query"]["kernel"], fresh_block["cross"]["query"]["kernel"])
-    assert params["encoder"]["position_embedding"].shape == (6, 16)
-    read = jax.jit(task.features)(params, batch)["mean"]
-    source = Transformer(LanguageSettings(context_length=12, **SHAPE), 262)
-    hidden, _ = source.apply({"params": encoder["transformer"]}, batch["source"], segments=batch["source_segments"])
-    weight = batch["source_segments"] / batch["source_segments"].sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(read, jnp.einsum("btd,bt->bd", hidden, weight), rtol=1e-5, atol=1e-5)
-
-
-def test_a_prefix_model_starts_from_a_next_token_run(data):
-    batch, task = toys.batch_of(data), build(data, "prefix")
-    params = task.init_from(started(task, batch), pretext(True))
-    np.testing.assert_array_equal(
-        params["transformer"]["position_embedding"], pretext(True)["transformer"]["position_embedding"]
-    )
-    with pytest.raises(UserError, match="takes at most 8 tokens"):
-        task.init_from(started(task, batch), pretext(True, length=8))
-
-
 def test_settings_are_checked(data):
-    with pytest.raises(UserError, match="a prefix LM has no decoder of its own"):
-        build(data, "prefix", decoder_init="x")
     with pytest.raises(UserError, match="set model.shared_embedding=False"):
-        build(data, "encoder_decoder", decoder_init="x")
+        build(data, "encoder_decoder", init=dict(decoder="x"))
     model = dict(name="encoder_decoder", encoder=SHAPE | dict(context_length=3))
     with pytest.raises(UserError, match="model.encoder.context_length=3: must be at least 6"):
         Translation.from_config(ConfigDict(dict(task={}, model=model)), data.info)

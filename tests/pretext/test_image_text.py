@@ -255,29 +255,3 @@ def test_mistakes_are_told_in_one_line(change, message):
     with pytest.raises(UserError) as caught:
         ImageText.from_config(config, info())
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
-
-
-def test_a_tower_starts_from_another_run():
-    """The image tower is the masked autoencoder's encoder; blocks that do not fit are refused by name."""
-    task, params = task_and_params()
-    other = jax.tree.map(lambda x: x + 1, params["image"])
-    found = task.initialise(params, load=lambda path: None)
-    assert found is params
-    config = small_config(init_image="runs/mae")
-    task = ImageText.from_config(config, info())
-    found = task.initialise(params, load=lambda path: (None, {"encoder": other, "decoder": {}}, None))
-    jax.tree.map(np.testing.assert_array_equal, found["image"], other)
-    assert found["text"] is params["text"]
-    small = {"encoder": {**other, "stack": {}}}
-    with pytest.raises(UserError, match="task.init_image: that run has no image/stack/block00"):
-        task.initialise(params, load=lambda path: (None, small, None))
-    with pytest.raises(UserError, match="hold no patch_embedding"):
-        task.initialise(params, load=lambda path: (None, {"encoder": {"dense": {}}}, None))
-
-
-def test_positions_are_resized_for_another_image_size():
-    """A tower trained on 16 x 16 images, with 4 x 4 patches of positions, starts one on 8 x 8 images."""
-    task, params = task_and_params(small_config(init_image="runs/big"))
-    source = {**params["image"], "positions": jnp.full((17, 16), 2.0).at[0].set(5.0)}
-    found = task.initialise(params, load=lambda path: (None, {"encoder": source}, None))["image"]["positions"]
-    np.testing.assert_allclose(found, np.concatenate([np.full((1, 16), 5.0), np.full((4, 16), 2.0)]), rtol=1e-6)

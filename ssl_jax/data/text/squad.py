@@ -104,7 +104,7 @@ def squad(section: Any, *, split: str, train: bool, task_section=None, workdir=N
     settings = read(Squad, section, "data")
     uri = settings.uri(split)
     questions, skipped = read_squad(uri, check=split == "train", skip=settings.on_bad_example == "skip")
-    tokenizer = tokenizer_of(settings.tokenizer, task_section, workdir, lambda: _texts(settings.train))
+    tokenizer = tokenizer_of(settings.tokenizer, workdir, lambda: _texts(settings.train))
     windows = cut(questions, tokenizer, settings.max_length, settings.doc_stride, settings.max_query_length)
     others = read_squad(settings.uri("test" if split == "train" else "train"), check=False)[0]
     version = "1.1" if all(q.answers for q in (*questions, *others)) else "2.0"

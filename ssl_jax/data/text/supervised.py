@@ -127,9 +127,7 @@ def labelled_text(section: Any, *, split: str, train: bool, task_section=None, w
     table = settings.table(split)
     classes = _classes(settings)
     labels = _labels(table, classes, settings)
-    tokenizer = tokenizer_of(
-        settings.tokenizer, task_section, workdir, lambda: _texts(settings.table("train"), ("text", "pair"))
-    )
+    tokenizer = tokenizer_of(settings.tokenizer, workdir, lambda: _texts(settings.table("train"), ("text", "pair")))
     texts = table.columns["text"]
     tokens, token_types, length, truncated = encode_sentences(tokenizer, texts, table.columns.get("pair"), settings.max_length)
     arrays = {"tokens": tokens, "length": length, "label": labels}
@@ -208,9 +206,7 @@ def parallel_text(section: Any, *, split: str, train: bool, task_section=None, w
     """
     settings = read(ParallelText, section, "data")
     table = settings.table(split)
-    tokenizer = tokenizer_of(
-        settings.tokenizer, task_section, workdir, lambda: _texts(settings.table("train"), ("source", "target"))
-    )
+    tokenizer = tokenizer_of(settings.tokenizer, workdir, lambda: _texts(settings.table("train"), ("source", "target")))
     first, last = sentence_ends(tokenizer)
     arrays, truncated = {}, 0
     for side, limit in (("source", settings.max_source_length), ("target", settings.max_target_length)):
@@ -276,21 +272,12 @@ def _texts(table: Table, columns: Sequence[str]):
     return (text for name in columns if name in table.columns for text in table.columns[name])
 
 
-def tokenizer_of(
-    settings: TokenizerSettings, task_section: Any, workdir: str | None, texts: Callable[[], Iterable[str]]
-) -> Tokenizer:
-    """The tokenizer of a run: read from its file; or that of the run it starts from (`task.init`); or trained once on the
-    training split and kept in the work directory."""
+def tokenizer_of(settings: TokenizerSettings, workdir: str | None, texts: Callable[[], Iterable[str]]) -> Tokenizer:
+    """The tokenizer of a run: read from its file; or trained once on the training split and kept in the work directory."""
     if not settings.trained:
         return tokenizer_files.from_settings(settings)
-    section = task_section or {}
-    init = section.get("init") or section.get("decoder_init")
-    folders = [] if workdir is None else [pathlib.Path(workdir)]
-    folders += [] if init is None else [pathlib.Path(str(init).removeprefix("hf:")).expanduser()]
-    for folder in folders:
-        for file in (folder / "tokenizer" / "tokenizer.json", folder / "tokenizer.json"):
-            if file.is_file():
-                return tokenizer_files.load(file)
+    if workdir is not None and (pathlib.Path(workdir) / "tokenizer" / "tokenizer.json").is_file():
+        return tokenizer_files.load(pathlib.Path(workdir) / "tokenizer")
     tokenizer = vocabularies.trained(settings, vocabularies.made_of(settings, texts()), texts)
     if workdir is not None:
         tokenizer.save(pathlib.Path(workdir) / "tokenizer")

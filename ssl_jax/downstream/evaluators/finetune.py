@@ -20,6 +20,7 @@ from ssl_jax.downstream.evaluators.features import Encoder
 from ssl_jax.downstream.metrics import classification as metrics
 from ssl_jax.downstream.supervised.classification import Classification, freeze, partial
 from ssl_jax.errors import UserError
+from ssl_jax.initialisation import Trained, match
 from ssl_jax.reports.records import over_examples, over_runs
 from ssl_jax.task import Params
 from ssl_jax.training import sharding
@@ -130,8 +131,8 @@ class FineTuner:
         """Train on the examples at `indices`, from `source` or from scratch; returns the moving average if one is kept."""
         init = None
         if source is not None:
-            grid = getattr(getattr(source.task, "encoder", None), "grid", None)
-            init = lambda params: self.task.init_from(params, source.params, grid=grid)
+            trained = Trained(source.task, source.params, self.train.info, "the encoder")
+            init = match(self.task, {"": trained}, heads=False)
         state = self.trainer.run(
             seed=seed, total_steps=steps, stream=self._stream(indices, seed), init_params=init, lr=lr, quiet=True
         )

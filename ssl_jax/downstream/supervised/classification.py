@@ -5,7 +5,7 @@ Fine-tuning (He et al. 2022, table 9 and figure 9), training from scratch (table
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -24,7 +24,6 @@ from ssl_jax.models import block_name
 from ssl_jax.models.layers import truncated_normal
 from ssl_jax.randomness import example_keys, substream
 from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params, Task, Text
-from ssl_jax.training.rules import flatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +34,6 @@ class ClassificationSettings:
     head_std: float = 2e-5  # the head's initial weights; small, so that early gradients barely disturb the encoder
     head_norm: str = "none"  # "batch": batch norm without affine, eps 1e-6, before the head (MAE's linear probe)
     mix: Mix | None = None  # mixup, cutmix, label smoothing
-    init: str | None = None  # a work directory or hf:DIR whose encoder to start from
-    checkpoint: int | None = None  # of that work directory; default: the newest
 
     def __post_init__(self):
         for name, choices in (("pooling", ("mean", "cls")), ("head_norm", ("none", "batch"))):
@@ -152,43 +149,6 @@ class Classification(Task):
 
     def flops(self) -> float:
         return 3 * (self.encoder.flops_forward() + 2 * self.encoder.config.width * len(self.info.classes))
-
-    def initialise(self, params: Params, *, load: Callable[..., Any], say: Callable[[str], None] = print) -> Params:
-        """Fresh `params` with the encoder of `task.init`, read by load(path, checkpoint) -> (task, params, info)."""
-        if self.settings.init is None:
-            return params
-        task, source, _ = load(self.settings.init, self.settings.checkpoint)
-        encoder = getattr(task, "encoder", None)
-        return self.init_from(params, source, grid=getattr(encoder, "grid", None), say=say)
-
-    def init_from(
-        self, params: Params, source: Params, *, grid: tuple | None = None, say: Callable[[str], None] = lambda text: None
-    ) -> Params:
-        """Fresh `params` with the encoder of `source`, whose patches formed `grid` (default: as here).
-
-        Learned positions are interpolated to this image's grid. Says which names were not found and which were not used;
-        UserError where the encoder is another model.
-        """
-        if "encoder" not in source:
-            raise UserError(f"task.init: holds {', '.join(sorted(source))}, but no encoder of images")
-        try:
-            old = self.encoder.adapt(source["encoder"], grid)
-        except UserError as error:
-            raise UserError(f"task.init: {error}") from None
-        new, found = flatten(params["encoder"]), flatten(old)
-        fresh = [name for name in new if name not in found]
-        other = [name for name in new if name in found and np.shape(found[name]) != new[name].shape]
-        missing = [name for name in fresh if not name.startswith(("pooled_norm", "final_norm"))]
-        if missing or other:
-            name = (missing + other)[0]
-            what = "is missing" if missing else f"has shape {list(np.shape(found[name]))}, expected {list(new[name].shape)}"
-            raise UserError(f"task.init: encoder/{name} {what}; give `model` the settings of the run it was trained by")
-        unused = [f"encoder/{name}" for name in found if name not in new]
-        unused += [name for name in source if name != "encoder"]
-        fresh = [f"encoder/{name}" for name in fresh] + ["head"]
-        say(f"encoder taken over; new: {', '.join(fresh)}; not used: {', '.join(unused) or 'nothing'}")
-        leaves = [found.get(name, value) for name, value in new.items()]
-        return {**params, "encoder": jax.tree.unflatten(jax.tree.structure(params["encoder"]), leaves)}
 
 
 def partial(depth: int, blocks: float) -> tuple[tuple[str, bool], ...]:

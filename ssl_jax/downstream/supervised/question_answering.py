@@ -18,11 +18,7 @@ from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
 from ssl_jax.downstream.evaluators.features import Encoder
 from ssl_jax.downstream.metrics import squad
 from ssl_jax.downstream.supervised.spans import Answer, answers, likeliest_sentence
-from ssl_jax.downstream.supervised.text_encoder import (
-    FromPretext,
-    init_transformer,
-    label_scores,
-)  # fmt: skip
+from ssl_jax.downstream.supervised.text_encoder import init_transformer, label_scores
 from ssl_jax.errors import UserError
 from ssl_jax.models.language import Transformer
 from ssl_jax.models.layers import dropout
@@ -40,8 +36,6 @@ class QuestionAnsweringSettings:
 
     causal: bool = False  # True to start from a next-token model
     dropout: float = 0.0  # before the head
-    init: str | None = None  # a work directory or hf:DIR whose transformer to start from
-    checkpoint: int | None = None  # of that work directory; default: the newest
 
     def __post_init__(self):
         if not 0 <= self.dropout < 1:
@@ -49,7 +43,7 @@ class QuestionAnsweringSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class QuestionAnswering(FromPretext, Task):
+class QuestionAnswering(Task):
     """Parameters: "transformer" and "span", a start and an end score for every token; the first token stands for no answer."""
 
     settings: QuestionAnsweringSettings

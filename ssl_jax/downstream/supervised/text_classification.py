@@ -15,11 +15,7 @@ from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
 from ssl_jax.downstream.evaluators.baselines import majority
 from ssl_jax.downstream.evaluators.features import Encoder
 from ssl_jax.downstream.metrics.classification import check_labels, confusion, f1_of_classes, hits, macro_f1
-from ssl_jax.downstream.supervised.text_encoder import (
-    FromPretext,
-    init_transformer,
-    label_scores,
-)  # fmt: skip
+from ssl_jax.downstream.supervised.text_encoder import init_transformer, label_scores
 from ssl_jax.errors import UserError
 from ssl_jax.models.language import Pooler, Transformer, pooled
 from ssl_jax.models.layers import dropout
@@ -42,8 +38,6 @@ class TextClassificationSettings:
     causal: bool = False  # True to start from a next-token model
     dropout: float = 0.1  # before the head
     label_smoothing: float = 0.0
-    init: str | None = None  # a work directory or hf:DIR whose transformer to start from
-    checkpoint: int | None = None  # of that work directory; default: the newest
 
     def __post_init__(self):
         if self.pooling not in POOLINGS:
@@ -56,7 +50,7 @@ class TextClassificationSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextClassification(FromPretext, Task):
+class TextClassification(Task):
     """Parameters: "transformer", "pooler" (with pooling "cls") and "head". Batches: those of the kind "labelled_text"."""
 
     settings: TextClassificationSettings

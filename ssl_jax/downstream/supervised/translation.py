@@ -1,7 +1,6 @@
 """Translation of parallel text: an encoder-decoder, or one decoder as a prefix language model; measured by BLEU."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -14,9 +13,9 @@ from ssl_jax import models
 from ssl_jax.config import read
 from ssl_jax.data.text.supervised import sentence_ends
 from ssl_jax.downstream.supervised.decoding import Search
-from ssl_jax.downstream.supervised.text_encoder import label_scores, transformer_of, transplant
+from ssl_jax.downstream.supervised.text_encoder import label_scores
 from ssl_jax.errors import UserError
-from ssl_jax.models.encoder_decoder import CROSS, EncoderDecoder, PrefixDecoder
+from ssl_jax.models.encoder_decoder import EncoderDecoder, PrefixDecoder
 from ssl_jax.pretext.text_features import representations
 from ssl_jax.randomness import example_keys
 from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params, Task, Text
@@ -24,13 +23,13 @@ from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params, Task, Text
 
 @dataclasses.dataclass(frozen=True)
 class TranslationSettings:
-    """`task` of name "translation". `init` and `decoder_init` are work directories (or hf:DIR) of runs over tokens."""
+    """`task` of name "translation".
+
+    task.init=DIR starts the encoder (as a prefix LM, the transformer and its head) from a run over tokens;
+    task.init=dict(encoder=DIR, decoder=DIR) starts either; cross-attention is new.
+    """
 
     label_smoothing: float = 0.1
-    init: str | None = None  # of the encoder (a masked-token run); as a prefix LM, of the transformer (a next-token run)
-    checkpoint: int | None = None
-    decoder_init: str | None = None  # of the decoder (a next-token or masked-token run); cross-attention is new
-    decoder_checkpoint: int | None = None
 
     def __post_init__(self):
         if not 0 <= self.label_smoothing < 1:
@@ -52,41 +51,14 @@ class Translation(Task):
     def from_config(cls, config: ConfigDict, info: DataInfo) -> "Translation":
         settings = read(TranslationSettings, config.get("task"), "task")
         model = models.build("parallel_text", config, info)
-        if settings.decoder_init and isinstance(model, PrefixDecoder):
-            raise UserError("task.decoder_init: a prefix LM has no decoder of its own; use task.init")
-        if settings.decoder_init and model.shared_embedding and not settings.init:
-            raise UserError("task.decoder_init: set model.shared_embedding=False, or its tokens' vectors would be lost")
+        init = (config.get("task") or {}).get("init")
+        only_decoder = hasattr(init, "get") and init.get("decoder") and not init.get("encoder")
+        if only_decoder and getattr(model, "shared_embedding", False):
+            raise UserError("task.init.decoder: set model.shared_embedding=False, or its tokens' vectors would be lost")
         return cls(settings, model, info)
 
     def init(self, key: Key[Array, ""], batch: Batch) -> Params:
         return self.model.init(key)
-
-    def initialise(self, params: Params, *, load: Callable[..., Any], say: Callable[[str], None] = print) -> Params:
-        """Fresh `params` with what `task.init` and `task.decoder_init` name, read by load(path, checkpoint)."""
-        sources = (
-            (self.settings.init, self.settings.checkpoint),
-            (self.settings.decoder_init, self.settings.decoder_checkpoint),
-        )
-        found = [None if path is None else load(path, checkpoint)[1] for path, checkpoint in sources]
-        return self.init_from(params, found[0], decoder=found[1], say=say)
-
-    def init_from(
-        self, params: Params, source: Params | None, *, decoder: Params | None = None,
-        say: Callable[[str], None] = lambda text: None,
-    ) -> Params:  # fmt: skip
-        """Fresh `params` with the encoder (as a prefix LM, the transformer) of `source` and the decoder of `decoder`."""
-        taken = {}
-        if source is not None:
-            part = "encoder" if "encoder" in params else "transformer"
-            taken[part] = transplant(params[part], transformer_of(source), part)
-            if part == "transformer" and "head" in params and "head" in source:
-                taken["head"] = transplant(params["head"], source["head"], "head")
-        if decoder is not None:
-            shared = "token_embedding" if "token_embedding" not in params["decoder"] else ""
-            taken["decoder"] = transplant(params["decoder"], transformer_of(decoder), "decoder", fresh=CROSS, unused=shared)
-        if taken:
-            say(f"{' and '.join(taken)} taken over; new: {', '.join(n for n in params if n not in taken) or 'nothing'}")
-        return {**params, **taken}
 
     def loss(
         self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool, context: Context | None = None
