@@ -128,9 +128,7 @@ def parser() -> argparse.ArgumentParser:
         "finetune", _finetune, "train a supervised task, from a pre-trained encoder with --init",
         config=True, workdir=True, trains=True,
     )  # fmt: skip
-    sub.add_argument(
-        "--init", type=path, metavar="DIR", help="a work directory, DIR@STEP or hf:DIR to start from (task.init)"
-    )
+    sub.add_argument("--init", type=path, metavar="DIR", help="a work directory, DIR@STEP or hf:DIR to start from (task.init)")
     sub = command("evaluate", _evaluate, "run the config's evaluators over a checkpoint", workdir=True, trains=True)
     sub.add_argument(
         "--config",
