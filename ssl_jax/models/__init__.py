@@ -34,7 +34,7 @@ def build(reads: str, config: Mapping[str, Any] | ConfigDict, info: Any, **setti
     """
     section, models = config.get("model") or {}, MODELS[reads]
     name, dtype = section.get("name", next(iter(models))), (config.get("training") or {}).get("dtype", "float32")
-    if name not in models and any(name in others for others in MODELS.values()):
+    if isinstance(name, str) and name not in models and any(name in others for others in MODELS.values()):
         raise UserError(f"model.name={name!r}: does not read {reads}; use {' or '.join(models)}")
     if dtype not in DTYPES:
         raise UserError(f"training.dtype={dtype!r}: must be one of {', '.join(DTYPES)}")

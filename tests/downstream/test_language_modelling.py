@@ -2,6 +2,7 @@
 
 import functools
 import json
+import dataclasses
 import math
 
 import jax
@@ -143,6 +144,18 @@ def test_masked_token_loss_does_not_depend_on_the_batch(folder, batch_size):
     assert set(found) == {"loss", "accuracy", "unigram/loss", "most_frequent/accuracy"}
     for name in found:
         np.testing.assert_allclose(found[name], whole[name], rtol=1e-5)
+
+
+def test_masked_token_loss_at_a_ratio_that_is_not_the_models(folder):
+    """Equal to the loss of a task that hides so much, and not to that of its own."""
+    encoder, data = setup("masked_token", folder)
+    found = flat(MaskedTokenLoss(ratio=0.5)(encoder, data))
+    own = flat(MaskedTokenLoss()(encoder, data))
+    mask = dataclasses.replace(encoder.task.settings.mask, ratio=0.5)
+    encoder.task = dataclasses.replace(encoder.task, settings=dataclasses.replace(encoder.task.settings, mask=mask))
+    assert found == flat(MaskedTokenLoss()(encoder, data)) and found["loss"] != own["loss"]
+    with pytest.raises(UserError, match="ratio=1.5: must lie in"):
+        MaskedTokenLoss(ratio=1.5)
 
 
 def test_the_wrong_task_is_named(folder):

@@ -84,7 +84,9 @@ def test_the_largest_token_of_a_corpus_is_looked_at(tmp_path):
         task = cls.from_config(config, data.info)
         check_dataset(task, data)
         small = dataclasses.replace(task, model=dataclasses.replace(task.model, vocabulary=100))
-        with pytest.raises(UserError, match=r"a.txt \(train split\): tokens 102 is not among the model's vocabulary, 0 to 99"):
+        with pytest.raises(
+            UserError, match=r"a.txt \(without its last 10 %\): tokens 102 is not among the model's vocabulary, 0 to 99"
+        ):
             check_dataset(small, data)
 
 

@@ -20,6 +20,7 @@ from ssl_jax.downstream.evaluators.features import prepare
 from ssl_jax.errors import UserError
 from ssl_jax.models.cross_entropy import token_losses
 from ssl_jax.pretext.masked_token import masked_token_baselines
+from ssl_jax.pretext.token_masking import TokenMaskSettings
 from ssl_jax.randomness import stream
 from ssl_jax.reports.records import Record, over_examples
 
@@ -45,9 +46,12 @@ def _documents(data: EvaluationData, uri: str, **options: Any) -> Documents:
     return open_documents(uri, skip_bad=section.get("on_bad_example") == "skip", **options)
 
 
-def _mean_over(encoder: Any, dataset: Any, batch_size: int) -> dict[str, float]:
-    """The task's loss and metrics over every example of `dataset`, each weighted with its number of terms."""
-    task = encoder.task
+def _mean_over(encoder: Any, dataset: Any, batch_size: int, task: Any = None) -> dict[str, float]:
+    """The task's loss and metrics over every example of `dataset`, each weighted with its number of terms.
+
+    `task`: the encoder's with other settings.
+    """
+    task = task or encoder.task
     key = stream(encoder.seed, "evaluate")
 
     @jax.jit
@@ -129,9 +133,18 @@ class NextTokenLoss(Evaluator):
 
 @dataclasses.dataclass(frozen=True)
 class MaskedTokenLoss(Evaluator):
-    """Masked-token loss and accuracy over the whole test split, beside what token frequencies alone achieve."""
+    """Masked-token loss and accuracy over the whole test split, beside what token frequencies alone achieve.
+
+    `ratio`: the share of tokens that are hidden (single tokens, 80/10/10), so that models trained with other masks can be
+    compared; without it, tokens are hidden as in training.
+    """
 
     batch_size: int = 64
+    ratio: float | None = None
+
+    def __post_init__(self):
+        if self.ratio is not None:
+            TokenMaskSettings(ratio=self.ratio)  # UserError outside (0, 1)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -142,7 +155,11 @@ class MaskedTokenLoss(Evaluator):
 
     def __call__(self, encoder: Any, data: EvaluationData) -> Records:
         _check(encoder, "masked_token")
-        found = _mean_over(encoder, data.test, self.batch_size)
+        task = encoder.task
+        if self.ratio is not None:
+            mask = TokenMaskSettings(ratio=self.ratio)
+            task = dataclasses.replace(task, settings=dataclasses.replace(task.settings, mask=mask))
+        found = _mean_over(encoder, data.test, self.batch_size, task)
         n = int(found["weight"])
         yield Record("loss", found["cross_entropy"], n=n, lower_is_better=True, headline=True)
         yield Record("accuracy", found["accuracy"], n=n)
