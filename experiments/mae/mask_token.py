@@ -17,7 +17,6 @@ def get_experiment() -> dict:
             Arm("with [M]", {"task.mask_tokens_in_encoder": True}),
         ),
         default="without [M]",
-        seeds=5,
         columns={"label_efficiency/1%/finetune/mean": "fine-tuned, 600 labels", "linear_probe/accuracy": "linear probe"},
         published=dict(
             source="He et al. 2022, table 1c, ViT-L on ImageNet-1K",

@@ -12,21 +12,18 @@ from ssl_jax.experiments import product
 def get_experiment() -> dict:
     return dict(
         config="base.py",
-        arms=product(
-            {"training.duration": [f"{n} epochs" for n in (1, 2, 4, 8, 16)]}, names=("1 epoch", "2", "4", "8", "16 epochs")
-        ),
+        arms=product({"training.duration": [f"{n} epochs" for n in (1, 2, 4, 8)]}, names=("1 epoch", "2", "4", "8 epochs")),
         default="4",
         columns={"label_efficiency/1%/finetune/mean": "fine-tuned, 600 labels", "linear_probe/accuracy": "linear probe"},
         figure=dict(x="training.duration", log_x=True),
         published=dict(
-            source="He et al. 2022, figure 7 (100, 200, 400, 800 and 1,600 epochs), ViT-L on ImageNet-1K",
+            source="He et al. 2022, figure 7 (100, 200, 400 and 800 epochs), ViT-L on ImageNet-1K",
             columns={"label_efficiency/1%/finetune/mean": "fine-tuned", "linear_probe/accuracy": "linear"},
             rows={
                 "1 epoch": (82.3, 57.3),
                 "2": (83.3, 64.4),
                 "4": (84.3, 69.7),
-                "8": (84.9, 73.5),
-                "16 epochs": (85.1, 75.1),
+                "8 epochs": (84.9, 73.5),
             },
         ),
     )

@@ -1,8 +1,8 @@
 """Language-model evaluators against sums written out by hand."""
 
+import dataclasses
 import functools
 import json
-import dataclasses
 import math
 
 import jax
