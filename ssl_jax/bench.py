@@ -166,7 +166,7 @@ def measure(parts: Any, *, steps: int | None = None, spec: Mapping[str, Any] | N
         times = ours.run(max(block, 10))
         waited = ours.waited / (time.perf_counter() - start)
     else:
-        found["peer"], times, waited = beside(ours, spec, block, parts, alternations, say)
+        found["peer"], times, waited = alternate(ours, spec, block, parts, alternations, say)
     ours.close()
     times = np.array(times)
     per_second = 1 / float(np.median(times))
@@ -193,7 +193,7 @@ def measure(parts: Any, *, steps: int | None = None, spec: Mapping[str, Any] | N
     return found
 
 
-def beside(ours: Ours, spec: Mapping[str, Any], block: int, parts: Any, alternations: int,
+def alternate(ours: Ours, spec: Mapping[str, Any], block: int, parts: Any, alternations: int,
            say: Callable[[str], None]) -> tuple[dict[str, Any], list[float], float]:  # fmt: skip
     """Blocks of steps in turn: ours, eager, compiled, ours ... (the peer's figures, our step times, our share of waiting).
 

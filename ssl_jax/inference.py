@@ -34,7 +34,7 @@ def dataset_of(workdir: str, task: Task, uri: str | None, info: DataInfo) -> Any
         raise UserError(f"{workdir} has no data of its own; name a source, such as folder:DIR")
     section = config.data
     if uri is not None:
-        section = ConfigDict(runs.as_trained(config.data, task, info, workdir) | dict(train=uri, test=uri))
+        section = ConfigDict(runs.data_as_trained(config.data, task, info, workdir) | dict(train=uri, test=uri))
     return data.build(task.data, section, split="test", train=False, task_section=config.task, workdir=workdir)
 
 

@@ -406,7 +406,7 @@ def restore(path: str, checkpoint: int | None = None) -> tuple[Task, Params, Dat
     return task, params, info
 
 
-def as_trained(section: Any, task: Task, info: DataInfo, workdir: str, *, kind: str | None = None) -> dict[str, Any]:
+def data_as_trained(section: Any, task: Task, info: DataInfo, workdir: str, *, kind: str | None = None) -> dict[str, Any]:
     """Return a section `data` under which other sources are read as the model's own were; `kind`: default, the task's.
 
     Imported weights come without one (`section` is empty): then each line or row of a text is a sequence for a masked-token
@@ -464,7 +464,7 @@ def evaluate(
     if config is not None:
         if not own.data:
             task, _, info = restore(workdir)
-            own.data = {**config.data, **as_trained({}, task, info, workdir), "batch_size": config.data.batch_size}
+            own.data = {**config.data, **data_as_trained({}, task, info, workdir), "batch_size": config.data.batch_size}
             own.training, own.optimizer = config.training, config.optimizer  # of evaluators that train
         own.downstream = config.get("downstream", ConfigDict())
         own.expected = config.get("expected", ConfigDict())
@@ -522,7 +522,7 @@ def other_data(parts: Parts, own: Any, sources: Mapping[str, Any]) -> Any:
     if "train" in sources:
         section = {name: value for name, value in section.items() if name != "test"}  # a share of the new source instead
     with tempfile.TemporaryDirectory(prefix="ssl_jax_") as folder:
-        section = as_trained(section, parts.task, parts.info, "", kind=kind) | sources
+        section = data_as_trained(section, parts.task, parts.info, "", kind=kind) | sources
         if parts.info.tokenizer is not None and "tokenizer" not in sources:
             parts.info.tokenizer.save(folder)
             section["tokenizer"] = {"name": "file", "path": folder}

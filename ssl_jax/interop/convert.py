@@ -60,9 +60,9 @@ def _load(path: pathlib.Path) -> tuple[Task, dict, DataInfo, ConfigDict, str]:
     else:
         theirs = files.read_config(path)
         named = family_named(theirs, path)
-        tensors, beside = files.read_tensors(path), files.beside(path, theirs)
-        family, source = fullest(named, tensors, bool(theirs.get("architectures"))), beside.source
-        sections = family.read(theirs, tensors, beside)
+        tensors, preprocessing = files.read_tensors(path), files.read_preprocessing(path, theirs)
+        family, source = fullest(named, tensors, bool(theirs.get("architectures"))), preprocessing.source
+        sections = family.read(theirs, tensors, preprocessing)
     config = config_of(sections)
     try:
         task = task_class(config).from_config(config, sections.info)
@@ -183,7 +183,7 @@ def encoder_alone(task: Task, params: Params) -> tuple[Task, Params, tuple[str, 
 
 def exported(task: Task, params: Params) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
     """(architecture, config.json, tensors by their names). UserError where no architecture can hold the model."""
-    family = next((family for family in FAMILIES if family.takes(task)), None)
+    family = next((family for family in FAMILIES if family.can_hold(task)), None)
     if family is None:
         raise UserError(f"task.name={task.name!r}: no architecture that can be written holds it")
     theirs = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": "float32"}

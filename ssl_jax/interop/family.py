@@ -24,7 +24,7 @@ class Sections:
 
 
 @dataclasses.dataclass(frozen=True)
-class Beside:
+class Preprocessing:
     """What stands beside the weights: a tokenizer, and how images are normalised."""
 
     source: str
@@ -42,11 +42,11 @@ class Family:
     ignored: ClassVar[tuple[str, ...]] = ()  # buffers that older files hold: expressions over names
     marks: ClassVar[tuple[str, ...]] = ()  # tensors that others of its model type have not
 
-    def takes(self, task: Task) -> bool:
+    def can_hold(self, task: Task) -> bool:
         """Whether a task of ours is of this kind (its settings may still not fit)."""
         raise NotImplementedError
 
-    def read(self, theirs: Mapping[str, Any], tensors: Tensors, beside: Beside) -> Sections:
+    def read(self, theirs: Mapping[str, Any], tensors: Tensors, preprocessing: Preprocessing) -> Sections:
         raise NotImplementedError
 
     def write(self, task: Task) -> dict[str, Any]:
@@ -117,13 +117,13 @@ def section(settings: Mapping[str, Any], key: str, source: str) -> Mapping[str, 
     return value or {}
 
 
-def vocabulary(settings: Mapping[str, Any], default: int | None, beside: Beside) -> dict[str, int]:
+def vocabulary(settings: Mapping[str, Any], default: int | None, preprocessing: Preprocessing) -> dict[str, int]:
     """Our `vocabulary`, where the model has room for more tokens than its tokenizer has."""
-    size, tokenizer = number(settings, "vocab_size", default, beside.source), beside.tokenizer
+    size, tokenizer = number(settings, "vocab_size", default, preprocessing.source), preprocessing.tokenizer
     if tokenizer is None:
-        raise UserError(f"{beside.source}: vocab_size={size}: is more than any vocabulary has")
+        raise UserError(f"{preprocessing.source}: vocab_size={size}: is more than any vocabulary has")
     if tokenizer.size > size:
-        raise UserError(f"{beside.source}: tokenizer.json has {tokenizer.size} tokens, config.json vocab_size={size}")
+        raise UserError(f"{preprocessing.source}: tokenizer.json has {tokenizer.size} tokens, config.json vocab_size={size}")
     return {"vocabulary": size} if tokenizer.size < size else {}
 
 
@@ -164,7 +164,7 @@ def one_or_two(size: tuple[int, int]) -> int | list[int]:
     return size[0] if size[0] == size[1] else list(size)
 
 
-def image_info(size: tuple[int, int], channels: int, beside: Beside, **more: Any) -> DataInfo:
+def image_info(size: tuple[int, int], channels: int, preprocessing: Preprocessing, **more: Any) -> DataInfo:
     shapes = {"image": jax.ShapeDtypeStruct((*size, channels), jnp.float32)}
     fits = lambda values: values if len(values) in (0, 1, channels) else ()
-    return DataInfo(shapes, mean=fits(beside.mean), std=fits(beside.std), **more)
+    return DataInfo(shapes, mean=fits(preprocessing.mean), std=fits(preprocessing.std), **more)

@@ -17,7 +17,7 @@ import numpy as np
 from ssl_jax.data.text import tokenizer_files
 from ssl_jax.data.text.tokenizers import FastTokenizer, is_stand_in
 from ssl_jax.errors import UserError
-from ssl_jax.interop.family import Beside
+from ssl_jax.interop.family import Preprocessing
 
 LARGEST = 2**22  # tokens of a vocabulary
 WEIGHTS, PICKLE = "model.safetensors", "pytorch_model.bin"
@@ -154,7 +154,7 @@ def _line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
-def beside(directory: pathlib.Path, theirs: Mapping[str, Any]) -> Beside:
+def read_preprocessing(directory: pathlib.Path, theirs: Mapping[str, Any]) -> Preprocessing:
     """The tokenizer and the normalisation of a model directory."""
     source = f"hf:{directory}"
     mean, std = (), ()
@@ -162,7 +162,7 @@ def beside(directory: pathlib.Path, theirs: Mapping[str, Any]) -> Beside:
         settings = read_json(directory / "preprocessor_config.json")
         if settings.get("do_normalize", True):
             mean, std = (tuple(map(float, settings.get(f"image_{n}") or ())) for n in ("mean", "std"))
-    return Beside(source, read_tokenizer(directory, theirs), mean, std)
+    return Preprocessing(source, read_tokenizer(directory, theirs), mean, std)
 
 
 def read_tokenizer(directory: pathlib.Path, theirs: Mapping[str, Any]) -> Any:

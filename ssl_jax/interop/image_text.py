@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from ssl_jax.errors import UserError
 from ssl_jax.interop.family import (
-    Beside,
     Family,
+    Preprocessing,
     Sections,
     image_info,
     number,
@@ -71,7 +71,7 @@ class _ImageText(Family):
     text: Settings
     text_length, patch_default, vocabulary = 77, 32, 49408
 
-    def takes(self, task):
+    def can_hold(self, task):
         return isinstance(task, ImageText) and (task.config.loss == "sigmoid") == (self.model_type == "siglip")
 
     @staticmethod
@@ -80,16 +80,16 @@ class _ImageText(Family):
         both = lambda name: {**section(theirs, f"{name}_config", source), **section(theirs, f"{name}_config_dict", source)}
         return both("text"), both("vision")
 
-    def sections(self, theirs: Mapping[str, Any], beside: Beside, task: dict) -> Sections:
-        source = beside.source
+    def sections(self, theirs: Mapping[str, Any], preprocessing: Preprocessing, task: dict) -> Sections:
+        source = preprocessing.source
         text, vision = self.parts(theirs, source)
         length = number(text, "max_position_embeddings", self.text_length, source)
         size = pair(vision.get("image_size", 224), "vision_config.image_size", source)
         image = self.image.read(vision, source)
         image |= patches(vision, self.patch_default, size, "vision_config.patch_size", source)
-        words = self.text.read(text, source) | {"context_length": length, **vocabulary(text, self.vocabulary, beside)}
-        text_info = dict(tokenizer=beside.tokenizer, extra=read_ids(text))
-        info = image_info(size, number(vision, "num_channels", 3, source), beside, **text_info)
+        words = self.text.read(text, source) | {"context_length": length, **vocabulary(text, self.vocabulary, preprocessing)}
+        text_info = dict(tokenizer=preprocessing.tokenizer, extra=read_ids(text))
+        info = image_info(size, number(vision, "num_channels", 3, source), preprocessing, **text_info)
         shapes = {**info.shapes, "tokens": jax.ShapeDtypeStruct((length,), jnp.int32)}
         model = {"name": "dual_encoder", "image": image, "text": words, **self.space(theirs, text, image, source)}
         return Sections({"name": "image_text", **task}, model, dataclasses.replace(info, shapes=shapes))
@@ -119,14 +119,14 @@ class CLIP(_ImageText):
         TOWER, {**CLIP_DEFAULTS, "hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048}
     )  # our TextSettings's defaults are CLIP's
 
-    def read(self, theirs, tensors, beside):
-        text, _ = self.parts(theirs, beside.source)
+    def read(self, theirs, tensors, preprocessing):
+        text, _ = self.parts(theirs, preprocessing.source)
         end, size = text.get("eos_token_id", 49407), text.get("vocab_size", self.vocabulary)
         end = size - 1 if end == 2 else end  # the first config.json had a wrong one: the largest id is meant
-        if beside.tokenizer.separator_id != end:
-            mine = beside.tokenizer.separator_id
-            raise UserError(f"{beside.source}: the tokenizer ends a text with token {mine}, config.json with {end}")
-        return self.sections(theirs, beside, {"loss": "infonce"})
+        if preprocessing.tokenizer.separator_id != end:
+            mine = preprocessing.tokenizer.separator_id
+            raise UserError(f"{preprocessing.source}: the tokenizer ends a text with token {mine}, config.json with {end}")
+        return self.sections(theirs, preprocessing, {"loss": "infonce"})
 
     def space(self, theirs, text, image, source):
         return {"dim": number(theirs, "projection_dim", 512, source)}
@@ -165,8 +165,8 @@ class SigLIP(_ImageText):
     image = Settings(TOWER, SIGLIP_DEFAULTS, {"class_token": False, "positions": "learned", "pooling": "attention"})
     text = Settings(TOWER, SIGLIP_DEFAULTS, {"causal": False, "pooling": "last"})
 
-    def read(self, theirs, tensors, beside):
-        return self.sections(theirs, beside, {"loss": "sigmoid", "max_scale": None})
+    def read(self, theirs, tensors, preprocessing):
+        return self.sections(theirs, preprocessing, {"loss": "sigmoid", "max_scale": None})
 
     def space(self, theirs, text, image, source):
         dim = number(text, "projection_size", text.get("hidden_size", 768), source)

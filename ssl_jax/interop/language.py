@@ -22,12 +22,12 @@ TIED, POSITIONS = "tie_word_embeddings", "max_position_embeddings"
 class _Language(Family):
     settings: Settings
 
-    def sections(self, task: dict, model: dict, theirs: dict, beside, *, one_more: int, **shapes) -> Sections:
-        model |= vocabulary(theirs, None, beside)
+    def sections(self, task: dict, model: dict, theirs: dict, preprocessing, *, one_more: int, **shapes) -> Sections:
+        model |= vocabulary(theirs, None, preprocessing)
         shape = lambda *n: jax.ShapeDtypeStruct(n, jnp.int32)
         length = model["context_length"]
         shapes = {"tokens": shape(length + one_more)} | {n: shape(*((length,) if wide else ())) for n, wide in shapes.items()}
-        info = DataInfo(shapes, tokenizer=beside.tokenizer, extra=read_ids(theirs))
+        info = DataInfo(shapes, tokenizer=preprocessing.tokenizer, extra=read_ids(theirs))
         return Sections(task, {"name": "transformer", **model}, info)
 
     def write_shape(self, task) -> dict:
@@ -69,13 +69,13 @@ class GPT2(_Language):
     )  # fmt: skip
     checked = ("bias", "qkv_bias", "norm_bias")  # written as zeros where we have none
 
-    def takes(self, task):
+    def can_hold(self, task):
         return isinstance(task, NextToken) and task.model.config.positions != "rope"
 
-    def read(self, theirs, tensors, beside):
-        model = self.settings.read(theirs, beside.source)
-        model["context_length"] = number(theirs, "n_positions", 1024, beside.source)
-        return self.sections({"name": "next_token"}, model, theirs, beside, one_more=1)
+    def read(self, theirs, tensors, preprocessing):
+        model = self.settings.read(theirs, preprocessing.source)
+        model["context_length"] = number(theirs, "n_positions", 1024, preprocessing.source)
+        return self.sections({"name": "next_token"}, model, theirs, preprocessing, one_more=1)
 
     def write(self, task):
         theirs = self.write_shape(task)
@@ -134,21 +134,24 @@ class Llama(_Language):
     )  # fmt: skip
     checked = ("rope_theta", "rope_scaling", "bias", "qkv_bias", "norm_bias")
 
-    def takes(self, task):
+    def can_hold(self, task):
         return isinstance(task, NextToken) and task.model.config.positions == "rope"
 
-    def read(self, theirs, tensors, beside):
-        model = self.settings.read(theirs, beside.source)
+    def read(self, theirs, tensors, preprocessing):
+        model = self.settings.read(theirs, preprocessing.source)
         bias = bool(theirs.get("attention_bias", False))
         if bias != bool(theirs.get("mlp_bias", False)):
-            raise UserError(f"{beside.source}: attention_bias and mlp_bias differ, which cannot be expressed here")
-        rope = {**section(theirs, "rope_scaling", beside.source), **section(theirs, "rope_parameters", beside.source)}
+            raise UserError(f"{preprocessing.source}: attention_bias and mlp_bias differ, which cannot be expressed here")
+        rope = {
+            **section(theirs, "rope_scaling", preprocessing.source),
+            **section(theirs, "rope_parameters", preprocessing.source),
+        }
         model |= {
-            "bias": bias, "qkv_bias": bias, "context_length": number(theirs, POSITIONS, 2048, beside.source),
-            "rope_theta": theta({**theirs, **rope}, "rope_theta", 10_000.0, beside.source),
+            "bias": bias, "qkv_bias": bias, "context_length": number(theirs, POSITIONS, 2048, preprocessing.source),
+            "rope_theta": theta({**theirs, **rope}, "rope_theta", 10_000.0, preprocessing.source),
         }  # fmt: skip
-        model |= rope_scaling(rope, beside.source)
-        return self.sections({"name": "next_token"}, model, theirs, beside, one_more=1)
+        model |= rope_scaling(rope, preprocessing.source)
+        return self.sections({"name": "next_token"}, model, theirs, preprocessing, one_more=1)
 
     def write(self, task):
         c = task.model.config
@@ -239,22 +242,22 @@ class Bert(_Language):
     marks = ("cls.predictions.transform.dense.weight",)
     head, next_sentence = True, False
 
-    def takes(self, task):
+    def can_hold(self, task):
         if not isinstance(task, MaskedToken) or task.model.config.position_offset or task.model.config.positions == "rope":
             return False
         return (task.model.config.head_transform, task.settings.next_sentence) == (self.head, self.next_sentence)
 
-    def read(self, theirs, tensors, beside):
-        offset = self.offset(theirs, beside.source)
-        model = self.settings.read(theirs, beside.source) | {
-            "context_length": number(theirs, POSITIONS, 512, beside.source, least=offset + 1) - offset,
+    def read(self, theirs, tensors, preprocessing):
+        offset = self.offset(theirs, preprocessing.source)
+        model = self.settings.read(theirs, preprocessing.source) | {
+            "context_length": number(theirs, POSITIONS, 512, preprocessing.source, least=offset + 1) - offset,
             "head_transform": self.head, "output_bias": self.head, "tied": theirs.get(TIED, True) or not self.head,
             "pooler": self.next_sentence or any(name.endswith("pooler.dense.weight") for name in tensors),
             "position_offset": offset,
         }  # fmt: skip
         task = {"name": "masked_token", "next_sentence": self.next_sentence}
         shapes = {"token_types": True, "is_random": False} if self.next_sentence else {}
-        return self.sections(task, model, theirs, beside, one_more=0, **shapes)
+        return self.sections(task, model, theirs, preprocessing, one_more=0, **shapes)
 
     def offset(self, theirs, source) -> int:
         return 0
@@ -334,7 +337,7 @@ class BertModel(Bert):
 class Roberta(Bert):
     architecture, model_type, base, marks = "RobertaForMaskedLM", "roberta", "roberta", ()
 
-    def takes(self, task):
+    def can_hold(self, task):
         return isinstance(task, MaskedToken) and task.model.config.position_offset > 0
 
     def offset(self, theirs, source):
@@ -352,8 +355,8 @@ class Data2VecText(Roberta):
 
     architecture, model_type, base, head = "Data2VecTextModel", "data2vec-text", "data2vec_text", False
 
-    def takes(self, task):
-        return super().takes(task) and not task.model.config.head_transform
+    def can_hold(self, task):
+        return super().can_hold(task) and not task.model.config.head_transform
 
 
 class ModernBert(_Language):
@@ -376,11 +379,11 @@ class ModernBert(_Language):
     checked = ("rope_theta", "local_rope_theta", "window", "global_every")
     ids = ("cls_token_id", "sep_token_id")
 
-    def takes(self, task):
+    def can_hold(self, task):
         return isinstance(task, MaskedToken) and task.model.config.positions == "rope"
 
-    def read(self, theirs, tensors, beside):
-        source, model = beside.source, self.settings.read(theirs, beside.source)
+    def read(self, theirs, tensors, preprocessing):
+        source, model = preprocessing.source, self.settings.read(theirs, preprocessing.source)
         for key in ("mlp_bias", "classifier_bias"):
             if bool(theirs.get(key, False)) != model["bias"]:
                 raise UserError(f"{source}: {key} and attention_bias differ, which cannot be expressed here")
@@ -401,7 +404,7 @@ class ModernBert(_Language):
             "rope_theta": base("full_attention", "global_rope_theta", 160_000.0),
             "local_rope_theta": base("sliding_attention", "local_rope_theta", 10_000.0),
         }  # fmt: skip
-        return self.sections({"name": "masked_token"}, model, theirs, beside, one_more=0)
+        return self.sections({"name": "masked_token"}, model, theirs, preprocessing, one_more=0)
 
     def _every(self, theirs, depth: int, source: str) -> int:
         """Every how many blocks one attends globally."""

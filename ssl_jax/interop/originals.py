@@ -7,7 +7,7 @@ import pathlib
 
 from ssl_jax.errors import UserError
 from ssl_jax.interop import files
-from ssl_jax.interop.family import Beside, Family, Sections, image_info
+from ssl_jax.interop.family import Family, Preprocessing, Sections, image_info
 from ssl_jax.interop.image_encoder import ImageEncoder
 from ssl_jax.interop.image_text import CLIP
 from ssl_jax.interop.mapping import SAME, Row, blocks, convolution, dense, fused, leading, norm, row
@@ -28,11 +28,11 @@ def read(file: pathlib.Path) -> tuple[Family, Sections, dict]:
     if "visual.conv1.weight" in tensors:
         family = OpenAICLIP()
         tokenizer = files.read_tokenizer(file.parent, _clip_text(tensors))
-        return family, family.read({}, tensors, Beside(str(file), tokenizer, **CLIP_IMAGES)), tensors
+        return family, family.read({}, tensors, Preprocessing(str(file), tokenizer, **CLIP_IMAGES)), tensors
     if "patch_embed.proj.weight" in tensors:
         family = OriginalMAE()
         options = vars(options["args"]) if hasattr(options.get("args"), "__dict__") else {}
-        return family, family.read(options, tensors, Beside(str(file), None, **IMAGENET)), tensors
+        return family, family.read(options, tensors, Preprocessing(str(file), None, **IMAGENET)), tensors
     raise UserError(f"{file}: is neither a masked autoencoder's nor CLIP's file of tensors; known layouts are these two")
 
 
@@ -49,22 +49,22 @@ class OriginalMAE(Family):
 
     architecture, model_type = "facebookresearch/mae", "mae"
 
-    def takes(self, task):
+    def can_hold(self, task):
         return False
 
-    def read(self, theirs, tensors, beside):
+    def read(self, theirs, tensors, preprocessing):
         embedding, table = tensors["patch_embed.proj.weight"], tensors.get("pos_embed")
         if table is None or embedding.ndim != 4 or table.ndim != 3:
-            raise UserError(f"{beside.source}: lacks pos_embed, or patch_embed.proj.weight is no convolution")
+            raise UserError(f"{preprocessing.source}: lacks pos_embed, or patch_embed.proj.weight is no convolution")
         width, channels, p, q = embedding.shape
         side = round((table.shape[1] - 1) ** 0.5)
         if side * side != table.shape[1] - 1:
-            raise UserError(f"{beside.source}: pos_embed holds {table.shape[1] - 1} patches, which are no square")
+            raise UserError(f"{preprocessing.source}: pos_embed holds {table.shape[1] - 1} patches, which are no square")
 
         def stack(prefix, width, heads):
             inner = tensors.get(f"{prefix}0.mlp.fc1.weight")
             if inner is None:
-                raise UserError(f"{beside.source}: lacks {prefix}0.mlp.fc1.weight")
+                raise UserError(f"{preprocessing.source}: lacks {prefix}0.mlp.fc1.weight")
             return {
                 "width": width, "depth": depth_of(tensors, prefix), "heads": heads, "mlp_width": inner.shape[0],
                 "norm_eps": 1e-6,
@@ -74,7 +74,7 @@ class OriginalMAE(Family):
             "name": "vit", "patch_size": p if p == q else (p, q), "pooling": "cls",
             "positions": kind_of_positions(table, width, (side, side)),
         }  # fmt: skip
-        info = image_info((side * p, side * q), channels, beside)
+        info = image_info((side * p, side * q), channels, preprocessing)
         if "decoder_embed.weight" not in tensors:
             return Sections({"name": "image_encoder"}, model, info)
         model.pop("pooling")
@@ -131,13 +131,15 @@ class OpenAICLIP(CLIP):
     architecture = "openai/CLIP"
     ignored = ("input_resolution", "context_length", "vocab_size")
 
-    def takes(self, task):
+    def can_hold(self, task):
         return False
 
-    def read(self, theirs, tensors, beside):
+    def read(self, theirs, tensors, preprocessing):
         for name in ("visual.proj", "visual.positional_embedding", "token_embedding.weight", "positional_embedding"):
             if name not in tensors:
-                raise UserError(f"{beside.source}: lacks {name}; of CLIP's image encoders only vision transformers are known")
+                raise UserError(
+                    f"{preprocessing.source}: lacks {name}; of CLIP's image encoders only vision transformers are known"
+                )
         width, channels, p, _ = tensors["visual.conv1.weight"].shape
         side = round((tensors["visual.positional_embedding"].shape[0] - 1) ** 0.5)
         text = tensors["token_embedding.weight"].shape[1]
@@ -155,7 +157,7 @@ class OpenAICLIP(CLIP):
             "projection_dim": tensors["visual.proj"].shape[1], "text_config": tower("", text) | words,
             "vision_config": tower("visual.", width) | images,
         }  # fmt: skip
-        return super().read(settings, tensors, beside)
+        return super().read(settings, tensors, preprocessing)
 
     def rows(self, task):
         def block(ours, theirs):

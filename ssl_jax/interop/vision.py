@@ -7,7 +7,18 @@ import numpy as np
 
 from ssl_jax.downstream.supervised.classification import Classification
 from ssl_jax.errors import UserError
-from ssl_jax.interop.family import Beside, Family, Sections, image_info, look_up, number, one_or_two, pair, patches, section
+from ssl_jax.interop.family import (
+    Family,
+    Preprocessing,
+    Sections,
+    image_info,
+    look_up,
+    number,
+    one_or_two,
+    pair,
+    patches,
+    section,
+)
 from ssl_jax.interop.image_encoder import ImageEncoder
 from ssl_jax.interop.mapping import Row, blocks, constant, convolution, dense, fused, leading, norm, row
 from ssl_jax.interop.settings import Settings
@@ -99,9 +110,9 @@ class _Vision(Family):
     settings = ENCODER
     patch_default = 16
 
-    def encoder(self, theirs, tensors, beside: Beside) -> tuple[dict, tuple[int, int], int]:
+    def encoder(self, theirs, tensors, preprocessing: Preprocessing) -> tuple[dict, tuple[int, int], int]:
         """(the section `model`, image size, channels)."""
-        source = beside.source
+        source = preprocessing.source
         model = self.settings.read(theirs, source)
         size = pair(theirs.get("image_size", 224), "image_size", source)
         cut = patches(theirs, self.patch_default, size, "patch_size", source)
@@ -124,24 +135,24 @@ class _Vision(Family):
 class ViTMAE(_Vision):
     architecture, model_type = "ViTMAEForPreTraining", "vit_mae"
 
-    def takes(self, task):
+    def can_hold(self, task):
         return isinstance(task, MaskedImage)
 
-    def read(self, theirs, tensors, beside):
-        model, size, channels = self.encoder(theirs, tensors, beside)
+    def read(self, theirs, tensors, preprocessing):
+        model, size, channels = self.encoder(theirs, tensors, preprocessing)
         model.pop("crop", None)  # its loss is over whole images
         model.pop("pooling")  # it has none: "pooled" is what masked autoencoders have here
-        decoder = DECODER.read(theirs, beside.source) | {name: model[name] for name in SHARED}
-        patch = pair(model["patch_size"], "patch_size", beside.source)
-        table = look_up(tensors, "decoder.decoder_pos_embed", "", beside.source)
-        width = number(decoder, "width", None, beside.source)
+        decoder = DECODER.read(theirs, preprocessing.source) | {name: model[name] for name in SHARED}
+        patch = pair(model["patch_size"], "patch_size", preprocessing.source)
+        table = look_up(tensors, "decoder.decoder_pos_embed", "", preprocessing.source)
+        width = number(decoder, "width", None, preprocessing.source)
         decoder["positions"] = kind_of_positions(table, width, (size[0] // patch[0], size[1] // patch[1]))
-        ratio = number(theirs, "mask_ratio", 0.75, beside.source, least=0, kind=float)
+        ratio = number(theirs, "mask_ratio", 0.75, preprocessing.source, least=0, kind=float)
         task = {
             "name": "masked_image", "decoder": decoder, "mask": {"kind": "random", "ratio": float(ratio)},
             "target": "normalized_pixels" if theirs.get("norm_pix_loss", False) else "pixels",
         }  # fmt: skip
-        return Sections(task, model, image_info(size, channels, beside))
+        return Sections(task, model, image_info(size, channels, preprocessing))
 
     def write(self, task):
         c, name = task.config, self.architecture
@@ -196,17 +207,17 @@ class ViTEncoder(_Vision):
     architecture, model_type = "ViTModel", "vit"
     settings = dataclasses.replace(ENCODER, demands={"pooler_act": "tanh"})
 
-    def takes(self, task):
+    def can_hold(self, task):
         c = task.encoder.config if isinstance(task, ImageEncoder) else None
         return c is not None and c.class_token and c.layer_scale is None
 
-    def read(self, theirs, tensors, beside):
-        model, size, channels = self.encoder(theirs, tensors, beside)
+    def read(self, theirs, tensors, preprocessing):
+        model, size, channels = self.encoder(theirs, tensors, preprocessing)
         if theirs.get("pooler_output_size") not in (None, model["width"]):
-            raise UserError(f"{beside.source}: pooler_output_size={theirs['pooler_output_size']!r}: must be hidden_size")
+            raise UserError(f"{preprocessing.source}: pooler_output_size={theirs['pooler_output_size']!r}: must be hidden_size")
         model["pooler"] = any(name.endswith("pooler.dense.weight") for name in tensors)
         model["mask_token"] = any(name.endswith("embeddings.mask_token") for name in tensors)
-        return Sections({"name": "image_encoder"}, model, image_info(size, channels, beside))
+        return Sections({"name": "image_encoder"}, model, image_info(size, channels, preprocessing))
 
     def write(self, task):
         if task.encoder.config.pooling != "cls":
@@ -233,19 +244,19 @@ class ViTEncoder(_Vision):
 class ViTClassifier(ViTEncoder):
     architecture, marks = "ViTForImageClassification", ("classifier.weight",)
 
-    def takes(self, task):
+    def can_hold(self, task):
         return isinstance(task, Classification)
 
-    def read(self, theirs, tensors, beside):
-        model, size, channels = self.encoder(theirs, tensors, beside)
+    def read(self, theirs, tensors, preprocessing):
+        model, size, channels = self.encoder(theirs, tensors, preprocessing)
         model.pop("pooling")
-        names = dict(section(theirs, "id2label", beside.source))
+        names = dict(section(theirs, "id2label", preprocessing.source))
         if not all(str(key).isdecimal() for key in names):
-            raise UserError(f"{beside.source}: id2label: expected names by number")
-        names = names or {str(i): f"LABEL_{i}" for i in range(number(theirs, "num_labels", 2, beside.source))}
+            raise UserError(f"{preprocessing.source}: id2label: expected names by number")
+        names = names or {str(i): f"LABEL_{i}" for i in range(number(theirs, "num_labels", 2, preprocessing.source))}
         classes = tuple(str(names[key]) for key in sorted(names, key=int))
         task = {"name": "classification", "pooling": "cls"}
-        return Sections(task, model, image_info(size, channels, beside, classes=classes))
+        return Sections(task, model, image_info(size, channels, preprocessing, classes=classes))
 
     def write(self, task):
         if task.settings.pooling != "cls" or task.settings.head_norm != "none":
@@ -266,13 +277,13 @@ class IJepa(ViTEncoder):
     architecture, model_type, base, patch_default = "IJepaModel", "ijepa", "ijepa", 16
     settings = dataclasses.replace(ENCODER, fixed={"class_token": False}, demands={"pooler_act": "tanh"})
 
-    def takes(self, task):
+    def can_hold(self, task):
         return isinstance(task, ImageEncoder) and not task.encoder.config.class_token
 
-    def read(self, theirs, tensors, beside):
-        sections = super().read(theirs, tensors, beside)
+    def read(self, theirs, tensors, preprocessing):
+        sections = super().read(theirs, tensors, preprocessing)
         if sections.model["pooler"]:
-            raise UserError(f"{beside.source}: pooler.dense: is a layer on the first token; it cannot be expressed here")
+            raise UserError(f"{preprocessing.source}: pooler.dense: is a layer on the first token; it cannot be expressed here")
         return sections
 
     def write(self, task):
@@ -289,20 +300,20 @@ class Dinov2(_Vision):
     defaults = {**ENCODER.defaults, "layer_norm_eps": 1e-6, "layerscale_value": 1.0, "drop_path_rate": 0.0}
     settings = Settings(keys, defaults, {"class_token": True})
 
-    def takes(self, task):
+    def can_hold(self, task):
         c = task.encoder.config if isinstance(task, ImageEncoder) else None
         return c is not None and c.class_token and c.layer_scale is not None and ("registers" in self.keys) == (c.registers > 0)
 
-    def read(self, theirs, tensors, beside):
-        model, size, channels = self.encoder(theirs, tensors, beside)
-        width = number(model, "width", None, beside.source)
-        inner = int(width * number(theirs, "mlp_ratio", 4, beside.source, kind=float))
+    def read(self, theirs, tensors, preprocessing):
+        model, size, channels = self.encoder(theirs, tensors, preprocessing)
+        width = number(model, "width", None, preprocessing.source)
+        inner = int(width * number(theirs, "mlp_ratio", 4, preprocessing.source, kind=float))
         model["gated"] = bool(theirs.get("use_swiglu_ffn", False))
         if model["gated"]:  # two thirds, rounded up to a multiple of 8
             inner, model["activation"] = (int(inner * 2 / 3) + 7) // 8 * 8, "silu"
         model["mlp_width"] = inner
         model["mask_token"] = "registers" in self.keys or bool(theirs.get("use_mask_token", True))
-        return Sections({"name": "image_encoder"}, model, image_info(size, channels, beside))
+        return Sections({"name": "image_encoder"}, model, image_info(size, channels, preprocessing))
 
     def write(self, task):
         c = task.encoder.config

@@ -126,7 +126,7 @@ class Checkpoints:
             self.saved = None
             raise error
 
-    def settle(self) -> None:
+    def join(self) -> None:
         """Wait until nothing is being written."""
         if self._thread is not None:
             self._thread.join()
@@ -134,7 +134,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait until nothing is being written; raise SaveFailed where a save failed."""
-        self.settle()
+        self.join()
         self.check()
 
     def close(self) -> None:

@@ -81,7 +81,7 @@ class Trainer:
                 stack.enter_context(locked(workdir))
                 rewinds = self.program.training.on_nonfinite == "rewind"
                 checkpoints = Checkpoints(workdir / "checkpoints", saving, first=rewinds)
-                stack.callback(checkpoints.settle)  # whatever ends the run, a save that has begun is finished
+                stack.callback(checkpoints.join)  # whatever ends the run, a save that has begun is finished
             stream = stream or self.program.stream
             hyper = functools.partial(lengths.hyper, self.program, stream, seed, lr=lr, weight_decay=weight_decay)
             begun = startup.begin(

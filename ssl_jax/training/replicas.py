@@ -67,7 +67,7 @@ def train_replicas(
             signals = stack.enter_context(preemption.active(saving.grace))
             stack.enter_context(locked(workdir))
             checkpoints = Checkpoints(workdir / "checkpoints", dataclasses.replace(saving, keep_every=None))
-            stack.callback(checkpoints.settle)
+            stack.callback(checkpoints.join)
         for r in replicas:
             if r.workdir is not None:
                 stack.enter_context(locked(r.workdir))

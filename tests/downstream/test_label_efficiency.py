@@ -130,12 +130,12 @@ def test_the_gain_over_from_scratch_is_told_in_standard_errors(given, monkeypatc
 
 def test_from_scratch_gets_the_same_augmentation_and_mixing_unless_told_otherwise():
     finetune = Recipe(data=dict(augment=dict(flip=True)), task=dict(mix=dict(mixup=0.2)), batch_size=32, training=dict(ema=0.9))
-    plain = Scratch().beside(finetune)
+    plain = Scratch().completed(finetune)
     assert (plain.data, plain.task, plain.training, plain.batch_size) == (
         finetune.data, finetune.task, finetune.training, 32
     )  # fmt: skip
     assert plain.learning_rates == (5e-4, 1e-3, 2e-3) and "layer_decay" not in plain.optimizer
-    own = Scratch(optimizer=ADAM, training=dict(duration="9 epochs"), batch_size=8).beside(finetune)
+    own = Scratch(optimizer=ADAM, training=dict(duration="9 epochs"), batch_size=8).completed(finetune)
     assert own.optimizer == ADAM and own.learning_rates == () and own.batch_size == 8
     assert own.training == dict(ema=0.9, duration="9 epochs")
 

@@ -148,9 +148,9 @@ def load_tokenizer(settings: TokensSettings, workdir: str | pathlib.Path | None 
         sources.append(_open(settings, settings.test))  # a character that only the test text holds has an id too
     folder = None if workdir is None else pathlib.Path(workdir) / "tokenizer"
     parts = [dataclasses.asdict(wanted), *(source.fingerprint() for source in sources)]
-    made_of = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     if folder is not None and (folder / "trained_on.json").exists() and (folder / "tokenizer.json").exists():
-        if json.loads((folder / "trained_on.json").read_text())["key"] == made_of:
+        if json.loads((folder / "trained_on.json").read_text())["key"] == key:
             return tokenizer_files.load(folder)
         if (folder.parent / "config.json").exists():
             raise UserError(
@@ -158,10 +158,10 @@ def load_tokenizer(settings: TokensSettings, workdir: str | pathlib.Path | None 
                 'use a new --workdir, or data.tokenizer=dict(name="file", path=...)'
             )
     pieces = lambda: (piece.text for source in sources for piece in source.pieces(0, min(source.size, TRAINED_ON)))
-    tokenizer = trained(wanted, made_of, pieces, settings.cache)
+    tokenizer = trained(wanted, key, pieces, settings.cache)
     if folder is not None:
         tokenizer.save(folder)
-        (folder / "trained_on.json").write_text(json.dumps({"key": made_of, **dataclasses.asdict(wanted)}))
+        (folder / "trained_on.json").write_text(json.dumps({"key": key, **dataclasses.asdict(wanted)}))
     return tokenizer
 
 

@@ -278,7 +278,7 @@ def tokenizer_of(settings: TokenizerSettings, workdir: str | None, texts: Callab
         return tokenizer_files.from_settings(settings)
     if workdir is not None and (pathlib.Path(workdir) / "tokenizer" / "tokenizer.json").is_file():
         return tokenizer_files.load(pathlib.Path(workdir) / "tokenizer")
-    tokenizer = vocabularies.trained(settings, vocabularies.made_of(settings, texts()), texts)
+    tokenizer = vocabularies.trained(settings, vocabularies.cache_key(settings, texts()), texts)
     if workdir is not None:
         tokenizer.save(pathlib.Path(workdir) / "tokenizer")
     return tokenizer

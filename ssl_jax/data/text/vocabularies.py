@@ -19,24 +19,24 @@ _LAST: dict[str, Tokenizer] = {}  # those of this process, by what they were mad
 
 
 def trained(
-    settings: TokenizerSettings, made_of: str, texts: Callable[[], Iterable[str]], cache: str | pathlib.Path | None = None
+    settings: TokenizerSettings, key: str, texts: Callable[[], Iterable[str]], cache: str | pathlib.Path | None = None
 ) -> Tokenizer:
-    """The tokenizer trained on `texts`, by this process or an earlier one; `made_of` tells settings and corpora apart."""
-    if made_of not in _LAST:
+    """The tokenizer trained on `texts`, by this process or an earlier one; `key` tells settings and corpora apart."""
+    if key not in _LAST:
         if len(_LAST) >= 8:
             _LAST.clear()
-        name = f"tokenizer-{made_of[:32]}-{TRAINER}-{importlib.metadata.version('tokenizers')}"
+        name = f"tokenizer-{key[:32]}-{TRAINER}-{importlib.metadata.version('tokenizers')}"
         folder = pathlib.Path(cache or default_cache()).expanduser() / name
         try:
-            _LAST[made_of] = Tokenizer.load(folder)
+            _LAST[key] = Tokenizer.load(folder)
         except UserError:  # absent, or damaged
-            _LAST[made_of] = tokenizer_training.train(settings, texts())
+            _LAST[key] = tokenizer_training.train(settings, texts())
             with contextlib.suppress(OSError):
-                _LAST[made_of].save(folder)
-    return _LAST[made_of]
+                _LAST[key].save(folder)
+    return _LAST[key]
 
 
-def made_of(settings: TokenizerSettings, texts: Iterable[str]) -> str:
+def cache_key(settings: TokenizerSettings, texts: Iterable[str]) -> str:
     """A digest of the settings and of every text."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(settings)).encode())
     for piece in texts:

@@ -83,8 +83,8 @@ def with_baselines(
     task: Any, params: Any, mesh: Mesh | None = None, *, seed: int = 0, planned: Iterable[str] = (), **options: Any
 ) -> Encoder:
     """Return an `Encoder` that has its `baselines`."""
-    beside = baselines(task, mesh, seed=seed, planned=planned)
-    return Encoder(task, params, mesh, seed=seed, baselines=beside, planned=planned, **options)
+    encoders = baselines(task, mesh, seed=seed, planned=planned)
+    return Encoder(task, params, mesh, seed=seed, baselines=encoders, planned=planned, **options)
 
 
 def majority(train: Int[np.ndarray, "train"], test: Int[np.ndarray, "test"]) -> Record:

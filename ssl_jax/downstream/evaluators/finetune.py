@@ -70,9 +70,9 @@ class Scratch(Recipe):
     learning_rates: tuple | None = None  # with an `optimizer` of one's own: (), its own
 
     def __post_init__(self):
-        self.beside(Recipe())
+        self.completed(Recipe())
 
-    def beside(self, finetune: Recipe) -> Recipe:
+    def completed(self, finetune: Recipe) -> Recipe:
         """Return the whole recipe where fine-tuning takes `finetune`."""
         rates = ((5e-4, 1e-3, 2e-3) if self.optimizer is None else ()) if self.learning_rates is None else self.learning_rates
         return Recipe(
@@ -249,7 +249,7 @@ class FineTune(Recipe, Evaluator):
         tuner = FineTuner(recipe, data)
         if self.scratch is None:
             return tuner, None
-        baseline = FineTuner(self.scratch.beside(recipe), data)
+        baseline = FineTuner(self.scratch.completed(recipe), data)
         same_or_longer(baseline, tuner, data.train.size, "on all labels")
         return tuner, baseline
 

@@ -68,7 +68,7 @@ class LabelEfficiency(Evaluator):
     def _tuners(self, data: EvaluationData) -> dict[str, FineTuner]:
         tuners = {"finetune": FineTuner(self.finetune, data)}
         if self.scratch is not None:
-            tuners["scratch"] = FineTuner(self.scratch.beside(self.finetune), data)
+            tuners["scratch"] = FineTuner(self.scratch.completed(self.finetune), data)
             for fraction, duration in zip(self.fractions, self.durations or [None] * len(self.fractions), strict=True):
                 examples = len(self._part(data.train.labels(), fraction, self.seed))
                 what = f"on {100 * fraction:g}% of the labels"
