@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ssl_jax.data.images.decode import Unreadable, convert, evaluation_image, upright
 from ssl_jax.data.images.values import as_unit_range
 from ssl_jax.data.text.encoding import encode_sentences, encode_texts
 from ssl_jax.errors import UserError
@@ -31,14 +32,28 @@ class Pretrained:
     Text: {"text": [str, ...]} is tokenised and padded; {"tokens": i32[batch, time]} is taken as it is.
     """
 
-    def __init__(self, task: Task, params: Params, info: DataInfo):
-        self.task, self.params, self.info = task, params, info
+    def __init__(self, task: Task, params: Params, info: DataInfo, eval_crop: float = 1.0):
+        self.task, self.params, self.info, self.eval_crop = task, params, info, eval_crop
         self._features = jax.jit(task.features)
         self._forward = jax.jit(task.forward)
 
-    def features(self, batch: Mapping[str, Any], *, batch_size: int = 256) -> dict[str, np.ndarray]:
-        """Return named representations f32[examples, ...], computed `batch_size` examples at a time; nothing is masked."""
-        batch = self.prepare(batch)
+    def predict(self, inputs: Any) -> list[dict[str, Any]]:
+        """Return what a supervised model says of each input, a dictionary each (`predictions`).
+
+        inputs: a batch, or what `features` takes; for question answering (question, context) or a list of these; for
+        translation a text or a list of texts.
+        """
+        from ssl_jax.predictions import predict
+
+        return predict(self.task, self.params, self.info, inputs, lambda batch: self.features(batch)["logits"])
+
+    def features(self, batch: Any, *, batch_size: int = 256) -> dict[str, np.ndarray]:
+        """Return named representations f32[examples, ...], computed `batch_size` examples at a time; nothing is masked.
+
+        batch: a mapping of arrays; or images of any size (a path, a PIL image, an array, or a list of these), which are
+        resized and cropped as in evaluation; or a text, a list of texts, or of pairs of texts.
+        """
+        batch = self.prepare(batch if isinstance(batch, Mapping) else self.batch_of(batch))
         self._need(batch, any)
         count = _count(batch)
         if count == 0:
@@ -64,6 +79,46 @@ class Pretrained:
         count = len(batch["image"]) if self.task.data == "pairs" else _count(batch)
         batch.setdefault("position", np.arange(count, dtype=np.int32))
         return jax.tree.map(np.asarray, dict(self._forward(self.params, batch)))
+
+    def batch_of(self, inputs: Any) -> dict[str, Any]:
+        """Return the batch of some images or texts."""
+        if self.task.data == "images" or self.task.data == "pairs" and not texts_only(inputs):
+            return {"image": self._read_images(inputs)}
+        texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        pairs = [isinstance(text, tuple | list) and len(text) == 2 for text in texts]
+        if not any(pairs):
+            return {"text": texts}
+        if not all(pairs):
+            raise UserError(f"text: number {pairs.index(False)} is no pair of texts, as others are")
+        length = self.info.shapes["tokens"].shape[0]
+        tokens, types, size, _ = encode_sentences(self.info.tokenizer, *map(list, zip(*texts, strict=True)), length)
+        return {"tokens": tokens, "token_types": types.astype(np.int32),
+                "attention_mask": (np.arange(length) < size[:, None]).astype(np.int32)}  # fmt: skip
+
+    def _read_images(self, inputs: Any) -> np.ndarray:
+        """Return images as evaluation sees them, u8[images, height, width, channels]."""
+        height, width, channels = self.info.shapes["image"].shape
+        if isinstance(inputs, np.ndarray) or hasattr(inputs, "__array__") and not hasattr(inputs, "mode"):
+            inputs = np.asarray(inputs)
+            single = inputs.ndim == 2 or inputs.ndim == 3 and inputs.shape[-1] in (1, 3, 4)
+            inputs = [inputs] if single else list(inputs)
+        elif isinstance(inputs, str | os.PathLike) or hasattr(inputs, "mode"):
+            inputs = [inputs]
+        images = []
+        for i, one in enumerate(inputs):
+            try:
+                stored = one
+                if isinstance(one, str | os.PathLike):
+                    with open(one, "rb") as file:
+                        stored = file.read()
+                elif hasattr(one, "mode"):  # a PIL image
+                    stored = np.asarray(convert(upright(one), channels))
+                images.append(evaluation_image({"image": stored}, (height, width), channels, self.eval_crop))
+            except OSError as error:
+                raise UserError(f"image: {one}: {error.strerror}") from None
+            except Unreadable as error:
+                raise UserError(f"image: {one if isinstance(one, str) else f'number {i}'} {error}") from None
+        return np.stack(images) if images else np.zeros((0, height, width, channels), np.uint8)
 
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Return the batch as the task takes it: images normalised, text tokenised, shapes, ranges and ids checked."""
@@ -148,6 +203,12 @@ class Pretrained:
         return {"tokens": tokens[:, :width], "attention_mask": mask}
 
 
+def texts_only(inputs: Any) -> bool:
+    """Whether inputs of a model of images and texts are texts: strings that name no file."""
+    texts = [inputs] if isinstance(inputs, str) else list(inputs) if isinstance(inputs, list | tuple) else [None]
+    return all(isinstance(text, str) and not os.path.isfile(text) for text in texts)
+
+
 def _count(batch: Mapping[str, np.ndarray]) -> int:
     """Return the number of examples; UserError where the arrays differ."""
     counts = {name: len(value) for name, value in batch.items()}
@@ -174,7 +235,17 @@ def load(
     make a model.
     """
     parts = _parts(str(path), checkpoint)
-    return Pretrained(*(parts if image_size is None else at_size(*parts, image_size)))
+    return Pretrained(*(parts if image_size is None else at_size(*parts, image_size)), eval_crop=_eval_crop(str(path)))
+
+
+def _eval_crop(path: str) -> float:
+    """Return the share of an image that a run's evaluation reads; of imported weights all of it."""
+    if path.startswith("hf:"):
+        return 1.0
+    from ssl_jax.workdir import Workdir
+
+    config = Workdir.at(path).config()
+    return config.data.get("eval_crop", 0.875) if config and config.data else 1.0
 
 
 def at_size(task: Task, params: Params, info: DataInfo, image_size: tuple[int, int]) -> tuple[Task, Params, DataInfo]:

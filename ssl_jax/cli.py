@@ -179,6 +179,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", required=True, metavar="URI")
     sub.add_argument("--features", default="mean", metavar="NAME[,NAME]")
     sub.add_argument("--to", required=True, type=path, metavar="NPZ")
+    sub = command("predict", _predict, "what a supervised model says of each example of a source, as a table", workdir=True)
+    sub.add_argument("--data", required=True, metavar="URI")
+    sub.add_argument("--to", required=True, type=path, metavar="FILE", help=".csv, .jsonl or .npz")
     sub = command("retrieve", _retrieve, "images for a text, or texts for an image", workdir=True)
     sub.add_argument("--text")
     sub.add_argument("--images", metavar="URI")
@@ -295,6 +298,12 @@ def _embed(arguments):
     from ssl_jax import inference
 
     inference.embed(arguments.workdir, data=arguments.data, features=tuple(arguments.features.split(",")), to=arguments.to)
+
+
+def _predict(arguments):
+    from ssl_jax import predictions
+
+    predictions.predict_source(arguments.workdir, data=arguments.data, to=arguments.to)
 
 
 def _retrieve(arguments):

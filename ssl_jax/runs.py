@@ -419,6 +419,7 @@ def data_as_trained(section: Any, task: Task, info: DataInfo, workdir: str, *, k
     image, tokens = info.shapes.get("image"), info.shapes.get("tokens")
     if kind in ("images", "pairs"):
         section |= {"image_size": tuple(image.shape[:2]), "normalize": (tuple(info.mean) or (0.0,), tuple(info.std) or (1.0,))}
+        section |= {"eval_crop": 1.0} if imported else {}
         section |= {"channels": image.shape[2]} if kind == "images" else {"context_length": tokens.shape[0]}
     if kind == "labelled_text":
         section["max_length"] = tokens.shape[0]

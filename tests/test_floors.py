@@ -18,7 +18,7 @@ FLOORS = (
     {"downstream", "interop"},
     {
         "resume", "validation", "evidence", "overview", "plan", "runs", "stand_in", "sweeps", "planning", "inference",
-        "preview", "bench", "bench_peer", "api", "start",
+        "predictions", "preview", "bench", "bench_peer", "api", "start",
     },
     {"cli"},
 )  # fmt: skip

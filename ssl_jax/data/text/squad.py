@@ -108,15 +108,21 @@ def squad(section: Any, *, split: str, train: bool, task_section=None, workdir=N
     windows = cut(questions, tokenizer, settings.max_length, settings.doc_stride, settings.max_query_length)
     others = read_squad(settings.uri("test" if split == "train" else "train"), check=False)[0]
     version = "1.1" if all(q.answers for q in (*questions, *others)) else "2.0"
-    arrays = {name: getattr(windows, name) for name in ("tokens", "length", "context", "context_end", "start", "end")}
     shapes = {
         n: jax.ShapeDtypeStruct((settings.max_length,), jnp.int32) for n in ("tokens", "segments", "token_types", "answerable")
     }
     shapes |= {name: jax.ShapeDtypeStruct((), jnp.int32) for name in ("start", "end")}
     extra = {"version": version, "truncated": windows.truncated, "skipped": skipped}
     info = DataInfo(shapes=shapes, tokenizer=tokenizer, extra=extra)
+    return windows_dataset(SquadSource(uri, questions, windows), info, settings)
+
+
+def windows_dataset(source: SquadSource, info: DataInfo, settings: TextSettings | None = None) -> Dataset:
+    """The Dataset of the windows of a source."""
+    windows = source.windows
+    arrays = {name: getattr(windows, name) for name in ("tokens", "length", "context", "context_end", "start", "end")}
     on_device = functools.partial(_on_device, context_type=windows.context_type)
-    return in_memory(info, arrays, SquadSource(uri, questions, windows), on_device, settings)
+    return in_memory(info, arrays, source, on_device, settings or TextSettings("", ""))
 
 
 def _texts(uri: str):
