@@ -20,7 +20,7 @@ from ssl_jax.interop.family import (
     section,
 )
 from ssl_jax.interop.image_encoder import ImageEncoder
-from ssl_jax.interop.mapping import Row, blocks, constant, convolution, dense, fused, leading, norm, row
+from ssl_jax.interop.mapping import Row, Transform, blocks, constant, convolution, dense, fused, leading, norm, row
 from ssl_jax.interop.settings import Settings
 from ssl_jax.models import BLOCK
 from ssl_jax.models.patches import sincos2d
@@ -74,19 +74,21 @@ def _without_qkv_bias(rows: list[Row], qkv_bias: bool) -> list[Row]:
 
 def _embeddings(vit: ViT, theirs: str) -> list[Row]:
     c = vit.config
+    absolute = c.positions != "relative"  # these are the attention's
     return [
         *([row("encoder/class_token", f"{theirs}.cls_token", leading(1))] if c.class_token else []),
         *([row("encoder/registers", f"{theirs}.register_tokens", leading(1))] if c.registers else []),
         *dense("encoder/patch_embedding", f"{theirs}.patch_embeddings.projection", weight=convolution(c.patch)),
-        _positions("encoder/positions", f"{theirs}.position_embeddings", vit),
+        *([_positions("encoder/positions", f"{theirs}.position_embeddings", vit)] if absolute else []),
     ]
 
 
 def _positions(ours: str, theirs: str, vit: ViT) -> Row:
-    if vit.config.positions == "learned":
+    kind = vit.config.positions
+    if kind == "learned":
         return row(ours, theirs, leading(1))
-    if vit.config.positions == "none":
-        raise UserError('model.positions="none": the other format has positions; it cannot hold this model')
+    if kind != "sincos2d":
+        raise UserError(f"model.positions={kind!r}: the other format has absolute positions; it cannot hold this model")
     table = sincos2d(vit.config.width, vit.grid)
     return constant(theirs, (with_class(table) if vit.config.class_token else table)[None], "2-D sine-cosine positions")
 
@@ -209,7 +211,7 @@ class ViTEncoder(_Vision):
 
     def can_hold(self, task):
         c = task.encoder.config if isinstance(task, ImageEncoder) else None
-        return c is not None and c.class_token and c.layer_scale is None
+        return c is not None and c.class_token and c.layer_scale is None and c.positions != "relative"
 
     def read(self, theirs, tensors, preprocessing):
         model, size, channels = self.encoder(theirs, tensors, preprocessing)
@@ -302,7 +304,8 @@ class Dinov2(_Vision):
 
     def can_hold(self, task):
         c = task.encoder.config if isinstance(task, ImageEncoder) else None
-        return c is not None and c.class_token and c.layer_scale is not None and ("registers" in self.keys) == (c.registers > 0)
+        fits = c is not None and c.class_token and c.layer_scale is not None and c.positions != "relative"
+        return fits and ("registers" in self.keys) == (c.registers > 0)
 
     def read(self, theirs, tensors, preprocessing):
         model, size, channels = self.encoder(theirs, tensors, preprocessing)
@@ -375,4 +378,72 @@ class Dinov2WithRegisters(Dinov2):
     settings = Settings(keys, {**Dinov2.defaults, "num_register_tokens": 4}, {"class_token": True})
 
 
-FAMILIES = (ViTMAE(), ViTEncoder(), ViTClassifier(), IJepa(), Dinov2(), Dinov2WithRegisters())
+class Data2VecVision(_Vision):
+    """data2vec's encoder of images (Baevski et al. 2022): BEiT's, with relative positions shared by all blocks."""
+
+    architecture, model_type, base = "Data2VecVisionModel", "data2vec-vision", "data2vec_vision"
+    keys = {k: v for k, v in ENCODER.keys.items() if k != "qkv_bias"}
+    keys |= {"layer_scale": "layer_scale_init_value", "drop_path": "drop_path_rate", "mask_token": "use_mask_token"}
+    defaults = {**ENCODER.defaults, "layer_scale_init_value": 0.1, "drop_path_rate": 0.1, "use_mask_token": False}
+    fixed = {"class_token": True, "qkv_bias": True}
+    settings = Settings(keys, defaults, fixed, {"use_relative_position_bias": False})
+
+    def takes(self, task):
+        return isinstance(task, ImageEncoder) and task.encoder.config.positions == "relative"
+
+    def read(self, theirs, tensors, beside):
+        source, model = beside.source, self.settings.read(theirs, beside.source)
+        if theirs.get("use_mean_pooling", True):
+            raise UserError(f"{source}: use_mean_pooling=True: leaves out the last norm, which cannot be expressed here")
+        if theirs.get("use_absolute_position_embeddings", False) or not theirs.get("use_shared_relative_position_bias", False):
+            raise UserError(
+                f"{source}: use_shared_relative_position_bias: only shared relative positions can be expressed here, as the "
+                "published pre-trained models have them"
+            )
+        if not model["layer_scale"]:
+            del model["layer_scale"]
+        size = pair(theirs.get("image_size", 224), "image_size", source)
+        model |= {**patches(theirs, 16, size, "patch_size", source), "name": "vit", "positions": "relative", "pooling": "cls"}
+        patch = pair(theirs.get("patch_size", 16), "patch_size", source)
+        self.check_square((size[0] // patch[0], size[1] // patch[1]), f"{source}: image_size={list(size)}")
+        return Sections({"name": "image_encoder"}, model, image_info(size, number(theirs, "num_channels", 3, source), beside))
+
+    def check_square(self, grid: tuple[int, int], where: str) -> None:
+        """Raise UserError for grids that are not square, for which transformers exchanges the height and width of the table."""
+        if grid[0] != grid[1]:
+            raise UserError(
+                f"{where}: a grid of {grid[0]} x {grid[1]} patches; {self.architecture} reads its relative positions rightly "
+                "for square grids only"
+            )
+
+    def write(self, task):
+        c = task.encoder.config
+        if c.pooler or c.norm_pooled or not c.qkv_bias or c.pooling != "cls":
+            raise UserError(
+                f"model.pooler={c.pooler}, norm_pooled={c.norm_pooled}, qkv_bias={c.qkv_bias}, pooling={c.pooling!r}: "
+                f'{self.architecture} has none of the first two, biases, and pooling="cls"'
+            )
+        self.check_square(task.encoder.grid, f"model.patch_size={c.patch_size}")
+        bias = {"use_shared_relative_position_bias": True, "use_absolute_position_embeddings": False}
+        more = {"layer_scale_init_value": c.layer_scale or 0.0, "use_mean_pooling": False}
+        return self.write_encoder(task.encoder) | bias | more
+
+    def rows(self, task):
+        c, o, t = task.encoder.config, f"encoder/stack/{BLOCK}", "encoder.layer.{i}"
+        key = row((f"{o}/attention/key/kernel", f"{o}/attention/key/bias"), f"{t}.attention.attention.key.weight", WITHOUT_BIAS)
+        block = [r for r in _block("encoder", "encoder.layer") if "/attention/key/" not in r.ours[0]] + [key]
+        if c.layer_scale is not None:
+            block += [row(f"{o}/attention_scale", f"{t}.lambda_1"), row(f"{o}/mlp_scale", f"{t}.lambda_2")]
+        return [
+            *_embeddings(task.encoder, "embeddings"),
+            *([row("encoder/mask_token", "embeddings.mask_token", leading(2))] if c.mask_token else []),
+            row("encoder/relative_positions", "encoder.relative_position_bias.relative_position_bias_table"),
+            *blocks(c.depth, block),
+            *norm("encoder/final_norm", "layernorm"),
+        ]
+
+
+# A bias of the keys adds the same to all scores of a query, which the softmax does not see.
+WITHOUT_BIAS = Transform(lambda x: (x.T, np.zeros(len(x), np.float32)), lambda kernel, bias: (kernel.T,))
+
+FAMILIES = (ViTMAE(), ViTEncoder(), ViTClassifier(), IJepa(), Dinov2(), Dinov2WithRegisters(), Data2VecVision())

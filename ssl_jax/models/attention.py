@@ -46,10 +46,11 @@ def attend(
     v: Float[Array, "batch kv_heads kv width"],
     *,
     mask: Bool[Array, "#batch q kv"] | None = None,
+    bias: Float[Array, "heads q kv"] | None = None,
     dropout: float = 0.0,
     keys: Key[Array, "batch"] | None = None,
 ) -> Float[Array, "batch heads q width"]:
-    """softmax(q k^T / sqrt(width)) v, the softmax in f32 (Vaswani et al. 2017, equation 1).
+    """softmax(q k^T / sqrt(width) + bias) v, the softmax in f32 (Vaswani et al. 2017, equation 1).
 
     Grouped queries share a key head.
     """
@@ -59,7 +60,15 @@ def attend(
     kept = None
     if dropout and keys is not None:
         kept = keep(substream(keys, "attention"), dropout, (*grouped.shape[1:-1], k.shape[2]))
+    if bias is not None:
+        scores = cpu.grouped_matmul(grouped, cpu.transpose(k), jnp.float32) + bias.reshape(*grouped.shape[1:-1], k.shape[2])
+        weights = drop(jax.nn.softmax(_restricted(scores, mask), axis=-1), kept, dropout)
+        return cpu.grouped_matmul(weights.astype(v.dtype), v).reshape(batch, heads, time, width)
     return _attended(dropout, grouped, k, v, mask, kept).reshape(batch, heads, time, width)
+
+
+def _restricted(scores: Float[Array, "batch kv_heads group q kv"], mask: Bool[Array, "#batch q kv"] | None):
+    return scores if mask is None else jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
 
 
 def _weights(
@@ -67,10 +76,7 @@ def _weights(
     k: Float[Array, "batch kv_heads kv width"],
     mask: Bool[Array, "#batch q kv"] | None,
 ) -> Float[Array, "batch kv_heads group q kv"]:
-    scores = cpu.grouped_matmul(q, cpu.transpose(k), jnp.float32)
-    if mask is not None:
-        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    return jax.nn.softmax(scores, axis=-1)
+    return jax.nn.softmax(_restricted(cpu.grouped_matmul(q, cpu.transpose(k), jnp.float32), mask), axis=-1)
 
 
 @cpu.written_out_gradient(_weights)

@@ -32,6 +32,7 @@ def attention(
     q_segments: Int[Array, "#batch q"] | None = None,
     kv_segments: Int[Array, "#batch kv"] | None = None,
     prefix: Int[Array, "#batch"] | None = None,
+    bias: Float[Array, "heads q kv"] | None = None,
     cached: bool = False,
     dropout: float = 0.0,
     keys: Key[Array, "batch"] | None = None,
@@ -39,11 +40,13 @@ def attention(
     """`attend` under the restrictions of `allowed`, by the kernel that suits device, dtype and sequence.
 
     A fused kernel takes "causal" and "window" by the places of queries and keys, not by their positions: within a segment
-    positions must then rise one by one, as they do in packed documents. `cached` keys always go through XLA.
+    positions must then rise one by one, as they do in packed documents. `cached` keys and a `bias` always go through XLA.
     Raises UserError when a kernel is asked for by name that cannot do it.
     """
     rules = dict(causal=causal, window=window, q_segments=q_segments, kv_segments=kv_segments)
-    if not cached:
+    if bias is not None and kernel not in ("auto", "xla"):
+        raise UserError(f'attention="{kernel}": adds no bias to its scores (relative positions); use "auto" or "xla"')
+    if not cached and bias is None:
         here, mesh = target.current(), jax.sharding.get_abstract_mesh()
         chosen, why = choose(
             kernel, here.platform, q.dtype, q.shape[2], k.shape[2], q.shape[3], unsplit=here.count > 1 and mesh.empty,
@@ -62,7 +65,7 @@ def attention(
             )
             return partition.by_rows_and_heads(run, q, k, v, q_segments, kv_segments)
     mask = allowed(q_positions, kv_positions, **rules, prefix=prefix)
-    return attend(q, k, v, mask=mask, dropout=dropout, keys=keys)
+    return attend(q, k, v, mask=mask, bias=bias, dropout=dropout, keys=keys)
 
 
 def choose(

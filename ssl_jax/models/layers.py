@@ -258,6 +258,7 @@ class Attention(nn.Module):
         key_segments: Int[Array, "#batch time"] | None = None,
         context_segments: Int[Array, "#batch kv"] | None = None,
         prefix: Int[Array, "#batch"] | None = None,
+        bias: Float[Array, "heads time kv"] | None = None,
         window: int | Array | None = None,
         theta: float | Array | None = None,
         cache: Cache | None = None,
@@ -294,7 +295,7 @@ class Attention(nn.Module):
         y = attention(
             q, k, v, q_positions=positions, kv_positions=kv_positions, kernel=c.attention,
             causal=self.causal and context is None, window=window, q_segments=segments, kv_segments=kv_segments,
-            prefix=prefix, cached=cache is not None, dropout=c.attention_dropout, keys=keys,
+            prefix=prefix, bias=bias, cached=cache is not None, dropout=c.attention_dropout, keys=keys,
         )  # fmt: skip
         y = y.swapaxes(1, 2).reshape(*x.shape[:2], c.heads * width)
         init = c.dense_init(residual=True)

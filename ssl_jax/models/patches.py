@@ -38,6 +38,21 @@ def sincos2d(width: int, grid: Grid) -> Float[np.ndarray, "patches width"]:
     return np.concatenate(halves, axis=1).astype(np.float32)
 
 
+def relative_index(grid: Grid) -> Int[np.ndarray, "tokens tokens"]:
+    """Which row of a table of relative positions belongs to a query (row) and a key (column), the class token first.
+
+    The offsets of two patches, down before across, come first; then class token to patch, patch to class token, and class token
+    to itself (Bao et al. 2022's published code).
+    """
+    rows, columns = grid
+    down, across = np.divmod(np.arange(rows * columns), columns)
+    offset = lambda x, n: x[:, None] - x[None] + n - 1
+    offsets = (2 * rows - 1) * (2 * columns - 1)
+    index = np.pad(offset(down, rows) * (2 * columns - 1) + offset(across, columns), ((1, 0), (1, 0)))
+    index[0], index[1:, 0], index[0, 0] = offsets, offsets + 1, offsets + 2
+    return index
+
+
 def resample(
     table: Float[Array | np.ndarray, "patches dim"], old: Grid, new: Grid
 ) -> Float[Array | np.ndarray, "{new[0]*new[1]} dim"]:

@@ -14,7 +14,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.models import block_number
 from ssl_jax.models.dense import Dense
 from ssl_jax.models.layers import MLP, Attention, Keys, Stack, TransformerSettings, dropout, norm_of
-from ssl_jax.models.patches import Grid, inverse_of, patchify, pick, resample, resize_kernel, sincos2d, take
+from ssl_jax.models.patches import Grid, inverse_of, patchify, pick, relative_index, resample, resize_kernel, sincos2d, take
 from ssl_jax.task import DataInfo
 
 # Width, depth, heads, patch size, MLP width (ViT: Dosovitskiy et al. 2021, table 1; Ti: Touvron et al. 2021, table 1;
@@ -30,7 +30,7 @@ SIZES: dict[str, dict[str, int]] = {
         "g": (1408, 40, 16, 14, 6144),
     }.items()
 }
-POSITIONS = ("sincos2d", "learned", "none")
+POSITIONS = ("sincos2d", "learned", "relative", "none")
 POOLINGS = ("mean", "cls", "attention")
 
 
@@ -42,7 +42,9 @@ class ViTSettings(TransformerSettings):
     class_token: bool = True
     registers: int = 0  # further tokens without a position (Darcet et al. 2024)
     mask_token: bool = False  # a learned token that stands for hidden patches
-    positions: str = "sincos2d"  # "sincos2d", "learned" (the class token has its own) or "none"
+    # "sincos2d", "learned" (the class token has its own), "relative" (a bias of the attention, shared by all blocks: BEiT) or
+    # "none"
+    positions: str = "sincos2d"
     pooling: str = "mean"  # what "pooled" is: "mean" of the patch tokens, "cls" or "attention" (SigLIP's head)
     pooler: bool = False  # tanh(dense(pooled)), BERT's and the original ViT's
     norm_pooled: bool = False  # the final norm after pooling instead of before (MAE's fine-tuning: "fc_norm")
@@ -62,6 +64,8 @@ class ViTSettings(TransformerSettings):
             raise UserError(f"width={self.width}: sincos2d positions need a multiple of 4")
         if self.pooling == "cls" and not self.class_token:
             raise UserError('pooling="cls" needs class_token=True')
+        if self.positions == "relative" and (self.registers or not self.class_token):
+            raise UserError('positions="relative" needs class_token=True and registers=0')
         if self.registers < 0:
             raise UserError(f"registers={self.registers}: must be at least 0")
 
@@ -161,9 +165,12 @@ class ViT(nn.Module):
         x = dropout(x, c.dropout, keys, "embedding")
         if c.pre_norm:
             x = norm_of(c, self.dtype, "pre_norm")(x)
+        options = {} if c.positions != "relative" else {"bias": self._relative(grid, visible is None)}
         if segments is not None:
             segments = jnp.pad(segments, ((0, 0), (c.prefix, 0)), constant_values=1)
-        x, intermediates = Stack(c, dtype=self.dtype, name="stack")(x, keys=keys, segments=segments, branches=branches)
+        x, intermediates = Stack(c, dtype=self.dtype, name="stack")(
+            x, keys=keys, segments=segments, branches=branches, **options
+        )
         if not c.norm_pooled:
             x = norm_of(c, self.dtype, "final_norm")(x)
         return x, intermediates | {"pooled": self._pool(x, None if segments is None else segments > 0)}
@@ -187,6 +194,14 @@ class ViT(nn.Module):
             first, patches = (table[:1], table[1:]) if c.class_token else (0.0, table)
             return first, patches if grid == self.grid else resample(patches, self.grid, grid)
         return 0.0, None
+
+    def _relative(self, grid: Grid, whole: bool) -> Float[Array, "heads tokens tokens"]:
+        """Return what relative positions add to the scores of every block (BEiT's shared bias; data2vec)."""
+        if grid != self.grid or not whole:
+            raise UserError('positions="relative": takes whole images of one size; use "sincos2d" or "learned"')
+        index = relative_index(grid)
+        table = self.param("relative_positions", nn.initializers.zeros, (index.max() + 1, self.config.heads))
+        return jnp.moveaxis(table[index], -1, 0)
 
     def _pool(self, x, real: Bool[Array, "batch tokens"] | None):
         c = self.config

@@ -39,6 +39,10 @@ OURS = {  # architecture -> (task, model) of ours
     "Dinov2WithRegistersModel": (
         dict(name="image_encoder"), VIT | dict(pooling="cls", layer_scale=0.1, mask_token=True, registers=2, mlp_width=24)
     ),
+    "Data2VecVisionModel": (
+        dict(name="image_encoder"),
+        VIT | dict(patch_size=(3, 4), positions="relative", pooling="cls", layer_scale=0.1, mask_token=True, drop_path=0.1),
+    ),
     "IJepaModel": (dict(name="image_encoder"), VIT | dict(class_token=False, positions="sincos2d")),
     "GPT2LMHeadModel": (dict(name="next_token"), LANGUAGE | dict(bias=False, qkv_bias=False, norm_bias=False, tied=False)),
     "LlamaForCausalLM": (

@@ -44,8 +44,8 @@ def test_outputs_by_name_as_numpy(architecture):
     wanted = dict(OUTPUTS[model.task.name])
     if architecture == "SiglipModel":
         wanted |= {"image_embedding": (2, 12), "text_embedding": (2, 12)}
-    if model.task.name == "image_encoder":  # 12 patches behind a class token and registers, if any
-        wanted["tokens"] = (2, 12 + model.task.encoder.config.prefix, 12)
+    if model.task.name == "image_encoder":  # the patches behind a class token and registers, if any
+        wanted["tokens"] = (2, model.task.encoder.patches + model.task.encoder.config.prefix, 12)
     if architecture == "BertForPreTraining":
         wanted["next_sentence"] = (2, 2)
     found = {name: (type(value), value.dtype, value.shape) for name, value in out.items()}

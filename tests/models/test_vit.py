@@ -1,5 +1,7 @@
 """The vision transformer against the published definitions: patch order, positions, parameter counts, and what it may see."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_jax.errors import UserError
-from ssl_jax.models.patches import inverse_of, patchify, pick, sincos2d, unpatchify
+from ssl_jax.models.patches import inverse_of, patchify, pick, relative_index, sincos2d, unpatchify
 from ssl_jax.models.vit import SIZES, ViT, ViTSettings, build
 from ssl_jax.task import DataInfo
 
@@ -188,7 +190,7 @@ def test_resizing_positions_keeps_the_class_token_and_a_linear_ramp():
     (dict(patch_size=6), "model.patch_size=6 does not divide the image, 28 x 28; use 1, 2, 4, 7, 14 or 28"),
     (dict(size="X"), "model.size='X': must be one of Ti, S, B, L, H, g"),
     (dict(size="B", widht=3), "unknown key model.widht; did you mean model.width?"),
-    (dict(patch_size=7, positions="sine"), "model.positions='sine': must be one of sincos2d, learned, none"),
+    (dict(patch_size=7, positions="sine"), "model.positions='sine': must be one of sincos2d, learned, relative, none"),
     (dict(patch_size=7, class_token=False, pooling="cls"), 'model.pooling="cls" needs class_token=True'),
     (dict(patch_size=0), "model.patch_size=0: must be a number of pixels or a pair (height, width)"),
 ])  # fmt: skip
@@ -266,3 +268,28 @@ def test_segments_keep_two_sets_of_patches_apart():
     encode = jax.jit(lambda x: model.apply({"params": params}, x, segments=segments)[0])
     changed = np.any(np.asarray(encode(images) != encode(images.at[:, :2, :2].add(1.0))), axis=(0, 2))
     assert list(changed) == [True, False, True, False, False, True]
+
+
+def test_relative_positions_depend_on_offsets_alone():
+    """Pairs of patches share a row of the table where they share an offset; the class token has three of its own."""
+    index = relative_index((3, 4))
+    offsets = {}
+    for a, b in itertools.product(range(12), repeat=2):
+        offset = tuple(np.subtract(divmod(a, 4), divmod(b, 4)))
+        assert offsets.setdefault(offset, index[1 + a, 1 + b]) == index[1 + a, 1 + b]
+    assert sorted(offsets.values()) == list(range(5 * 7))
+    assert set(index[0, 1:]) == {35} and set(index[1:, 0]) == {36} and index[0, 0] == 37
+
+
+def test_relative_positions_take_whole_images_of_one_size():
+    model = ViT(tiny(positions="relative"), (8, 8), 1)
+    images = jnp.zeros((2, 8, 8, 1))
+    params = model.init(jax.random.key(0), images)["params"]
+    moved = {**params, "relative_positions": jax.random.normal(jax.random.key(1), params["relative_positions"].shape)}
+    apply = jax.jit(lambda p: model.apply({"params": p}, jnp.ones_like(images))[0])
+    assert np.abs(apply(moved) - apply(params)).max() > 1e-3
+    for wrong, options in ((jnp.zeros((2, 12, 8, 1)), {}), (images, dict(visible=jnp.zeros((2, 1), jnp.int32)))):
+        with pytest.raises(UserError, match="relative.*whole images of one size"):
+            model.apply({"params": params}, wrong, **options)
+    with pytest.raises(UserError, match="class_token=True and registers=0"):
+        tiny(positions="relative", registers=1)

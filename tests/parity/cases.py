@@ -107,7 +107,12 @@ def classifier(config, height, width):
 
 
 def vit(**settings):
-    return t.ViTSettings(hidden_size=12, num_attention_heads=3, intermediate_size=20, **settings)
+    return t.ViTConfig(hidden_size=12, num_attention_heads=3, intermediate_size=20, **settings)
+
+
+def data2vec(**settings):
+    shape = dict(hidden_size=12, num_attention_heads=3, intermediate_size=20, image_size=9, patch_size=3)
+    return t.Data2VecVisionConfig(**shape | dict(use_shared_relative_position_bias=True, use_mean_pooling=False) | settings)
 
 
 def dinov2(**settings):
@@ -252,6 +257,10 @@ CASES = {
         t.IJepaConfig(
             hidden_size=12, num_attention_heads=3, intermediate_size=20, image_size=9, patch_size=3, num_hidden_layers=2
         ), 9, 9,
+    ),
+    "data2vec, images": tokens_only(t.Data2VecVisionModel, data2vec(num_hidden_layers=2, use_mask_token=True), 9, 9),
+    "data2vec, images, no layer scale, larger grid": tokens_only(
+        t.Data2VecVisionModel, data2vec(num_hidden_layers=1, layer_scale_init_value=0.0, image_size=12), 12, 12
     ),
     "GPT-2": causal(t.GPT2LMHeadModel, t.GPT2Config(vocab_size=23, n_positions=9, n_embd=12, n_layer=2, n_head=3)),
     "GPT-2, untied": causal(

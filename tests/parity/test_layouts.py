@@ -234,7 +234,7 @@ def test_siglip_whose_patches_leave_a_rest_and_text_with_a_mask(tmp_path):
 
 
 def test_vit_with_one_channel_in_half_precision(tmp_path):
-    config = transformers.ViTSettings(
+    config = transformers.ViTConfig(
         hidden_size=12, num_attention_heads=3, intermediate_size=20, image_size=[6, 9], patch_size=[2, 3], num_channels=1,
         num_hidden_layers=1, num_labels=3, id2label={0: "zero", 1: "one", 2: "one"}, label2id={"zero": 0, "one": 2},
     )  # fmt: skip
