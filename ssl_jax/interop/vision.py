@@ -388,11 +388,11 @@ class Data2VecVision(_Vision):
     fixed = {"class_token": True, "qkv_bias": True}
     settings = Settings(keys, defaults, fixed, {"use_relative_position_bias": False})
 
-    def takes(self, task):
+    def can_hold(self, task):
         return isinstance(task, ImageEncoder) and task.encoder.config.positions == "relative"
 
-    def read(self, theirs, tensors, beside):
-        source, model = beside.source, self.settings.read(theirs, beside.source)
+    def read(self, theirs, tensors, preprocessing):
+        source, model = preprocessing.source, self.settings.read(theirs, preprocessing.source)
         if theirs.get("use_mean_pooling", True):
             raise UserError(f"{source}: use_mean_pooling=True: leaves out the last norm, which cannot be expressed here")
         if theirs.get("use_absolute_position_embeddings", False) or not theirs.get("use_shared_relative_position_bias", False):
@@ -406,7 +406,9 @@ class Data2VecVision(_Vision):
         model |= {**patches(theirs, 16, size, "patch_size", source), "name": "vit", "positions": "relative", "pooling": "cls"}
         patch = pair(theirs.get("patch_size", 16), "patch_size", source)
         self.check_square((size[0] // patch[0], size[1] // patch[1]), f"{source}: image_size={list(size)}")
-        return Sections({"name": "image_encoder"}, model, image_info(size, number(theirs, "num_channels", 3, source), beside))
+        return Sections(
+            {"name": "image_encoder"}, model, image_info(size, number(theirs, "num_channels", 3, source), preprocessing)
+        )
 
     def check_square(self, grid: tuple[int, int], where: str) -> None:
         """Raise UserError for grids that are not square, for which transformers exchanges the height and width of the table."""
