@@ -68,14 +68,19 @@ def is_cpu_bf16(*factors: Array) -> bool:
     return all(x.dtype == jnp.bfloat16 for x in factors) and traced_for()
 
 
-def matmul(x: Float[Array, "*batch m k"], y: Float[Array, "*batch k n"], dtype: Any = None) -> Float[Array, "*batch m n"]:
+def matmul(
+    x: Float[Array, "*batch m k"], y: Float[Array, "*batch k n"], dtype: Any = None, *, accumulate: Any = None
+) -> Float[Array, "*batch m n"]:
     """Return x @ y in `dtype` (default: that of x), accumulated in f32.
 
-    In bf16 on a CPU a call of its own with an f32 result; elsewhere rounded to the dtype of x on the way.
+    In bf16 on a CPU a call of its own with an f32 result; elsewhere rounded to `accumulate` (default: the dtype of x) on the
+    way.
     """
     dtype = dtype or x.dtype
     if is_cpu_bf16(x, y):
         return _matmul_f32(x, y).astype(dtype)
+    if accumulate is not None:
+        return jnp.matmul(x, y, preferred_element_type=accumulate).astype(dtype)
     return jnp.matmul(x, y).astype(dtype)  # an f32 result would make the gradient's products f32's, and slow
 
 

@@ -1,14 +1,16 @@
-"""How arrays inside a model lie on the mesh of the step being traced, which `jax.set_mesh` names; without one, on one device.
+"""How arrays inside a model lie on the mesh of the step being traced (`jax.sharding.use_abstract_mesh`, or `jax.set_mesh`);
+without one, on one device.
 
 The mesh has the axes (data, fsdp, tensor). Examples are split over data and fsdp, heads and hidden units over tensor.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes over which a batch is split
@@ -22,10 +24,62 @@ def free_axes(names: tuple[str, ...], *sizes: int) -> tuple[str, ...]:
     """
     mesh = jax.sharding.get_abstract_mesh()
     free = tuple(name for name in names if name in mesh.auto_axes and mesh.shape[name] > 1)
-    count = 1
-    for name in free:
-        count *= mesh.shape[name]
-    return free if all(size % count == 0 for size in sizes) else ()
+    return free if all(size % count(free) == 0 for size in sizes) else ()
+
+
+def count(names: tuple[str, ...]) -> int:
+    """The devices along these axes of the mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def rows(x: Float[Array, "batch *rest"]) -> Float[Array, "batch *rest"]:
+    """Return `x`, its examples split over the devices and all else whole: for activations between the blocks of a model.
+
+    XLA otherwise lets activations follow the parameters' layout, and exchanges them where parameters should be gathered.
+    """
+    axes = free_axes(ROWS, x.shape[0])
+    return jax.lax.with_sharding_constraint(x, P(axes)) if axes else x
+
+
+@jax.custom_vjp
+def gathered(x: Array) -> Array:
+    """Return `x`, held whole by every device; its gradient is left to lie as XLA chooses."""
+    return jax.lax.with_sharding_constraint(x, P()) if free_axes(AXES) else x
+
+
+gathered.defvjp(lambda x: (gathered(x), None), lambda _, g: (g,))
+
+
+def over_rows(function: Callable[..., Any], split: tuple, whole: tuple) -> tuple[Any, Any]:
+    """Return `function(split, whole)` = (sums, results) of each device's own examples: sums added up, results put together.
+
+    split: a tree of arrays [batch, ...]; whole: a tree of arrays that every device gets whole. The first axis of a sum of two
+    or more axes is left split over "fsdp" where that divides it, as a parameter's gradient is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = free_axes(ROWS, *(x.shape[0] for x in jax.tree.leaves(split)))
+    if not axes:
+        return function(split, whole)
+    parts = mesh.shape["fsdp"] if "fsdp" in axes else 1
+    scattered = lambda x: x.ndim > 1 and parts > 1 and x.shape[0] % parts == 0
+
+    def total(x: Array) -> Array:
+        if not scattered(x):
+            return jax.lax.psum(x, axes)
+        x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=0, tiled=True)
+        return jax.lax.psum(x, others) if others else x
+
+    def local(split: tuple, whole: tuple) -> tuple[Any, Any]:
+        sums, results = function(split, whole)
+        return jax.tree.map(total, sums), results
+
+    others = tuple(name for name in axes if name != "fsdp")
+    sums, results = jax.eval_shape(function, split, whole)
+    specs = (jax.tree.map(lambda x: P("fsdp") if scattered(x) else P(), sums), jax.tree.map(lambda x: P(axes), results))
+    names = {name for name in mesh.auto_axes if name in axes or mesh.shape[name] == 1}
+    mapped = jax.shard_map(local, in_specs=(P(axes), P()), out_specs=specs, axis_names=names, check_vma=False)
+    return mapped(split, whole)
 
 
 def by_rows_and_heads(function: Callable[..., Array], *arrays: Array | None) -> Array:
@@ -39,12 +93,12 @@ def by_rows_and_heads(function: Callable[..., Array], *arrays: Array | None) -> 
         return function(*arrays)
     whole = [x for x in arrays if x is not None and x.ndim == 4]
     batch = whole[0].shape[0]
-    rows, heads = free_axes(ROWS, batch), free_axes(HEADS, *(x.shape[1] for x in whole))
+    examples, heads = free_axes(ROWS, batch), free_axes(HEADS, *(x.shape[1] for x in whole))
 
     def spec(x: Any) -> P | None:
         if x is None:
             return None
-        lead = rows if x.shape[0] == batch else ()
+        lead = examples if x.shape[0] == batch else ()
         return P(lead, heads) if x.ndim == 4 else P(lead)
 
     specs = tuple(spec(x) for x in arrays)

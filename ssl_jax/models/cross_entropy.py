@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ssl_jax import cpu, partition
+
 PLAIN = 2**25  # logits up to this many numbers are held at once
 CHUNK = 2**26  # and otherwise this many at a time
 
@@ -29,33 +31,40 @@ def token_losses(
 ) -> tuple[Float[Array, "batch time"], Float[Array, "batch time"], Int[Array, "batch time"]]:
     """Negative log-likelihood, log of the partition function, and the likeliest token, at each place.
 
-    The time axis is cut into `chunks` (default: as few as keep a chunk's logits small) that are computed one after another and
-    once more in the backward pass; the batch axis, which may be sharded, is not touched.
+    For measuring: `cross_entropy` is what is trained. The time axis is cut into `chunks` (default: `chunks_of`) that are
+    computed one after another; the batch axis, which may be sharded, is not touched.
     """
     batch, time, _ = features.shape
-    total = batch * time * weight.shape[0]
-    if chunks is None:
-        chunks = 1 if total <= PLAIN else min(time, -(-total // CHUNK))
-    chunks = min(chunks, time)
+    chunks = chunks_of(batch, time, weight.shape[0]) if chunks is None else min(chunks, time)
+
+    def piece(features: Array, labels: Array) -> tuple[Array, Array, Array]:
+        scores = logits(features, weight, bias)
+        log_z = jax.nn.logsumexp(scores, axis=-1)
+        return log_z - _at(scores, labels), log_z, jnp.argmax(scores, axis=-1).astype(jnp.int32)
+
     if chunks <= 1:
-        return _losses(weight, bias, features, labels)
+        return piece(features, labels)
+    parts = jax.lax.map(lambda arrays: piece(*arrays), (_split(features, chunks), _split(labels, chunks)))
+    return tuple(jnp.moveaxis(part, 0, 1).reshape(batch, -1)[:, :time] for part in parts)
+
+
+def chunks_of(batch: int, time: int, vocabulary: int) -> int:
+    """Return how many pieces of the time axis keep the logits of one small on each device; if possible they divide `time`."""
+    total = batch * time * vocabulary // partition.count(partition.free_axes(partition.ROWS, batch))
+    fewest = 1 if total <= PLAIN else min(time, -(-total // CHUNK))
+    return next((n for n in range(fewest, min(2 * fewest, time) + 1) if time % n == 0), fewest)
+
+
+def _split(x: Array, chunks: int) -> Array:
+    """Return [batch, time, ...] as [chunks, batch, size, ...], padded with zeros."""
+    batch, time = x.shape[:2]
     size = -(-time // chunks)
-    pad = chunks * size - time
-
-    def split(x):
-        x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(batch, chunks, size, *x.shape[2:]), 1, 0)
-
-    body = jax.checkpoint(functools.partial(_losses, weight, bias), prevent_cse=False)
-    parts = jax.lax.map(lambda piece: body(*piece), (split(features), split(labels)))
-    return tuple(jnp.moveaxis(part, 0, 1).reshape(batch, chunks * size)[:, :time] for part in parts)
+    x = jnp.pad(x, ((0, 0), (0, chunks * size - time)) + ((0, 0),) * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(batch, chunks, size, *x.shape[2:]), 1, 0)
 
 
-def _losses(weight, bias, features, labels):
-    scores = logits(features, weight, bias)
-    log_z = jax.nn.logsumexp(scores, axis=-1)
-    label_score = jnp.take_along_axis(scores, labels[..., None].astype(jnp.int32), axis=-1)[..., 0]
-    return log_z - label_score, log_z, jnp.argmax(scores, axis=-1).astype(jnp.int32)
+def _at(scores: Float[Array, "... vocabulary"], labels: Int[Array, "..."]) -> Float[Array, "..."]:
+    return jnp.take_along_axis(scores, labels[..., None].astype(jnp.int32), axis=-1)[..., 0]
 
 
 def cross_entropy(
@@ -70,12 +79,93 @@ def cross_entropy(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Mean over the places with weight of -log p(label) + z_loss log(Z)^2 (Chowdhery et al. 2022, section 5).
 
-    Metrics: "cross_entropy" (nats, without the z loss), "accuracy", and "weight", the number of terms.
+    Metrics, which have no gradient: "cross_entropy" (nats, without the z loss), "accuracy" (of k likeliest tokens each counts
+    1 / k), and "weight", the number of terms. The loss has no gradient in `label_weights`. The time axis is cut into `chunks`
+    (default: `chunks_of`).
     """
-    nll, log_z, predicted = token_losses(features, weight, labels, bias, chunks=chunks)
     w = jnp.ones(labels.shape, jnp.float32) if label_weights is None else label_weights.astype(jnp.float32)
     total = jnp.sum(w)
-    mean = lambda x: jnp.sum(x * w) / jnp.maximum(total, 1e-9)
-    nll = mean(nll)
-    loss = nll + z_loss * mean(jnp.square(log_z)) if z_loss else nll
-    return loss, {"cross_entropy": nll, "accuracy": mean(predicted == labels), "weight": total}
+    scale = 1 / jnp.maximum(total, 1e-9)
+    if chunks is None:
+        chunks = chunks_of(*labels.shape, weight.shape[0])
+    loss, nll, right = _summed(z_loss, min(chunks, labels.shape[1]), features, weight, bias, labels, w)
+    nll, right = jax.lax.stop_gradient((nll, right))
+    return loss * scale, {"cross_entropy": nll * scale, "accuracy": right * scale, "weight": total}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _summed(z_loss, chunks, features, weight, bias, labels, w):
+    """Return the weighted sums of loss, negative log-likelihood and correct predictions.
+
+    The gradient is computed along with the value, while a chunk's logits are there: they are multiplied out once, and theirs
+    is written once, in the dtype of the features.
+    """
+    return _run(z_loss, chunks, False, features, weight, bias, labels, w)[0]
+
+
+def _forward(z_loss, chunks, features, weight, bias, labels, w):
+    sums, gradients = _run(z_loss, chunks, True, features, weight, bias, labels, w)
+    return sums, (gradients, weight, bias)
+
+
+def _backward(z_loss, chunks, residual, cotangents):
+    (d_features, d_weight, d_bias), weight, bias = residual
+    g = cotangents[0]
+    scaled = lambda x: (x.astype(jnp.float32) * g).astype(x.dtype)
+    d_bias = None if bias is None else scaled(d_bias).astype(bias.dtype)
+    return scaled(d_features), scaled(d_weight).astype(weight.dtype), d_bias, None, None
+
+
+_summed.defvjp(_forward, _backward)
+
+
+def _run(z_loss, chunks, differentiate, features, weight, bias, labels, w):
+    """Return (sums, (gradients in features, weight and bias) or None) of each device's rows, the sums over all devices."""
+
+    def local(split, whole):
+        (features, labels, w), (weight, bias) = split, whole
+        piece = functools.partial(_piece, z_loss, differentiate, weight, bias)
+        if chunks <= 1:
+            return piece(features, labels, w)
+        arrays = tuple(_split(x, chunks) for x in (features, labels, w))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(piece, *(x[0] for x in arrays))[0])
+
+        def add(total, arrays):
+            sums, d_features = piece(*arrays)
+            return jax.tree.map(jnp.add, total, sums), d_features
+
+        sums, d_features = jax.lax.scan(add, zeros, arrays)
+        if differentiate:
+            batch, time, width = features.shape
+            d_features = jnp.moveaxis(d_features, 0, 1).reshape(batch, -1, width)[:, :time]
+        return sums, d_features
+
+    whole = (weight.astype(features.dtype), bias)
+    (sums, d_weight, d_bias), d_features = partition.over_rows(local, (features, labels, w), whole)
+    return sums, (d_features, d_weight, d_bias)
+
+
+def _piece(z_loss, differentiate, weight, bias, features, labels, w):
+    """Return ((sums, weight's and bias's gradient), the features' gradient) of one chunk; None where not differentiated."""
+    scores = logits(features, weight, bias)
+    highest = jnp.max(scores, axis=-1, keepdims=True)
+    exponential = jnp.exp(scores - highest)
+    z = jnp.sum(exponential, axis=-1, keepdims=True)
+    log_z = (highest + jnp.log(z))[..., 0]
+    own = _at(scores, labels)
+    nll = log_z - own
+    ties = jnp.sum(scores == highest, axis=-1)
+    right = (own == highest[..., 0]) / ties
+    loss = nll + z_loss * jnp.square(log_z) if z_loss else nll
+    sums = tuple(jnp.sum(x * w) for x in (loss, nll, right))
+    if not differentiate:
+        return (sums, None, None), None
+    slope = w * (1 + 2 * z_loss * log_z) if z_loss else w  # of the loss in log Z
+    is_label = labels[..., None] == jnp.arange(scores.shape[-1])
+    d_scores = exponential * (slope[..., None] / z) - jnp.where(is_label, w[..., None], 0)
+    d_bias = None if bias is None else jnp.sum(d_scores, axis=(0, 1))
+    d_scores = d_scores.astype(features.dtype)
+    d_features = cpu.matmul(d_scores, weight)
+    flat = lambda x: x.reshape(-1, x.shape[-1])
+    d_weight = cpu.matmul(cpu.transpose(flat(d_scores)), flat(features), jnp.float32, accumulate=jnp.float32)
+    return (sums, d_weight, d_bias), d_features

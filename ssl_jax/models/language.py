@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from ssl_jax import config as config_module
+from ssl_jax import partition
 from ssl_jax.errors import UserError
 from ssl_jax.models.dense import Dense
 from ssl_jax.models.layers import ACTIVATIONS, Keys, Norm, Stack, TransformerSettings, dropout, norm_of
@@ -127,7 +128,7 @@ class Transformer(nn.Module):
         c = self.config
         init = nn.initializers.normal(c.init_std)
         table = self.param("token_embedding", init, (c.padded(self.vocabulary), c.width))
-        x = jnp.take(table, tokens, axis=0)
+        x = partition.rows(jnp.take(partition.gathered(table), tokens, axis=0))
         rows = places(tokens, positions, c.position_offset)
         if positions is None:
             positions = jnp.arange(tokens.shape[1])[None]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from ssl_jax import cpu
+from ssl_jax import cpu, partition
 from ssl_jax.errors import UserError
 from ssl_jax.models import block_name
 from ssl_jax.models.dense import Dense
@@ -413,14 +413,14 @@ class Stack(nn.Module):
         outputs, new_caches = {}, []
         for i, block in enumerate(blocks):
             cache = None if caches is None else caches[i]
-            x = cpu.materialize_cotangent(x)
+            x = cpu.materialize_cotangent(partition.rows(x))
             own_keys = None if keys is None else self._fold(keys, i)
             x, cache, added = block(x, keys=own_keys, cache=cache, **options)
             outputs |= _named(i, x, added)
             new_caches.append(cache)
         if caches is not None:
             outputs["caches"] = new_caches
-        return x, outputs
+        return partition.rows(x), outputs
 
     def _layer(self, i: int) -> dict:
         """What differs between the blocks: drop path, attention window and rotary base."""
@@ -456,7 +456,10 @@ class Stack(nn.Module):
 
         def body(x, layer):
             p, i, vary = layer
-            y, _, added = block.apply({"params": p}, x, keys=None if keys is None else self._fold(keys, i), **vary, **options)
+            y, _, added = block.apply(
+                {"params": p}, partition.rows(x), keys=None if keys is None else self._fold(keys, i), **vary, **options
+            )
+            y = partition.rows(y)
             return y, (y, added)
 
         if c.remat != "none":

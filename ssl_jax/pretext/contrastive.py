@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from ssl_jax.partition import gathered
 from ssl_jax.training.grad_cache import in_chunks
 
 LOWEST = jnp.finfo(jnp.float32).min
@@ -26,6 +27,8 @@ def infonce(
     same: where a text's fingerprint stands twice, its other pairs are left out of both softmaxes instead of being
     negatives. chunks: the logits are made so many pieces of rows, and again in the backward pass; the value is the same.
     """
+
+    text, same = gathered(text), None if same is None else gathered(same)  # once, ahead of the chunks
 
     def rows(x, y, place, mark):
         logits = (
@@ -52,6 +55,8 @@ def sigmoid(
     L = -1/n sum_ij log sigmoid(z_ij (s x_i.y_j + b)), z_ij = 1 for the pairs of the batch and -1 for all others. `same`
     and `chunks` as for `infonce`; left out pairs weigh nothing.
     """
+
+    text, same = gathered(text), None if same is None else gathered(same)
 
     def rows(x, y, place, mark):
         logits = _logits(x, text, scale) + bias

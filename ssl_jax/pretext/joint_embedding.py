@@ -18,6 +18,7 @@ from ssl_jax.config import read
 from ssl_jax.errors import UserError
 from ssl_jax.models.heads import Projector, unit
 from ssl_jax.models.vit import ViT
+from ssl_jax.partition import gathered
 from ssl_jax.pretext import collapse
 from ssl_jax.pretext.views import ImageTask, encode_views, init_encoder, view_shape
 from ssl_jax.randomness import example_keys, substream
@@ -131,7 +132,7 @@ def nt_xent(a: Embeddings, b: Embeddings, temperature: Any, chunks: int = 1) -> 
 
     L = 1/2n sum_i [log sum_{k != i} exp(s_ik / t) - s_ij / t] over the 2n unit vectors of both views, j the other view of i.
     """
-    z = unit(jnp.concatenate([a, b]))
+    z = gathered(unit(jnp.concatenate([a, b])))
     n = len(z)
 
     def rows(x: Float[Array, "rows dim"], own: Int[Array, "rows"]):

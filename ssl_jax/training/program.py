@@ -73,7 +73,7 @@ class Program:
 
         self.step = TrainStep(
             task, stream.on_device, self.optimizer, optimizer, schedules, training.accumulation, training.ema,
-            training.on_nonfinite == "skip", training.skip_outliers, sharding.cores_of(self.mesh, rows),
+            training.on_nonfinite == "skip", training.skip_outliers, sharding.data_parallel(self.mesh, rows),
         )  # fmt: skip
         self.steps_per_call = self._steps_per_call()
         self._programs = CompiledAhead(self.compile)

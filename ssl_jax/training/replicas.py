@@ -101,7 +101,7 @@ class ReplicaProgram(Program):
         self.lead = NamedSharding(self.mesh, PartitionSpec(AXIS))
         stacked = lambda x: jax.ShapeDtypeStruct((replicas, *x.shape), x.dtype, sharding=self.lead)
         self.abstract = jax.tree.map(stacked, single.abstract)
-        self.step = over_replicas(dataclasses.replace(single.step, cores=None), self.mesh)
+        self.step = over_replicas(dataclasses.replace(single.step, replicas=None), self.mesh)
         self._programs = CompiledAhead(self.compile)
 
     def hyper_of(self, replicas: Sequence[Replica], total: int) -> dict[str, Any]:

@@ -68,10 +68,10 @@ def shared_rows(batch_size: int, accumulation: int, relates_examples: bool) -> i
     return 1 if relates_examples else batch_size // accumulation
 
 
-def cores_of(mesh: Mesh, rows: int) -> Mesh | None:
-    """`mesh` where it splits `rows` rows over devices of CPUs and nothing else; they then sum gradients by hand (TrainStep)."""
+def data_parallel(mesh: Mesh, rows: int) -> Mesh | None:
+    """`mesh` where it splits `rows` rows over its devices and nothing else; they then sum gradients by hand (TrainStep)."""
     alone = mesh.size > 1 and mesh.shape["data"] == mesh.size and rows % mesh.size == 0
-    return mesh if alone and mesh.devices.flat[0].platform == "cpu" else None
+    return mesh if alone else None
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulation: int, relates_examples: bool = False) -> None:

@@ -42,7 +42,7 @@ class TrainStep:
     ema: float | None = None  # constant decay of the moving average, where no schedule gives it
     guard: bool = False  # skip the update when the loss or a gradient is not finite
     outliers: float | None = None
-    cores: Mesh | None = None  # a CPU's cores, each of which takes the gradients of its own rows
+    replicas: Mesh | None = None  # devices that hold all parameters, each of which takes the gradients of its own rows
 
     def __call__(self, state: State, raw: Batch, resident: Any) -> tuple[State, Metrics]:
         seed, data_step = state.hyper["seed"], state.step + state.hyper["data_offset"]
@@ -90,7 +90,7 @@ class TrainStep:
     def gradients(self, params: Any, batch: Batch, key: Array, context: Context) -> tuple[Array, Metrics, Any]:
         """Return loss, metrics and gradients of the global batch.
 
-        Each microbatch, and with `cores` each core's rows, weighs by its metric "weight". A loss that relates all
+        Each microbatch, and with `replicas` each device's rows, weighs by its metric "weight". A loss that relates all
         examples is computed whole, its embeddings piece by piece.
         """
         frozen = multipliers(self.settings, params).frozen
@@ -101,7 +101,7 @@ class TrainStep:
 
         gradient = jax.value_and_grad(loss, has_aux=True)
         n = 1 if self.task.relates_examples else self.accumulation
-        if n == 1 and self.cores is None:
+        if n == 1 and self.replicas is None:
             (value, metrics), grads = gradient(params, batch, key, context)
             return value, metrics, grads
 
@@ -125,8 +125,8 @@ class TrainStep:
             return jax.lax.scan(add, zeros, micro)[0]
 
         sums_of = weighted if n == 1 else accumulated
-        if self.cores is not None:
-            sums_of = over_cores(sums_of, self.cores)
+        if self.replicas is not None:
+            sums_of = over_devices(sums_of, self.replicas)
         (sums, grads), weight = sums_of(params, batch, key, context)
         metrics, grads = jax.tree.map(lambda x: x / jnp.maximum(weight, 1e-9), (sums, grads))
         value = metrics.pop("loss")
@@ -183,18 +183,22 @@ def applied(params: Any, updates: Any) -> tuple[Any, Float[Array, ""]]:
     return optax.apply_updates(params, updates), optax.global_norm(updates)
 
 
-def over_cores(sums: Callable, cores: Mesh) -> Callable:
-    """Return `sums(params, batch, key, context)` of each core's rows, added up over the cores.
+def over_devices(sums: Callable, mesh: Mesh) -> Callable:
+    """Return `sums(params, batch, key, context)` of each device's rows, added up over the devices once a step.
 
-    They are added as one vector: XLA's CPU runtime synchronises all cores once an array.
+    On a CPU they are added as one vector: XLA's CPU runtime synchronises all cores once an array. Elsewhere XLA puts arrays
+    together itself, and begins before the last is there.
     """
 
     def local(params, batch, key, context):
-        flat, unravel = ravel_pytree(sums(params, batch, key, context))
-        return unravel(jax.lax.psum(flat, cores.axis_names))
+        found = sums(params, batch, key, context)
+        if mesh.devices.flat[0].platform != "cpu":
+            return jax.lax.psum(found, mesh.axis_names)
+        flat, unravel = ravel_pytree(found)
+        return unravel(jax.lax.psum(flat, mesh.axis_names))
 
-    rows = P(cores.axis_names)
-    return jax.shard_map(local, mesh=cores, in_specs=(P(), rows, P(), P()), out_specs=P(), check_vma=False)
+    rows = P(mesh.axis_names)
+    return jax.shard_map(local, mesh=mesh, in_specs=(P(), rows, P(), P()), out_specs=P(), check_vma=False)
 
 
 def group_norms(grads: Any) -> dict[str, Float[Array, ""]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ssl_jax.errors import UserError
-from ssl_jax.models.cross_entropy import cross_entropy, logits, token_losses
+from ssl_jax.models.cross_entropy import chunks_of, cross_entropy, logits, token_losses
 from ssl_jax.models.language import Head, LanguageSettings, Transformer, pooled
 
 SMALL = dict(width=16, depth=2, heads=4, context_length=24, init_std=0.3)
@@ -106,6 +106,40 @@ def test_cross_entropy_is_the_textbook_one():
     np.testing.assert_allclose(metrics["cross_entropy"], mean(nll), rtol=1e-5)
     np.testing.assert_allclose(metrics["accuracy"], mean(scores.argmax(-1) == labels), rtol=1e-6)
     np.testing.assert_allclose(metrics["weight"], weights.sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-6), ("bfloat16", 1e-2)])
+def test_the_gradient_written_out_is_that_of_the_formula(dtype, tolerance):
+    """Autodiff of the textbook's loss in f32, with a bias, label weights and the z loss; in bf16 to its rounding."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    hidden, weight = jax.random.normal(keys[0], (3, 12, 8)).astype(dtype), jax.random.normal(keys[1], (37, 8))
+    labels, offset = jax.random.randint(keys[2], (3, 12), 0, 37), jax.random.normal(keys[3], (37,))
+    weights = jax.random.uniform(keys[4], (3, 12))
+
+    def formula(hidden, weight, offset):
+        scores = hidden.astype(jnp.float32) @ weight.astype(dtype).astype(jnp.float32).T + offset
+        log_z = jax.nn.logsumexp(scores, axis=-1)
+        nll = log_z - jnp.take_along_axis(scores, labels[..., None], -1)[..., 0]
+        return 3 * jnp.sum((nll + 0.1 * log_z**2) * weights) / jnp.sum(weights)
+
+    ours = lambda *x: 3 * cross_entropy(x[0], x[1], labels, x[2], label_weights=weights, z_loss=0.1, chunks=5)[0]
+    for mine, theirs in zip(*(jax.jit(jax.grad(f, (0, 1, 2)))(hidden, weight, offset) for f in (ours, formula)), strict=True):
+        assert mine.dtype == theirs.dtype
+        apart = jnp.linalg.norm((mine - theirs).astype(jnp.float32)) / jnp.linalg.norm(theirs.astype(jnp.float32))
+        assert apart < tolerance
+
+
+def test_equal_logits_share_the_accuracy():
+    """An output layer of zeros guesses: 1 of 10, not all or none."""
+    labels = jnp.arange(10)[None]
+    assert cross_entropy(jnp.ones((1, 10, 4)), jnp.zeros((10, 4)), labels)[1]["accuracy"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("batch, time, vocabulary, chunks", [
+    (4, 64, 128, 1), (4, 1024, 50304, 4), (32, 1000, 50304, 25), (8, 41, 2**21, 11), (1, 7, 2**29, 7),
+])  # fmt: skip
+def test_chunks_divide_the_sequence_where_they_can(batch, time, vocabulary, chunks):
+    assert chunks_of(batch, time, vocabulary) == chunks
 
 
 def test_logits_of_a_large_vocabulary_are_never_whole():
