@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import errno
 import os
+import pathlib
 import shlex
 import sys
 
@@ -150,7 +151,10 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--plan", action="store_true", help="print what would run, and stop")
     sub.add_argument("--replicas", metavar="N", help="train N runs together; default: one a core, or what fits on the devices")
-    sub.add_argument("--shard", default="0/1", metavar="I/N", help="of the groups of runs take every N-th, from the I-th on")
+    sub.add_argument("--shard", metavar="I/N", help="of the groups of runs take every N-th, from the I-th on")
+    sub.add_argument("--submit", choices=("slurm",), help="as an array of SLURM jobs; with --plan, print the batch script")
+    sub.add_argument("--jobs", metavar="N", help="of the array; default: one for each group of runs")
+    sub.add_argument("--sbatch", metavar="OPTIONS", help='further options of sbatch, such as "--gpus=1 --time=4:00:00"')
     sub = command(
         "report",
         _report,
@@ -262,9 +266,33 @@ def _sweep(arguments):
 
     overrides = arguments.overrides
     experiment = experiments.load(arguments.experiment, settings=overrides["experiment"], overrides=overrides["config"])
-    shard = sweeps.parse_shard(arguments.shard)
-    replicas = None if arguments.replicas is None else sweeps.parse_replicas(arguments.replicas)
+    replicas = None if arguments.replicas is None else sweeps.parse_positive("--replicas", arguments.replicas)
+    if arguments.submit:
+        return _submit(arguments, experiment)
+    for option in ("jobs", "sbatch"):
+        if getattr(arguments, option) is not None:
+            raise UserError(f"--{option} needs --submit=slurm")
+    shard = sweeps.parse_shard(arguments.shard or "0/1")
     return sweeps.sweep(experiment, arguments.workdir, plan=arguments.plan, shard=shard, replicas=replicas)
+
+
+def _submit(arguments, experiment):
+    from ssl_jax import slurm, sweeps
+
+    if arguments.shard:
+        raise UserError("--submit=slurm: each job gets a --shard of its own; give none")
+    folder = pathlib.Path(arguments.workdir).absolute()
+    groups = len(sweeps.grouped(sweeps.jobs_of(experiment, folder)))
+    jobs = groups if arguments.jobs is None else min(groups, sweeps.parse_positive("--jobs", arguments.jobs))
+    experiment_file = pathlib.Path(arguments.experiment).absolute()
+    command = [sys.argv[0], "sweep", f"--experiment={experiment_file}", f"--workdir={folder}"]
+    command += [f"--{kind}.{key}={value}" for kind, found in arguments.overrides.items() for key, value in found.items()]
+    command += [] if arguments.replicas is None else [f"--replicas={arguments.replicas}"]
+    text = slurm.script(command, folder, jobs, arguments.sbatch or "")
+    if arguments.plan:
+        sweeps.sweep(experiment, arguments.workdir, plan=True)
+    print(text if arguments.plan else slurm.submit(text, folder))
+    return 0
 
 
 def _report(arguments):

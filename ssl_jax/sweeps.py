@@ -354,9 +354,9 @@ def show(folder: pathlib.Path) -> None:
         say(line)
 
 
-def parse_replicas(text: str) -> int:
+def parse_positive(option: str, text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise UserError(f"--replicas={text}: must be a whole number of at least 1")
+        raise UserError(f"{option}={text}: must be a whole number of at least 1")
     return int(text)
 
 

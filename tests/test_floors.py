@@ -17,7 +17,7 @@ FLOORS = (
     {"training", "pretext", "initialisation"},
     {"downstream", "interop"},
     {
-        "resume", "validation", "evidence", "overview", "plan", "runs", "stand_in", "sweeps", "planning", "inference",
+        "resume", "validation", "evidence", "overview", "plan", "runs", "stand_in", "sweeps", "planning", "slurm", "inference",
         "predictions", "preview", "bench", "bench_peer", "api", "start",
     },
     {"cli"},

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -190,3 +191,27 @@ def test_killed_at_any_time_and_by_two_processes_the_page_is_the_same(folder, fi
         assert process.wait(timeout=300) == 0, process.stderr.read()
     for name in DATA:
         assert (folder / "killed" / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def test_a_batch_script_fills_the_sweep(folder, tmp_path, capsys, monkeypatch):
+    """The script, run once for each array index as SLURM would, does all that the sweep's own command does."""
+    options = ("--submit=slurm", "--sbatch=--gpus=1 --time=4:00:00", "--plan")
+    two = 'arms=product({"task.mask.ratio": (0.5, 0.75)}), figure=None'
+    assert sweep(folder, "array", *options, settings=two) == 0
+    text = capsys.readouterr().out.partition("#!/bin/bash")[2]
+    assert "#SBATCH --array=0-1\n" in text and "#SBATCH --gpus=1\n#SBATCH --time=4:00:00\n" in text
+    last = text.strip().splitlines()[-1]
+    words = [word.replace("$SLURM_ARRAY_TASK_ID", "1") for word in shlex.split(last)]
+    assert words[-1] == "--shard=1/2" and words[0] == "exec"
+    called = []
+    monkeypatch.setattr("ssl_jax.sweeps.sweep", lambda experiment, workdir, **options: called.append((workdir, options)) or 0)
+    assert cli.main(words[2:]) == 0
+    assert called == [(str(folder / "array"), dict(plan=False, shard=(1, 2), replicas=None))]
+
+
+def test_submitting_without_slurm_is_one_line(folder, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert sweep(folder, "nowhere", "--submit=slurm") == 2
+    assert "sbatch is not on this machine" in capsys.readouterr().err
+    assert sweep(folder, "nowhere", "--jobs=2") == 2
+    assert "--jobs needs --submit=slurm" in capsys.readouterr().err

@@ -69,7 +69,7 @@ class TrainStep:
             "lr": learning_rate(self.settings, state.hyper, state.step),
             "grad_norm": norm,
             "update_norm": update_norm,
-            "param_norm": optax.global_norm(params),
+            "param_norm": optax.tree.norm(params),
             **guarded,
             **bad,
             **{f"{GROUP}{name}": value for name, value in groups.items()},
@@ -180,7 +180,7 @@ def applied(params: Any, updates: Any) -> tuple[Any, Float[Array, ""]]:
     Not inlined, since the updates have two consumers here, in each of which XLA's CPU compiler would otherwise recompute
     them from the old parameters, and so copy all of those.
     """
-    return optax.apply_updates(params, updates), optax.global_norm(updates)
+    return optax.apply_updates(params, updates), optax.tree.norm(updates)
 
 
 def over_devices(sums: Callable, mesh: Mesh) -> Callable:

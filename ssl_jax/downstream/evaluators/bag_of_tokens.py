@@ -65,7 +65,7 @@ def _fit(tokens, labels, weights, l2, vocabulary: int, classes: int, iterations:
         head, state, i, _ = carry
         value, grad = value_and_grad(head, state=state)
         updates, state = optimizer.update(grad, state, head, value=value, grad=grad, value_fn=objective)
-        return optax.apply_updates(head, updates), state, i + 1, optax.global_norm(grad)
+        return optax.apply_updates(head, updates), state, i + 1, optax.tree.norm(grad)
 
     head = jnp.zeros((vocabulary, classes)), jnp.zeros(classes)
     carry = head, optimizer.init(head), 0, jnp.inf

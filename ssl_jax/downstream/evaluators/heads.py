@@ -109,7 +109,7 @@ def _lbfgs(start, z, labels, weights, scale, l2, iterations, tolerance):
         head, state, i, _ = carry
         value, grad = value_and_grad(head, state=state)
         updates, state = optimizer.update(grad, state, head, value=value, grad=grad, value_fn=objective)
-        return optax.apply_updates(head, updates), state, i + 1, optax.global_norm(state[-1].grad)
+        return optax.apply_updates(head, updates), state, i + 1, optax.tree.norm(state[-1].grad)
 
     head = start[0] / scale, start[1]
     carry = head, optimizer.init(head), 0, jnp.inf
