@@ -35,6 +35,7 @@ class Images:
 
     array: np.ndarray
     columns: tuple[str, ...]  # the columns' captions
+    note: str = ""  # a sentence below them
 
 
 @dataclasses.dataclass(frozen=True)

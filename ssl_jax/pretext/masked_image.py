@@ -20,11 +20,14 @@ from ssl_jax.errors import UserError
 from ssl_jax.models.mae import Decoder, DecoderSettings
 from ssl_jax.models.patches import patchify, unpatchify
 from ssl_jax.pretext.patch_masking import Mask, PatchMaskSettings, from_noise
+from ssl_jax.pretext.targets import principal_components
 from ssl_jax.randomness import example_keys, stream, substream
 from ssl_jax.task import Batch, Context, DataInfo, Images, Metrics, Params, Task
 
 TARGETS = ("pixels", "normalized_pixels", "pca")
 FIT_EXAMPLES = 4096
+BORROWED = "Reconstructions are shown with each patch's true mean and deviation, which the model does not predict; plain ones" \
+    " with those of the image's visible patches on average."  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,19 +158,24 @@ class MaskedImage(Task):
         return {"loss": self._loss(prediction, self.target(images, context), mask.hidden), **out}
 
     def panels(self, params: Params, batch: Batch, key: Key[Array, ""], *, context: Context | None = None) -> dict[str, Images]:
-        columns = ("original", "masked", "reconstruction", "reconstruction + visible")
+        """Return images, masked and reconstructed."""
+        columns, note = ("original", "masked", "reconstruction", "reconstruction + visible"), ""
         keys = example_keys(key, jnp.arange(len(batch["image"])))
         rows = jax.jit(self._pictures)(params, batch["image"], keys, context)
-        return {"reconstruction": Images(np.asarray(rows), columns)}
+        if self.config.target == "normalized_pixels":
+            columns, note = (*columns, "plain"), BORROWED
+        return {"reconstruction": Images(np.asarray(rows), columns, note)}
 
     def _pictures(self, params, images, keys, context) -> Float[Array, "rows columns h w c"]:
-        """Pixels in [0, 1]; targets are turned back into pixels with the true statistics of each patch."""
+        """Pixels in [0, 1]; normalised targets become pixels by true statistics, and (plain) by the visible patches'."""
         patch, grid = self.encoder.config.patch, self.encoder.grid
         mask = self.config.mask(substream(keys, "mask"), grid)
         original = patchify(images.astype(jnp.float32), patch)
         predicted = self.predict(params, images, mask)
         if self.config.target == "normalized_pixels":
+            seen = lambda x: jnp.mean(x, axis=1, keepdims=True, where=~mask.hidden[..., None])
             mean, deviation = moments(original)
+            plain = predicted * seen(deviation) + seen(mean)
             predicted = predicted * deviation + mean
         elif self.config.target == "pca":
             predicted = predicted @ context.variables["basis"].T + context.variables["mean"]
@@ -176,7 +184,8 @@ class MaskedImage(Task):
         show = lambda patches: jnp.clip(unpatchify(patches, patch, grid) * scale + shift, 0, 1)
         grey = unpatchify(jnp.broadcast_to(hidden, original.shape), patch, grid)
         shown = [show(original), jnp.where(grey, 0.5, show(original)), show(predicted)]
-        return jnp.stack([*shown, show(jnp.where(hidden, predicted, original))], axis=1)
+        shown.append(show(jnp.where(hidden, predicted, original)))
+        return jnp.stack(shown + ([show(plain)] if self.config.target == "normalized_pixels" else []), axis=1)
 
     def flops(self) -> float:
         kept = None if self.config.mask_tokens_in_encoder else self.config.mask.kept(self.encoder.grid)
@@ -186,11 +195,3 @@ class MaskedImage(Task):
 def moments(patches: Float[Array, "b n pixels"]) -> tuple[Float[Array, "b n 1"], Float[Array, "b n 1"]]:
     """Each patch's mean and deviation sqrt(var + 1e-6), the variance unbiased as torch's is."""
     return jnp.mean(patches, -1, keepdims=True), jnp.sqrt(jnp.var(patches, -1, keepdims=True, ddof=1) + 1e-6)
-
-
-def principal_components(patches: Float[Array, "b n pixels"], components: int) -> dict[str, Array]:
-    """The mean patch and the orthonormal directions of largest variance, f32[pixels, components]."""
-    flat = patches.reshape(-1, patches.shape[-1]).astype(jnp.float32)
-    mean = jnp.mean(flat, axis=0)
-    _, directions = jnp.linalg.eigh((flat - mean).T @ (flat - mean))  # in the order of rising variance
-    return {"mean": mean, "basis": directions[:, ::-1][:, :components]}

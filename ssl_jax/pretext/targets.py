@@ -48,3 +48,11 @@ def sinkhorn_knopp(logits: Scores, weight: Float[Array, "*rows"] | None, iterati
         q = q / jnp.maximum(jnp.sum(q, axis=0) * q.shape[1], 1e-30)
         q = q / jnp.maximum(jnp.sum(q, axis=1, keepdims=True), 1e-30)
     return q.reshape(logits.shape)
+
+
+def principal_components(patches: Float[Array, "b n pixels"], components: int) -> dict[str, Array]:
+    """The mean patch and the orthonormal directions of largest variance, f32[pixels, components]."""
+    flat = patches.reshape(-1, patches.shape[-1]).astype(jnp.float32)
+    mean = jnp.mean(flat, axis=0)
+    _, directions = jnp.linalg.eigh((flat - mean).T @ (flat - mean))  # in the order of rising variance
+    return {"mean": mean, "basis": directions[:, ::-1][:, :components]}

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ METHODS = {
 }
 
 
-def axes_grid(theme: str, size: tuple[float, float] = (6.0, 3.5), rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
+def axes_grid(theme: str, size: tuple[float, float] = (5.0, 3.2), rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
     """Return a figure and its axes, drawn by Agg: no display, no global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -83,18 +84,31 @@ def running_mean(values: Float[np.ndarray, "n"], window: int) -> Float[np.ndarra
     return base + (total[high] - total[low]) / (high - low)
 
 
+FEW = 30  # so many values are drawn as points
+
+
+def validation_loss(lines: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the name under which evaluators have logged a loss during training, "language_modelling/loss"."""
+    names = dict.fromkeys(name for line in lines for name in line)
+    return next((name for name in names if re.fullmatch(r"[^/]+/loss", name)), None)
+
+
 def loss_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, log_x: bool = False, theme: str = "light",
-                metric: str = "loss") -> bytes | None:  # fmt: skip
+                metric: str = "loss", groups: Mapping[str, str] | None = None) -> bytes | None:  # fmt: skip
     """The loss of each run against its step: every logged value in a pale line, its running mean over it.
 
-    A loss that is not finite is marked where it first occurs. None where no run logged the metric.
+    A validation loss is a broken line with points. A loss that is not finite is marked where it first occurs. groups: what
+    the legend calls each run; runs of one group share a colour. None where no run logged the metric.
     """
     curves = {name: series(lines, metric) for name, lines in runs.items()}
     if not any(len(steps) for steps, _ in curves.values()):
         return None
     figure, grid = axes_grid(theme)
     axes = grid[0, 0]
-    for (name, (steps, values)), colour in zip(curves.items(), colour_cycle(theme), strict=False):
+    colours, labelled = group_colours(groups or dict.fromkeys(runs), theme), set()
+    for run, (steps, values) in curves.items():
+        name, colour = (groups or {}).get(run, run), colours[run]
+        label = lambda text: text if name not in labelled else None  # noqa: B023
         finite = np.isfinite(values)
         if not finite.all():
             first = steps[~finite][0]
@@ -104,27 +118,37 @@ def loss_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, log_x: bool 
             steps, values = steps[steps > 0], values[steps > 0]
         window = max(1, len(values) // 50) | 1
         smooth = window > 1
-        marker = "o" if len(values) == 1 else None
+        marker = "o" if len(values) <= FEW else None
         axes.plot(steps, values, color=colour, linewidth=0.8 if smooth else 1.6, alpha=0.35 if smooth else 1.0, marker=marker,
-                  label=None if smooth else name)  # fmt: skip
+                  markersize=4, label=None if smooth else label(name))  # fmt: skip
         if smooth:
-            axes.plot(
-                steps, running_mean(values, window), color=colour, linewidth=1.7, label=f"{name} (mean of {window} values)"
-            )
+            mean = running_mean(values, window)
+            axes.plot(steps, mean, color=colour, linewidth=1.7, label=label(f"{name} (mean of {window} values)"))
+        validation = validation_loss(runs[run])
+        if validation is not None and metric == "loss":
+            steps, values = series(runs[run], validation)
+            axes.plot(steps, values, "--o", color=colour, linewidth=1.2, markersize=4, label=label(f"{name}: {validation}"))
+        labelled.add(name)
     if log_x:
         axes.set_xscale("log")
     label_axes(axes, theme, "step", metric)
     return png(figure)
 
 
-def metrics_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, theme: str = "light", most: int = 12) -> bytes | None:
+def metrics_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, theme: str = "light", most: int = 12,
+                   groups: Mapping[str, str] | None = None) -> bytes | None:  # fmt: skip
     """Every other logged metric in a small plot of its own; None where there is none."""
+    colours = group_colours(groups or dict.fromkeys(runs), theme)
     names: dict[str, None] = {}
     for lines in runs.values():
         for line in lines:
             names.update((k, None) for k, v in line.items() if isinstance(v, int | float) and not isinstance(v, bool))
     wanted = [
-        name for name in names if name not in ("step", "loss") and any(len(series(r, name)[0]) > 1 for r in runs.values())
+        name
+        for name in names
+        if name not in ("step", "loss")
+        and not re.fullmatch(r"[^/]+/loss", name)
+        and any(len(series(r, name)[0]) > 1 for r in runs.values())
     ]
     wanted = wanted[:most]
     if not wanted:
@@ -133,11 +157,13 @@ def metrics_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, theme: st
     count = math.ceil(len(wanted) / columns)
     figure, grid = axes_grid(theme, (3.2 * columns, 2.1 * count), count, columns)
     for axes, name in zip(grid.flat, wanted, strict=False):
-        for lines, colour in zip(runs.values(), colour_cycle(theme), strict=False):
-            steps, values = series(lines, name)
+        for run, lines in runs.items():
+            colour, (steps, values) = colours[run], series(lines, name)
             keep = np.isfinite(values)
             window = max(1, int(keep.sum()) // 50) | 1
-            axes.plot(steps[keep], values[keep], color=colour, linewidth=0.7, alpha=0.3 if window > 1 else 1.0)
+            marker = "o" if keep.sum() <= FEW else None
+            axes.plot(steps[keep], values[keep], color=colour, linewidth=0.7, alpha=0.3 if window > 1 else 1.0, marker=marker,
+                      markersize=3)  # fmt: skip
             if window > 1:
                 axes.plot(steps[keep], running_mean(values[keep], window), color=colour, linewidth=1.3)
         axes.ticklabel_format(axis="y", useOffset=False)
@@ -184,6 +210,13 @@ def label_efficiency_figure(runs: Mapping[str, Iterable[Record]], *, theme: str 
     axes.minorticks_off()
     label_axes(axes, theme, "share of the labels", "accuracy (bars: standard error)")
     return png(figure)
+
+
+def group_colours(groups: Mapping[str, str | None], theme: str) -> dict[str, str]:
+    """Return each run's colour: its group's, or its own where it has no group."""
+    names = list(dict.fromkeys(group or run for run, group in groups.items()))
+    cycle = colour_cycle(theme) * (1 + len(names) // 8)
+    return {run: cycle[names.index(group or run)] for run, group in groups.items()}
 
 
 def colour_cycle(theme: str) -> tuple[str, ...]:

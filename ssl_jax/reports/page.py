@@ -22,20 +22,28 @@ section { background: var(--paper); border: 1px solid var(--line); border-radius
 h2 { font-size: 17px; margin: 0 0 14px; } h3 { font-size: 14px; margin: 18px 0 8px; color: var(--quiet); font-weight: 600; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 14px; }
-th { font-weight: 600; color: var(--quiet); font-size: 12.5px; text-align: right; padding: 4px 10px 8px; white-space: nowrap; }
+th { font-weight: 600; color: var(--quiet); font-size: 12.5px; text-align: right; padding: 4px 10px 8px; min-width: 72px; }
 td { text-align: right; padding: 6px 10px; border-top: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; } th:last-child, td:last-child { padding-right: 0; }
 table.narrow { width: auto; } table + table, .wide + .wide { margin-top: 18px; }
 td.own { font-weight: 650; } td.left, th.left { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .good { color: var(--good); } .bad { color: var(--bad); } .quiet { color: var(--quiet); }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); gap: 20px; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(400px, 100%), 1fr)); gap: 20px; }
 figure { margin: 0; min-width: 0; } figure img { display: block; max-width: 100%; height: auto; border-radius: 6px; }
 figcaption { color: var(--quiet); font-size: 13px; margin: 0 0 8px; overflow-wrap: anywhere; }
+.zoom { display: block; cursor: zoom-in; overflow-x: auto; }
+.zoom input { position: absolute; opacity: 0; pointer-events: none; }
+.zoom input:focus-visible ~ * img, .zoom input:focus-visible ~ img { outline: 2px solid var(--accent); }
+.zoom:has(input:checked) { position: fixed; inset: 0; z-index: 9; display: grid; place-items: center; overflow: auto;
+  background: var(--ground); cursor: zoom-out; padding: 12px; }
+.zoom:has(input:checked) img { width: max(94vw, 900px); max-width: none; height: auto; }
+.dense img { min-width: 640px; } .note { font-size: 13px; margin: 8px 0 0; }
 pre { background: var(--code); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px; margin: 0;
   overflow-x: auto; font: 12.5px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 pre.wrap { white-space: pre-wrap; overflow-wrap: anywhere; }
 details + details { margin-top: 10px; } summary { cursor: pointer; color: var(--accent); font-size: 14px; margin-bottom: 8px; }
 footer { color: var(--quiet); font-size: 12.5px; margin-top: 24px; }
+@media (max-width: 600px) { main { padding: 20px 10px 40px; } section { padding: 14px 12px; } header h1 { font-size: 22px; } }
 @media print { body { background: none; } section { break-inside: avoid; border: none; padding: 8px 0; } }
 """
 
@@ -86,8 +94,23 @@ def picture(images: Mapping[str, bytes], caption: str) -> str:
     """Return a figure in the reader's colour scheme; `images` holds the PNGs "light" and "dark"."""
     dark = f'<source media="(prefers-color-scheme: dark)" srcset="{uri(images["dark"])}">'
     image = f'<img alt="{text(caption)}" src="{uri(images["light"])}">'
+    return figure(caption, zoom(f"<picture>{dark}{image}</picture>"))
+
+
+def sheet(caption: str, png: bytes, alt: str, note: str = "") -> str:
+    """Return a figure of pixels, enlarged without smoothing, with a line below it."""
+    body = zoom(f'<img alt="{text(alt)}" src="{uri(png)}">')
+    return figure(caption, f'<div class="sheet">{body}</div>' + (f'<p class="quiet note">{text(note)}</p>' if note else ""))
+
+
+def figure(caption: str, body: str) -> str:
     heading = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
-    return f"<figure>{heading}<picture>{dark}{image}</picture></figure>"
+    return f"<figure>{heading}{body}</figure>"
+
+
+def zoom(image: str) -> str:
+    """Return an image that fills the screen when it is clicked, and again fits the page: a checkbox, no script."""
+    return f'<label class="zoom" title="enlarge"><input type="checkbox" aria-label="enlarge">{image}</label>'
 
 
 def uri(png: bytes) -> str:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from ssl_jax.task import Images, Text
 
-GAP, MARGIN, CAPTION = 4, 8, 22
+GAP, MARGIN, CAPTION, LINE = 4, 8, 22, 15  # LINE: a further line of a caption
 SMALLEST = 96  # an image is enlarged, by a whole factor, to at least so many pixels
 
 
@@ -26,18 +26,22 @@ def image_sheet(panel: Images) -> bytes:
     rows, columns, height, width, _ = pixels.shape
     scale = max(1, -(-SMALLEST // min(height, width)))
     cell_h, cell_w = height * scale, width * scale
-    size = (2 * MARGIN + columns * cell_w + (columns - 1) * GAP, MARGIN + CAPTION + rows * cell_h + (rows - 1) * GAP + MARGIN)
+    font = ImageFont.load_default(13)
+    captions = [wrapped(panel.columns[c] if c < len(panel.columns) else "", font, cell_w) for c in range(columns)]
+    top = MARGIN + CAPTION + LINE * (max(map(len, captions)) - 1)
+    size = (2 * MARGIN + columns * cell_w + (columns - 1) * GAP, top + rows * cell_h + (rows - 1) * GAP + MARGIN)
     sheet = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    draw = ImageDraw.Draw(sheet)
     for c in range(columns):
         left = MARGIN + c * (cell_w + GAP)
-        caption = _fit(panel.columns[c] if c < len(panel.columns) else "", font, cell_w)
-        draw.text((left, MARGIN), caption, fill="black", font=font)
+        for number, line in enumerate(captions[c]):
+            draw.text((left, MARGIN + LINE * number), line, fill="black", font=font)
         for r in range(rows):
             image = Image.fromarray(pixels[r, c]).resize((cell_w, cell_h), Image.Resampling.NEAREST)
-            sheet.paste(image, (left, MARGIN + CAPTION + r * (cell_h + GAP)))
+            sheet.paste(image, (left, top + r * (cell_h + GAP)))
     note = PngImagePlugin.PngInfo()
     note.add_text("Description", ", ".join(panel.columns))
+    note.add_text("Comment", panel.note)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", pnginfo=note)
     return buffer.getvalue()
@@ -54,11 +58,20 @@ def _bytes(array: Float[np.ndarray, "rows columns height width channels"]) -> np
     return (np.clip(array[..., :3], 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _fit(text: str, font, width: int) -> str:
-    """`text`, cut to `width` pixels."""
-    while text and font.getlength(text) > width:
-        text = text[:-2].rstrip("…") + "…" if len(text) > 2 else ""
-    return text
+def wrapped(text: str, font, width: int) -> list[str]:
+    """Return a caption in lines of at most `width` pixels, broken between words, or within one that is too long."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+            continue
+        lines.append("")
+        for character in word:
+            if lines[-1] and font.getlength(lines[-1] + character) > width:
+                lines.append("")
+            lines[-1] += character
+    return lines[1:] if not lines[0] and len(lines) > 1 else lines
 
 
 def save_panels(panels: Mapping[str, Images | Text], directory: str | os.PathLike) -> list[pathlib.Path]:

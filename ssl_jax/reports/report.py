@@ -8,7 +8,7 @@ from ssl_jax.config import flat
 from ssl_jax.errors import UserError
 from ssl_jax.reports import figures, page, tables
 from ssl_jax.reports.panels import write
-from ssl_jax.reports.run import Run, differences, load_runs
+from ssl_jax.reports.run import Run, differences, groups, load_runs
 
 
 def write_report(workdirs: str | os.PathLike | Sequence[str | os.PathLike], out: str | os.PathLike | None = None, *,
@@ -40,12 +40,22 @@ def write_report(workdirs: str | os.PathLike | Sequence[str | os.PathLike], out:
 def _figures(runs: Sequence[Run], log_x: bool) -> dict[str, tuple[str, dict[str, bytes]]]:
     """name -> (caption, theme -> PNG), of those that have something to show."""
     metrics = {run.name: run.metrics for run in runs}
+    tasks = {run.name: _name_of(run, "task") or "" for run in runs}
+    grouped = {run.name: group.name for group in groups(runs) for run in group.runs}
+    of_task = lambda task: {name: lines for name, lines in metrics.items() if tasks[name] == task}
+    several = len(set(tasks.values())) > 1
+    losses = {
+        f"loss_{task}" if several else "loss": (
+            f"Loss{f' of {task}' if several else ''}: every value of training, its running mean, and (broken) validation",
+            lambda theme, task=task: figures.loss_figure(of_task(task), log_x=log_x, theme=theme, groups=grouped),
+        )
+        for task in dict.fromkeys(tasks.values())
+    }
     draw = {
         "label_efficiency": ("Accuracy with a part of the labels", lambda theme: figures.label_efficiency_figure(
             {run.name: run.records for run in runs}, theme=theme)),
-        "loss": ("Training loss: every logged value, and its running mean", lambda theme: figures.loss_figure(
-            metrics, log_x=log_x, theme=theme)),
-        "metrics": ("", lambda theme: figures.metrics_figure(metrics, theme=theme)),
+        **losses,
+        "metrics": ("", lambda theme: figures.metrics_figure(metrics, theme=theme, groups=grouped)),
     }  # fmt: skip
     drawn = {name: (caption, {theme: figure(theme) for theme in figures.THEMES}) for name, (caption, figure) in draw.items()}
     return {name: value for name, value in drawn.items() if value[1]["light"] is not None}
@@ -55,18 +65,19 @@ def _figures(runs: Sequence[Run], log_x: bool) -> dict[str, tuple[str, dict[str,
 
 
 def _page(runs: Sequence[Run], drawn: Mapping[str, tuple[str, Mapping[str, bytes]]]) -> str:
-    title = " · ".join(run.name for run in runs)
+    title = _title(runs)
     picture = {name: page.picture(images, caption) for name, (caption, images) in drawn.items()}
-    main = "".join(picture[name] for name in ("label_efficiency", "loss") if name in picture)
+    main = "".join(picture[name] for name in picture if name != "metrics")
     parts = [
-        f"<header><h1>{page.text(title)}</h1><p>{page.text('; '.join(_subtitle(run) for run in runs))}</p></header>",
+        f"<header><h1>{page.text(title)}</h1><p>{page.text(_subtitles(runs))}</p></header>",
+        page.section("What differs", _difference_table(runs)) if len(runs) > 1 else "",
         *(page.section(f"Warnings{_of(run, runs)}", _list(run.warnings)) for run in runs if run.warnings),
         page.section("Results", _results(runs)),
         page.section("", f'<div class="figures">{main}</div>') if main else "",
         page.section("Panels", _panels(runs)) if any(run.panels for run in runs) else "",
-        page.section("Other metrics", picture["metrics"]) if "metrics" in picture else "",
+        page.section("Other metrics", f'<div class="dense">{picture["metrics"]}</div>') if "metrics" in picture else "",
         page.section("Time", _timings(runs)) if _timing_rows(runs) else "",
-        page.section("What differs", _difference_table(runs)) if len(runs) > 1 else "",
+        page.section("Started from", _started(runs)) if any(run.initialised for run in runs) else "",
         *(
             page.section(f"Recipe card{_of(run, runs)}", f'<pre class="wrap">{page.text(run.card)}</pre>')
             for run in runs
@@ -86,11 +97,18 @@ def _of(run: Run, runs: Sequence[Run]) -> str:
     return f": {run.name}" if len(runs) > 1 else ""
 
 
+def _title(runs: Sequence[Run]) -> str:
+    return " · ".join(f"{g.name} ({len(g.runs)} runs)" if len(g.runs) > 1 else g.name for g in groups(runs))
+
+
+def _subtitles(runs: Sequence[Run]) -> str:
+    return "; ".join(dict.fromkeys(_subtitle(run) for run in runs))
+
+
 def _subtitle(run: Run) -> str:
     """Task, model and data in one line, and how far the run came."""
-    name = lambda section: run.config.get(section, {}).get("name") if isinstance(run.config.get(section), Mapping) else None
     data = run.config.get("data")
-    parts = [name("task"), name("model"), data.get("train") if isinstance(data, Mapping) else None]
+    parts = [_name_of(run, "task"), _name_of(run, "model"), data.get("train") if isinstance(data, Mapping) else None]
     if run.last_step is not None:
         parts.append(f"{run.last_step:,} steps")
     if not run.records:
@@ -98,10 +116,20 @@ def _subtitle(run: Run) -> str:
     return ", ".join(str(part) for part in parts if part)
 
 
+def _name_of(run: Run, section: str) -> str | None:
+    return run.config.get(section, {}).get("name") if isinstance(run.config.get(section), Mapping) else None
+
+
+def _started(runs: Sequence[Run]) -> str:
+    """What was taken from the model that a run started from."""
+    return "".join(page.pairs({"run": run.name, **run.initialised}) for run in runs if run.initialised)
+
+
 def _results(runs: Sequence[Run]) -> str:
     if not any(run.records or run.expected for run in runs):
         return '<p class="quiet">No results yet: the run was not evaluated.</p>'
-    return "".join(page.table(header, body, own=1 if len(runs) == 1 else None) for header, body in _result_grids(runs))
+    note = '<p class="quiet note">Of several runs: mean ± deviation over them.</p>' if len(groups(runs)) < len(runs) else ""
+    return "".join(page.table(header, body, own=1 if len(runs) == 1 else None) for header, body in _result_grids(runs)) + note
 
 
 def _panels(runs: Sequence[Run]) -> str:
@@ -112,10 +140,10 @@ def _panels(runs: Sequence[Run]) -> str:
             for panel in (panel for panel in run.panels if panel.name == name):
                 label = f"{run.name}: {name}" if len(runs) > 1 else name
                 if panel.png is not None:
-                    body = f'<img alt="{page.text(panel.caption or label)}" src="{page.uri(panel.png)}">'
+                    columns = f"{label}: {panel.caption}" if panel.caption else label
+                    parts.append(page.sheet(columns, panel.png, panel.caption or label, panel.note))
                 else:
-                    body = f'<pre class="wrap">{page.text(panel.text.rstrip())}</pre>'
-                parts.append(f"<figure><figcaption>{page.text(label)}</figcaption>{body}</figure>")
+                    parts.append(page.figure(label, f'<pre class="wrap">{page.text(panel.text.rstrip())}</pre>'))
     return f'<div class="figures">{"".join(parts)}</div>'
 
 
@@ -129,7 +157,7 @@ def _config(run: Run) -> str:
 def _result_grids(runs: Sequence[Run]) -> list[tables.Grid]:
     if len(runs) == 1:
         return [tables.grid(tables.rows(runs[0].records, runs[0].expected))]
-    return [tables.comparison({run.name: (run.records, run.expected) for run in runs})]
+    return [tables.grouped({g.name: [(run.records, run.expected) for run in g.runs] for g in groups(runs)})]
 
 
 def _timing_rows(runs: Sequence[Run]) -> list[list[str]]:
@@ -143,10 +171,16 @@ def _timings(runs: Sequence[Run]) -> str:
 
 
 def _difference_table(runs: Sequence[Run]) -> str:
-    found = differences(runs)
-    if not found:
+    if not differences(runs):
         return '<p class="quiet">The configs are the same.</p>'
-    return page.table(["", *(run.name for run in runs)], [[key, *map(page.plain, values)] for key, values in found.items()])
+    return page.table(*_difference_grid(runs), left=True)
+
+
+def _difference_grid(runs: Sequence[Run]) -> tables.Grid:
+    """The settings that differ, a column a group of runs; the seeds of a group in one cell."""
+    found, keys = groups(runs), differences(runs)
+    value = lambda group, key: page.plain(list(dict.fromkeys(page.plain(flat(run.config).get(key)) for run in group.runs)))
+    return ["", *(group.name for group in found)], [[key, *(value(group, key) for group in found)] for key in keys]
 
 
 # Markdown -----------------------------------------------------------------------------------------------------------
@@ -154,7 +188,9 @@ def _difference_table(runs: Sequence[Run]) -> str:
 
 def _markdown(runs: Sequence[Run], drawn: Mapping[str, tuple[str, Mapping[str, bytes]]]) -> str:
     stem = "report" if len(runs) == 1 else "comparison"
-    parts = [f"# {' · '.join(page.inline(run.name) for run in runs)}\n", *(f"{page.inline(_subtitle(run))}\n" for run in runs)]
+    parts = [f"# {page.inline(_title(runs))}\n", f"{page.inline(_subtitles(runs))}\n"]
+    if len(runs) > 1 and differences(runs):
+        parts.append("## What differs\n\n" + tables.markdown(*_difference_grid(runs)))
     for run in runs:
         if run.warnings:
             lines = "".join(f"- {page.inline(line)}\n" for line in run.warnings)
@@ -177,12 +213,11 @@ def _markdown(runs: Sequence[Run], drawn: Mapping[str, tuple[str, Mapping[str, b
                 else page.fence(panel.text)
             )
             parts.append(f"### {page.inline(panel.name)}\n\n{body}" if panel.png is None else body)
+            if panel.note:
+                parts.append(f"{page.inline(panel.note)}\n")
     rows = _timing_rows(runs)
     if rows:
         parts.append("## Time\n\n" + tables.markdown(["", *(run.name for run in runs)], rows))
-    if len(runs) > 1 and differences(runs):
-        rows = [[key, *map(page.plain, values)] for key, values in differences(runs).items()]
-        parts.append("## What differs\n\n" + tables.markdown(["", *(run.name for run in runs)], rows))
     for title, part in (("Environment", "environment"), ("Config", "config")):
         for run in runs:
             values = [[key, page.plain(value)] for key, value in flat(getattr(run, part)).items()]

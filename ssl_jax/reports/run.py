@@ -30,6 +30,7 @@ class Panel:
     png: bytes | None = None
     text: str | None = None
     caption: str = ""
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Run:
     timings: Mapping[str, float]  # seconds by phase
     panels: Sequence[Panel]
     warnings: Sequence[str] = ()  # what is odd about the run
+    initialised: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what was taken from another model
 
     @functools.cached_property
     def results(self) -> Mapping[str, float]:
@@ -92,6 +94,7 @@ def load_run(workdir: str | os.PathLike, name: str | None = None) -> Run:
         timings,
         _panels(path / "panels"),
         tuple(str(line) for line in _object(path / "warnings.json").get("lines", ())),
+        _object(path / "initialised.json"),
     )
 
 
@@ -109,6 +112,27 @@ def load_runs(workdirs: Sequence[str | os.PathLike]) -> list[Run]:
             parts += 1
         runs.append(load_run(workdir, tail(path, parts)))
     return runs
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs of one config that differ in the seed alone."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+
+def groups(runs: Sequence[Run]) -> list[Group]:
+    """Return the runs by config; a group of several is named by the settings that tell it from the others."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        settings = {key: value for key, value in flat(run.config).items() if key != "seed"}
+        found.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(run)
+    different = [key for key in differences(runs) if key != "seed"]
+    named = lambda run: ", ".join(f"{key}={flat(run.config).get(key)}" for key in different[:2])
+    more = " ..." if len(different) > 2 else ""
+    name = lambda of: of[0].name if len(of) == 1 else (named(of[0]) or of[0].name.rpartition("/")[0] or of[0].name) + more
+    return [Group(name(of), tuple(of)) for of in found.values()]
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
@@ -158,18 +182,18 @@ def _panels(directory: pathlib.Path) -> list[Panel]:
         if path.name.startswith("."):
             continue
         if path.suffix == ".png":
-            found.append(Panel(path.stem, png=path.read_bytes(), caption=_caption(path)))
+            found.append(Panel(path.stem, path.read_bytes(), None, *_said(path)))
         elif path.suffix == ".txt":
             found.append(Panel(path.stem, text=path.read_text(encoding="utf-8", errors="replace")))
     return found
 
 
-def _caption(path: pathlib.Path) -> str:
-    """A PNG's own description."""
+def _said(path: pathlib.Path) -> tuple[str, str]:
+    """What a PNG says of itself: its caption and a note."""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
-            return str(image.info.get("Description", ""))
+            return str(image.info.get("Description", "")), str(image.info.get("Comment", ""))
     except OSError:
         raise UserError(f"{path}: is not a PNG image; remove it") from None

@@ -393,8 +393,9 @@ def _command(sweep: Sweep) -> str:
 def _html_pictures(sweep: Sweep) -> str:
     parts = []
     for arm, name, png, text in pictures(sweep):
-        shown = f'<img alt="{page.text(name)}" src="{page.uri(png)}">' if png else f'<pre class="wrap">{page.text(text)}</pre>'
-        parts.append(f"<figure><figcaption>{page.text(arm)}: {page.text(name)}</figcaption>{shown}</figure>")
+        label = f"{arm}: {name}"
+        shown = lambda text: page.figure(label, f'<pre class="wrap">{page.text(text)}</pre>')  # noqa: B023
+        parts.append(page.sheet(label, png, name) if png else shown(text))
     return f'<div class="figures">{"".join(parts)}</div>'
 
 

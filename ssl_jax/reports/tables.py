@@ -256,21 +256,36 @@ def _folded(name: str, width: int) -> list[str]:
 # Several runs -------------------------------------------------------------------------------------------------------
 
 
-def comparison(runs: Mapping[str, tuple[Iterable[Record], Intervals]]) -> Grid:
-    """Several runs side by side, name -> (records, expected): a column a run, a line a measurement or baseline."""
-    tables = {name: {row.name: row for row in rows(*run)} for name, run in runs.items()}
-    names = list(dict.fromkeys(row for table in tables.values() for row in table))
+def grouped(groups: Mapping[str, Sequence[tuple[Iterable[Record], Intervals]]]) -> Grid:
+    """Groups of runs side by side, name -> [(records, expected)]: of several runs mean and deviation over them."""
+    header = [f"{name} ({len(runs)} runs)" if len(runs) > 1 else name for name, runs in groups.items()]
+    tables = {name: [{row.name: row for row in rows(*run)} for run in runs] for name, runs in groups.items()}
+    every = [table for of_group in tables.values() for table in of_group]
     body = []
-    for name in names:
-        found = [table[name] for table in tables.values() if name in table]
-        for column in (None, *columns(found)):
+    for name in dict.fromkeys(row for table in every for row in table):
+        for column in (None, *columns([table[name] for table in every if name in table])):
             cells = []
-            for table in tables.values():
-                row = table.get(name)
-                record = row and (row.record if column is None else row.baselines.get(column))
-                cells.append(f"{value_text(record)} {_mark(row.holds(column))}".rstrip() if record else NOTHING)
+            for of_group in tables.values():
+                held = [table[name] for table in of_group if name in table]
+                found = [row.record if column is None else row.baselines.get(column) for row in held]
+                found = [record for record in found if record is not None]
+                if len(of_group) == 1:
+                    cells.append(f"{value_text(found[0])} {_mark(held[0].holds(column))}".rstrip() if found else NOTHING)
+                else:
+                    cells.append(_over_runs([record.value for record in found], len(of_group)))
             body.append([f"{name}, {heading(column)}" if column else name, *cells])
-    return ["", *runs], body
+    return ["", *header], body
+
+
+def _over_runs(values: Sequence[float], runs: int) -> str:
+    """Return "0.8674 ± 0.0034": the mean and the deviation (n - 1), with the number of runs where some lack the value."""
+    if not values:
+        return NOTHING
+    mean = math.fsum(values) / len(values)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)) if len(values) > 1 else None
+    if deviation is not None and deviation <= 1e-12 * abs(mean):  # rounding alone
+        deviation = None
+    return _with_error(mean, deviation) + (f" ({len(values)} of {runs})" if len(values) < runs else "")
 
 
 def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:

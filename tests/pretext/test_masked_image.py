@@ -148,7 +148,9 @@ def test_a_perfect_prediction_reconstructs_the_image(arm, monkeypatch):
     params, context = fitted(task, data)
     monkeypatch.setattr(MaskedImage, "predict", lambda self, params, images, mask: self.target(images, context))
     panel = dataclasses.replace(task).panels(params, data, KEY, context=context)["reconstruction"]
-    assert panel.columns == ("original", "masked", "reconstruction", "reconstruction + visible")
+    plain = ("plain",) if arm == "normalized" else ()  # without what is not predicted
+    assert panel.columns == ("original", "masked", "reconstruction", "reconstruction + visible", *plain)
+    assert bool(panel.note) is (arm == "normalized")
     for column in (0, 2, 3):
         np.testing.assert_allclose(panel.array[:, column], pixels, atol=1e-4)
     grey = np.all(panel.array[:, 1] == 0.5, axis=-1).mean()

@@ -6,15 +6,15 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from ssl_jax.errors import UserError
 from ssl_jax.reports import figures
 from ssl_jax.reports.page import duration
-from ssl_jax.reports.panels import image_sheet, save_panels
+from ssl_jax.reports.panels import image_sheet, save_panels, wrapped
 from ssl_jax.reports.records import Record, flat, to_json
 from ssl_jax.reports.report import write_report
-from ssl_jax.reports.run import load_run
+from ssl_jax.reports.run import groups, load_run, load_runs
 from ssl_jax.task import Images, Text
 
 HOSTILE = "<script>alert('&')</script>"
@@ -51,7 +51,7 @@ def make_run(directory, *, lr=1e-3, results=True, metrics=True):
 class Page(html.parser.HTMLParser):
     """Collects tags, attributes and text, and checks that elements nest."""
 
-    VOID = ("meta", "img", "source", "br")
+    VOID = ("meta", "img", "source", "br", "input")
 
     def __init__(self, text):
         super().__init__()
@@ -220,3 +220,64 @@ def test_what_is_odd_about_a_run_stands_before_its_results(tmp_path):
     html, text = (run / "report.html").read_text(), (run / "report.md").read_text()
     assert html.index("39 of 40 updates") < html.index("Results</h2>") and "&lt;b&gt; is odd" in html and "<b> is" not in html
     assert "- 39 of 40 updates were skipped" in text and text.index("## Warnings") < text.index("## Results")
+
+
+# Several runs ---------------------------------------------------------------------------------------------------------
+
+
+def seeded(directory, lr, seed, accuracy, task="masked_image"):
+    run = make_run(directory, lr=lr)
+    document = json.loads((run / "config.json").read_text())
+    document["config"] |= {"seed": seed, "task": {"name": task}}
+    (run / "config.json").write_text(json.dumps(document))
+    found = [Record("accuracy", accuracy, evaluator="linear_probe", n=100, stderr=0.03, headline=True)]
+    (run / "records.json").write_text(json.dumps(to_json(found)))
+    return run
+
+
+def test_seeds_of_a_config_are_one_column_with_mean_and_deviation(tmp_path):
+    """(0.8 + 0.82 + 0.87) / 3 = 0.83, deviation sqrt((9 + 1 + 16) / 2) %; settings that differ come first."""
+    values = {0.001: (0.80, 0.82, 0.87), 0.003: (0.7, 0.7, 0.7)}
+    runs = [seeded(tmp_path / f"{lr}_{i}", lr, i, v) for lr, of in values.items() for i, v in enumerate(of)]
+    single = seeded(tmp_path / "single", 0.01, 0, 0.5)
+    assert [(group.name, len(group.runs)) for group in groups(load_runs([*runs, single]))] == [
+        ("optimizer.lr=0.001", 3), ("optimizer.lr=0.003", 3), ("single", 1)
+    ]  # fmt: skip
+    path = write_report([*runs, single], tmp_path / "all")
+    html, text = path.read_text(), (tmp_path / "all" / "comparison.md").read_text()
+    assert "| linear_probe/accuracy | 0.830 ± 0.036 | 0.7000 | 0.500 ± 0.030 ✗ |" in text
+    assert "| seed | 0, 1, 2 | 0, 1, 2 | 0 |" in text
+    assert html.index("What differs") < html.index("Results</h2>")
+    assert "optimizer.lr=0.001 (3 runs)" in html
+
+
+def test_losses_of_different_tasks_are_different_figures(tmp_path):
+    write_report([seeded(tmp_path / "a", 1e-3, 0, 0.5), seeded(tmp_path / "b", 1e-3, 0, 0.5, "ijepa")], tmp_path / "all")
+    assert {"comparison_loss_masked_image.png", "comparison_loss_ijepa.png"} <= {p.name for p in (tmp_path / "all").iterdir()}
+
+
+def test_a_validation_loss_is_drawn_beside_the_training_loss():
+    lines = [{"step": s, "loss": 1 / s} for s in range(1, 100)]
+    later = [{"step": s, "language_modelling/loss": 0.5, "language_modelling/unigram/loss": 2.0} for s in (50, 99)]
+    assert figures.validation_loss(lines + later) == "language_modelling/loss" and figures.validation_loss(lines) is None
+    assert figures.loss_figure({"a": lines + later}) != figures.loss_figure({"a": lines})
+
+
+def test_captions_are_whole_and_notes_stand_below(tmp_path):
+    """A caption that is wider than its image takes further lines."""
+    caption = "reconstruction + visible incomprehensibilities"
+    font = ImageFont.load_default(13)
+    lines = wrapped(caption, font, 96)
+    assert " ".join(lines) == caption or "".join(lines).replace(" ", "") == caption.replace(" ", "")
+    assert all(font.getlength(line) <= 96 for line in lines) and len(lines) > 2
+    assert "".join(wrapped("x" * 40, font, 96)) == "x" * 40 and wrapped("", font, 96) == [""]
+    run = make_run(tmp_path / "run")
+    save_panels({"reconstruction": Images(np.zeros((1, 1, 8, 8, 1)), (caption,), f"a note {HOSTILE}")}, run / "panels")
+    page = Page(write_report(run).read_text())
+    assert f"a note {HOSTILE}" in page.content and page.tags.count("input") >= 3
+
+
+def test_what_a_run_started_from_stands_on_its_page(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / "initialised.json").write_text(json.dumps({"from": ["hf:mae"], "taken": ["encoder"]}))
+    assert "hf:mae" in write_report(run).read_text()

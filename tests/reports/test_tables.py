@@ -134,7 +134,7 @@ def test_nan_lies_in_no_interval_and_wins_nothing():
 
 def test_columns_of_several_runs_stand_side_by_side():
     one = [Record("accuracy", 0.5, evaluator="x"), Record("accuracy", 0.1, "majority", evaluator="x")]
-    header, body = tables.comparison({"a": (one, {}), "b": ([Record("y", 1.5)], {})})
+    header, body = tables.grouped({"a": [(one, {})], "b": [([Record("y", 1.5)], {})]})
     assert header == ["", "a", "b"]
     assert body == [["x/accuracy", "0.5000", "—"], ["x/accuracy, majority", "0.1000", "—"], ["y", "—", "1.5"]]
 
