@@ -56,13 +56,20 @@ def test_blocks_are_rectangles_of_the_published_sizes(grid):
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_context_and_targets_never_overlap(grid):
-    blocks = draws(grid, 300)
-    for i in range(300):
-        context, targets = sets(blocks, i, 0)
-        assert not context & set().union(*targets)
-        assert len(context) == blocks.seen[i, 0].sum() <= BlockMaskSettings().most(grid)
-        assert blocks.valid[i, 0] and len(context) > BlockMaskSettings().least(grid)
-        assert set(blocks.context[i, 0].tolist()) <= set(range(math.prod(grid)))
+    """Over 10,000 draws on 14 x 14: no patch is both, no patch stands twice in a context, whose size is within its bounds."""
+    blocks, patches = draws(grid, *((2000, BlockMaskSettings(), 5) if grid == (14, 14) else (300,))), math.prod(grid)
+    flat = lambda x: x.reshape(-1, *x.shape[2:])
+    context, seen, targets = flat(blocks.context), flat(blocks.seen) > 0, flat(blocks.targets)
+    real = np.broadcast_to(blocks.real[:, None, None] > 0, blocks.targets.shape).reshape(targets.shape)
+    assert context.min() >= 0 and context.max() < patches and targets.max() < patches
+    row = np.arange(len(context)).reshape(-1, 1)
+    in_context, in_target = (np.zeros((len(context), patches), int) for _ in range(2))
+    np.add.at(in_context, (np.broadcast_to(row, context.shape)[seen], context[seen]), 1)
+    in_target[np.broadcast_to(row[..., None], targets.shape)[real], targets[real]] = 1
+    assert in_context.max() == 1 and not (in_context & in_target).any()
+    count = in_context.sum(1)
+    assert count.max() <= BlockMaskSettings().most(grid)
+    assert (count[flat(blocks.valid)] > BlockMaskSettings().least(grid)).all() and blocks.valid.mean() > 0.999
 
 
 def test_a_context_is_a_block_less_the_targets():

@@ -1,5 +1,7 @@
 """SimCLR, VICReg and Barlow Twins against float64 evaluations of their papers' formulas."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,3 +122,37 @@ def test_what_cannot_be_is_refused_in_one_line():
         with pytest.raises(UserError) as caught:
             task_of(JointEmbedding, shapes={"image": (8, 8, 1)} | shapes)
         assert said in str(caught.value)
+
+
+SHARDED = """
+import json, jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ssl_jax.pretext.joint_embedding import barlow_twins, nt_xent, vicreg
+random = np.random.default_rng(0)
+z = np.float32(random.normal(size=(16, 12)))
+z = np.stack([z, z + np.float32(0.5 * random.normal(size=(16, 12)))])
+losses = {
+    "nt_xent": lambda z, chunks: nt_xent(z[0], z[1], 0.2, chunks)[0],
+    "vicreg": lambda z, chunks: vicreg(z[0], z[1], 25.0, 25.0, 1.0)[0],
+    "barlow_twins": lambda z, chunks: barlow_twins(z[0], z[1], 0.005)[0],
+}
+found = {}
+for name, loss in losses.items():
+    for devices in (1, 4, 8):
+        sharding = NamedSharding(Mesh(jax.devices()[:devices], ("data",)), PartitionSpec(None, "data"))
+        for chunks in (1, 4) if name == "nt_xent" else (1,):
+            run = jax.jit(jax.value_and_grad(lambda z: loss(z, chunks)), in_shardings=sharding)
+            value, gradient = run(jax.device_put(z, sharding))
+            found[f"{name} {devices} {chunks}"] = [float(value), np.asarray(gradient).tolist()]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_losses_are_equal_on_one_four_and_eight_devices_and_in_pieces(child):
+    """The rows of both views lie on different devices; negatives and covariances are those of the global batch all the same."""
+    found = json.loads(child(SHARDED, devices=8).splitlines()[-1])
+    for key, (value, gradient) in found.items():
+        whole, slopes = found[f"{key.split()[0]} 1 1"]
+        assert value == pytest.approx(whole, rel=2e-6), key
+        np.testing.assert_allclose(gradient, slopes, atol=2e-6 * np.abs(slopes).max(), err_msg=key)
