@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression as Reference
 
+from ssl_jax.downstream.evaluators import heads as linear
 from ssl_jax.downstream.evaluators.baselines import with_baselines
 from ssl_jax.downstream.evaluators.heads import Descent, LogisticRegression, lars_ratio, train_linear_heads
 from ssl_jax.downstream.evaluators.linear_probe import LinearProbe, probe
@@ -37,6 +38,25 @@ def test_logistic_regression_reaches_scikit_learns_optimum(l2):
     np.testing.assert_allclose(head.weight * x.std(0)[:, None], reference.coef_.T, atol=2e-3)
     probabilities = metrics.softmax(head(x).astype(np.float64))
     np.testing.assert_allclose(probabilities, reference.predict_proba(z), atol=2e-3)
+
+
+@pytest.mark.parametrize(("count", "limits"), [(60, None), (60, (20, 10)), (300, (50, 20))])
+def test_wide_features_reach_scikit_learns_optimum(count, limits, monkeypatch):
+    """By the Gram matrix of fewer examples than features, and by a sample's eigenvectors where both numbers are large."""
+    if limits is not None:
+        monkeypatch.setattr(linear, "WIDE", limits[0]), monkeypatch.setattr(linear, "RANK", limits[1])
+    x, y = problem(count, dim=150)
+    x[:, 7] = 3.0
+    ours = LogisticRegression(x, y, 4)
+    assert (ours.rotation is None) == (limits is not None)
+    assert ours.z.shape == ((60, 59) if limits is None else x.shape)
+    head = ours.linear(ours.fit(1e-2, iterations=300, tolerance=1e-6))
+    z = (x - x.mean(0)) / np.where(x.std(0) > 1e-6, x.std(0), 1)
+    reference = Reference(C=1 / (1e-2 * len(x)), max_iter=5000, tol=1e-9).fit(z.astype(np.float64), y)
+    probabilities = metrics.softmax(head(x).astype(np.float64))
+    np.testing.assert_allclose(probabilities, reference.predict_proba(z), atol=2e-3)
+    found = metrics.softmax(ours.logits(ours.fit(1e-2, iterations=300, tolerance=1e-6)).astype(np.float64))
+    np.testing.assert_allclose(found, probabilities, atol=1e-4)
 
 
 def test_examples_of_weight_zero_do_not_count():

@@ -51,56 +51,106 @@ def moments(x: Float[np.ndarray, "examples dim"]) -> tuple[np.ndarray, np.ndarra
 # Logistic regression ------------------------------------------------------------------------------------------------
 
 
+WIDE = 2048  # the largest eigen-decomposition: of more features and examples than that, of a sample of the examples
+RANK = 1024  # eigenvectors of that sample that are used
+PATH = 30  # iterations at each strength that is tried, from the head of the stronger one before it; twice for the first
+
+
 class LogisticRegression:
     """Multinomial logistic regression by L-BFGS, for several strengths on one data set.
 
     Minimises mean_i w_i CE_i + l2 / 2 |W|^2 over standardised features (scikit-learn's C is 1 / (l2 * examples)); the bias
-    is not penalised. The features are rotated onto the eigenvectors of their covariance once; dividing each by the
-    curvature expected there, e / classes + l2, makes the problem nearly round: few iterations suffice. Neither changes the
-    optimum: the rotation keeps |W|, and the scaling is undone inside the penalty.
+    is not penalised. Along the eigenvectors of the features' covariance each direction is divided by the curvature expected
+    there, e / classes + l2, which makes the problem nearly round. It does not change the optimum: the rotation keeps |W|, and
+    the scaling is undone inside the penalty.
+
+    The eigenvectors are those of the covariance or, of fewer examples than features, of the Gram matrix, and the features
+    are rotated onto them once. Where both numbers are above WIDE, the first RANK eigenvectors of WIDE examples precondition
+    the problem, and the features stay as they are: time and memory grow linearly in examples and in features.
     """
 
     def __init__(self, x: Float[np.ndarray, "examples dim"], labels: Int[np.ndarray, "examples"], classes: int):
-        self.classes = classes
+        self.classes, self.labels = classes, jnp.asarray(labels)
         self.mean, self.std = moments(x)
-        covariance = np.zeros((x.shape[1], x.shape[1]), np.float64)
-        for start in range(0, len(x), 8192):
-            z = (x[start : start + 8192] - self.mean) / self.std
-            covariance += z.T @ z
-        self.curvature, rotation = np.linalg.eigh(covariance / len(x))
-        self.curvature = np.maximum(self.curvature, 0).astype(np.float32)
+        if min(x.shape) > WIDE:
+            self._precondition(x)
+        else:
+            self._rotate(x)
+
+    def _rotate(self, x: np.ndarray) -> None:
+        standard = lambda rows: (rows - self.mean) / self.std
+        if len(x) < x.shape[1]:
+            z = standard(x)
+            e, vectors = np.linalg.eigh((z @ z.T).astype(np.float64) / len(x))
+            e, vectors = (part[..., e > 1e-7 * e[-1]] for part in (e, vectors))
+            rotation = z.T @ (vectors / np.sqrt(e * len(x))).astype(np.float32)
+        else:
+            covariance = np.zeros((x.shape[1], x.shape[1]), np.float64)
+            for start in range(0, len(x), 8192):
+                z = standard(x[start : start + 8192])
+                covariance += z.T @ z
+            e, rotation = np.linalg.eigh(covariance / len(x))
+        self.curvature = np.maximum(e, 0).astype(np.float32)
         self.rotation = (rotation / self.std[:, None]).astype(np.float32)
         self.z = jnp.asarray(x) @ self.rotation - self.mean @ self.rotation
-        self.labels = jnp.asarray(labels)
+        width = self.z.shape[1]
+        self.top, self.rest = np.zeros((width, 0), np.float32), 0.0
+        self.shift, self.divisor = np.zeros(width, np.float32), np.ones(width, np.float32)
+
+    def _precondition(self, x: np.ndarray) -> None:
+        z = (x[np.linspace(0, len(x) - 1, WIDE).astype(int)] - self.mean) / self.std
+        e, vectors = np.linalg.eigh((z @ z.T).astype(np.float64) / WIDE)
+        e, vectors = e[-RANK:], vectors[:, -RANK:]
+        e = np.maximum(e, 1e-7 * e[-1])
+        self.curvature, self.rotation = e.astype(np.float32), None
+        self.top = z.T @ (vectors / np.sqrt(e * WIDE)).astype(np.float32)
+        self.rest = max(float(np.square(z, dtype=np.float64).sum() / WIDE - e.sum()), 0.0) / (x.shape[1] - RANK)
+        self.z, self.shift, self.divisor = jnp.asarray(x), self.mean, self.std
 
     def fit(self, l2: float, weights=None, start=None, iterations: int = 100, tolerance: float = 1e-4):
-        """The head for `l2`, as (W, b) in the rotated space; `weights` f32[examples] (0 leaves an example out)."""
+        """The head for `l2`, as (W, b) in the space of `z`; `weights` f32[examples] (0 leaves an example out)."""
         weights = jnp.ones(len(self.labels)) if weights is None else jnp.asarray(weights, jnp.float32)
         if start is None:
             start = jnp.zeros((self.z.shape[1], self.classes)), jnp.zeros(self.classes)
         scale = 1 / np.sqrt(self.curvature / self.classes + l2)
-        return _lbfgs(start, self.z, self.labels, weights, scale, l2, iterations, tolerance)
+        rest = scale if self.rotation is not None else np.float32(1 / np.sqrt(self.rest / self.classes + l2))
+        basis = (self.top, scale[: self.top.shape[1]], rest)
+        return _lbfgs(start, self.z, self.shift, self.divisor, self.labels, weights, basis, l2, iterations, tolerance)
 
     def logits(self, head) -> Float[np.ndarray, "examples classes"]:
         """Of the examples given at construction."""
-        return np.asarray(self.z @ head[0] + head[1])
+        return np.asarray(_logits(head, self.z, self.shift, self.divisor))
 
     def linear(self, head) -> Linear:
-        weight = self.rotation @ np.asarray(head[0])
-        return Linear(weight, np.asarray(head[1]) - self.mean @ weight)
+        weight, bias = (np.asarray(part) for part in head)
+        weight = weight / self.std[:, None] if self.rotation is None else self.rotation @ weight
+        return Linear(weight, bias - self.mean @ weight)
 
 
-@functools.partial(jax.jit, static_argnames=())
-def _lbfgs(start, z, labels, weights, scale, l2, iterations, tolerance):
+@jax.jit
+def _logits(head, z, shift, divisor):
+    """Logits of a head on the standardised features (z - shift) / divisor, of which no copy is made."""
+    weight = head[0] / divisor[:, None]
+    return z @ weight - shift @ weight + head[1]
+
+
+@jax.jit
+def _lbfgs(start, z, shift, divisor, labels, weights, basis, l2, iterations, tolerance):
+    """L-BFGS on v, where W = scaled(v): times `scale` along the columns of `top`, and times `rest` across them."""
+    top, scale, rest = basis
     weights = weights / jnp.sum(weights)
-    scale = scale[:, None]
+    rest = jnp.reshape(rest, (-1, 1))
+
+    def scaled(v, power=1):
+        inside = (scale[:, None] ** power - rest**power if top.shape[1] else jnp.zeros((0, 1))) * (top.T @ v)
+        return rest**power * v + top @ inside
 
     def objective(head):
-        v, bias = head
-        logits = z @ (scale * v) + bias
+        weight = scaled(head[0])
+        logits = _logits((weight, head[1]), z, shift, divisor)
         own = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
         error = jax.nn.logsumexp(logits, axis=1) - own
-        return jnp.sum(weights * error) + l2 / 2 * jnp.sum(jnp.square(scale * v))
+        return jnp.sum(weights * error) + l2 / 2 * jnp.sum(jnp.square(weight))
 
     optimizer = optax.lbfgs(memory_size=10, linesearch=optax.scale_by_zoom_linesearch(20, initial_guess_strategy="one"))
     value_and_grad = optax.value_and_grad_from_state(objective)
@@ -109,12 +159,12 @@ def _lbfgs(start, z, labels, weights, scale, l2, iterations, tolerance):
         head, state, i, _ = carry
         value, grad = value_and_grad(head, state=state)
         updates, state = optimizer.update(grad, state, head, value=value, grad=grad, value_fn=objective)
-        return optax.apply_updates(head, updates), state, i + 1, optax.tree.norm(state[-1].grad)
+        return optax.apply_updates(head, updates), state, i + 1, optax.global_norm(state[-1].grad)
 
-    head = start[0] / scale, start[1]
+    head = scaled(start[0], -1), start[1]
     carry = head, optimizer.init(head), 0, jnp.inf
     head, _, steps, _ = jax.lax.while_loop(lambda c: (c[2] < iterations) & (c[3] > tolerance), step, carry)
-    return scale * head[0], head[1]
+    return scaled(head[0]), head[1]
 
 
 # Stochastic descent, many heads at once -----------------------------------------------------------------------------

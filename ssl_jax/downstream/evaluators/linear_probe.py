@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
 from ssl_jax.downstream.evaluators.baselines import flat, majority
 from ssl_jax.downstream.evaluators.features import Encoder
-from ssl_jax.downstream.evaluators.heads import Descent, Linear, LogisticRegression, train_linear_heads
+from ssl_jax.downstream.evaluators.heads import PATH, Descent, Linear, LogisticRegression, train_linear_heads
 from ssl_jax.downstream.metrics import classification as metrics
 from ssl_jax.errors import UserError
 from ssl_jax.reports.records import Record, over_examples
@@ -210,7 +210,7 @@ def _logistic(x, labels, classes, strengths, held, log) -> Choice:
     strengths = sorted(strengths, reverse=True) if len(held) else strengths[:1]
     heads, start = [], None
     for l2 in strengths if len(strengths) > 1 else ():
-        heads.append(problem.fit(l2, weights, start))
+        heads.append(problem.fit(l2, weights, start, iterations=PATH if heads else 2 * PATH))
         if all(np.isfinite(part).all() for part in heads[-1]):
             start = heads[-1]  # a stronger penalty's optimum is a good start for the next
     if heads:
