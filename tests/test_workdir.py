@@ -1,11 +1,14 @@
 """What a work directory records of its data, and that other data are refused."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from ssl_jax.data import build
-from ssl_jax.data.sources import _load
+from ssl_jax.data.sources import _load, files, load_source
 from ssl_jax.errors import UserError
 from ssl_jax.workdir import Workdir
 
@@ -54,3 +57,34 @@ def test_arrays_are_known_by_their_content(tmp_path, change):
     order = np.roll(np.arange(20), 2) if change == "order" else np.arange(20)
     with pytest.raises(UserError, match="have changed since the run was started"):
         workdir.check_data(made_from(save("b.npz", images[order].astype(np.uint8), labels[order])))
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv", "tar", "parquet"])
+def test_a_picture_that_is_replaced_under_its_name_is_noticed(tmp_path, kind):
+    """Whatever its size and date; a copy of the whole is the same data set."""
+    from tests.data.test_defects import good, write
+
+    digest = lambda uri: _load.cache_clear() or load_source(uri).fingerprint()
+    examples = good("ant", "bee", each=3)
+    uri = write(kind, tmp_path / "first" / "data", examples)
+    first = digest(uri)
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    for file in (tmp_path / "copy").rglob("*.*"):
+        os.utime(file, (1, 1))
+    assert digest(uri.replace("/first/", "/copy/")) == first
+    other = write(kind, tmp_path / "other" / "data", [("dog", "good"), *examples[1:]])
+    if kind == "folder":
+        (tmp_path / "other/data/dog/000.png").rename(tmp_path / "other/data/ant/000.png")
+        (tmp_path / "other/data/dog").rmdir()
+    assert digest(other) != first
+
+
+def test_files_beyond_the_sample_are_known_by_their_sizes(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "SAMPLED", 2)
+    paths = [tmp_path / f"{i}.bin" for i in range(6)]
+    for path in paths:
+        path.write_bytes(b"abc")
+    before = list(files.content_samples([*paths, tmp_path / "none"]))
+    paths[0].write_bytes(b"abd"), paths[1].write_bytes(b"abd"), paths[2].write_bytes(b"abcd")
+    after = list(files.content_samples([*paths, tmp_path / "none"]))
+    assert [a != b for a, b in zip(before, after, strict=True)] == [True, False, True, False, False, False, False]

@@ -94,7 +94,7 @@ class Source:
     def fingerprint(self) -> str:
         """Return a digest of the examples, their order and their labels: other data have another one.
 
-        Files are identified by name, arrays and tables by content.
+        Image files are identified by name, size and a sample of their bytes, arrays and tables by content.
         """
         return digest(self.keys(), self.labels(), self.classes)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ssl_jax.data.sources import HINT, BadExample, Source, digest
-from ssl_jax.data.sources.files import check_exists
+from ssl_jax.data.sources.files import check_exists, content_samples
 from ssl_jax.errors import UserError
 
 IDENTIFIED_ONLY = ("MPEG", "HDF5", "GRIB", "BUFR", "WMF", "EPS")  # formats that Pillow recognises and cannot decode by itself
@@ -125,7 +125,8 @@ class Folder(Source):
         return (os.fsencode(file) for file in self.files)
 
     def fingerprint(self) -> str:
-        return digest([b"\0".join(self.keys())], self._labels, self.classes)
+        contents = content_samples([self.root / file for file in self.files])
+        return digest([b"\0".join(self.keys()), *contents], self._labels, self.classes)
 
     def remarks(self) -> tuple[str, ...]:
         kinds = [f"{suffix} {count:,}" for suffix, count in self._other.most_common()]

@@ -9,7 +9,7 @@ import numpy as np
 
 from ssl_jax.data.labels import vocabulary
 from ssl_jax.data.sources import HINT, MISSING, BadExample, Source, digest
-from ssl_jax.data.sources.files import read_text
+from ssl_jax.data.sources.files import content_samples, read_text
 from ssl_jax.data.sources.tables import check_column, json_lines, named_rows, separated, text_of
 from ssl_jax.errors import UserError
 
@@ -121,7 +121,8 @@ class ImageTable(Source):
 
     def fingerprint(self) -> str:
         texts = ("\0".join(texts).encode("utf-8", "surrogatepass") for texts in self.texts)
-        return digest([*self.keys(), *texts], self._labels, self.classes)
+        contents = content_samples([self.root / path for path in self.paths])
+        return digest([*self.keys(), *texts, *contents], self._labels, self.classes)
 
 
 class Records(Source):

@@ -15,6 +15,7 @@ import numpy as np
 from ssl_jax.cache import user_cache
 from ssl_jax.data.labels import vocabulary
 from ssl_jax.data.sources import HINT, MISSING, BadExample, Source, digest
+from ssl_jax.data.sources.files import content_samples
 from ssl_jax.data.sources.image_table import column_names
 from ssl_jax.errors import UserError
 
@@ -121,8 +122,8 @@ class Parquet(Source):
         return f"{self.name}: row {index:,}"
 
     def fingerprint(self) -> str:
-        sizes = [f"{os.path.basename(file)}\0{os.path.getsize(file)}".encode() for file in self.files]
-        return digest([*sizes, str(len(self)).encode()], self._labels, self.classes)
+        names = [os.path.basename(file).encode() for file in self.files]
+        return digest([*names, *content_samples(self.files), str(len(self)).encode()], self._labels, self.classes)
 
 
 def _or_none(labels: np.ndarray) -> np.ndarray | None:

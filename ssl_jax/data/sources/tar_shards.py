@@ -19,6 +19,7 @@ import numpy as np
 from ssl_jax.cache import user_cache
 from ssl_jax.data.labels import vocabulary
 from ssl_jax.data.sources import HINT, MISSING, BadExample, Source, digest
+from ssl_jax.data.sources.files import content_samples
 from ssl_jax.data.sources.folder import suffixes
 from ssl_jax.data.sources.tables import json_object, text_of
 from ssl_jax.errors import UserError
@@ -91,7 +92,8 @@ class TarShards(Source):
         return (f"{shards[shard]}/{name}".encode() for shard, name in zip(self.index[:, 0].tolist(), self.names, strict=True))
 
     def fingerprint(self) -> str:
-        return digest([*self.keys(), self.index[:, 1:].tobytes()], self._labels, self.classes)
+        contents = content_samples(self.shards)
+        return digest([*self.keys(), self.index[:, 1:].tobytes(), *contents], self._labels, self.classes)
 
     def remarks(self) -> tuple[str, ...]:
         found = (("keys without an image", self.without_image), ("members whose name occurs twice in a shard", self.repeated))
