@@ -27,6 +27,7 @@ def overview(parts: Any, trainer: Any) -> str:
         if flops
         else "",
         "memory": f"{quantity(state, 'B')} of parameters and optimizer state on each device",
+        "chosen": ", ".join(f"{key}={value}" for key, value in parts.chosen.items()),
         "evaluators": ", ".join(parts.evaluators),
     }
     return "\n".join(f"{name:11} {text}" for name, text in rows.items() if text)

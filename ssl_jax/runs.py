@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
-from ssl_jax import data, downstream, initialisation, pretext
+from ssl_jax import data, downstream, initialisation, pretext, target
 from ssl_jax.config import look_up, nearest, read
 from ssl_jax.errors import UserError
 from ssl_jax.evidence import (
@@ -60,6 +60,7 @@ class Parts:
     evaluators: Mapping[str, Any]
     part: Callable[[str, bool], Any] | None = None  # with checkpoint.best: ("train" or "validation", augmented) -> Dataset
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the command, the config's file and its overrides
+    chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what the config leaves "auto", by key
 
     @property
     def info(self) -> DataInfo:
@@ -110,6 +111,7 @@ def prepare(config: ConfigDict, workdir: str | None = None, build: Callable[...,
     """Build and check everything a config names, for `devices` (default: all). Raises UserError for all that a user can get
     wrong."""
     from ssl_jax.data.pipeline import Stream
+    from ssl_jax.plan import auto
     from ssl_jax.training import sharding
     from ssl_jax.training.index_ranges import check_dataset
     from ssl_jax.training.optimizer import OptimizerSettings
@@ -122,6 +124,8 @@ def prepare(config: ConfigDict, workdir: str | None = None, build: Callable[...,
     cls = task_class(config)
     if "batch_size" not in config.data:
         raise UserError("data.batch_size is missing")
+    own = config
+    config, chosen = auto.resolve(config, target.current() if devices is None else target.of(devices))
     training = read(TrainingSettings, config.training, "training")
     optimizer = read(OptimizerSettings, config.optimizer, "optimizer")
     checkpoint = read(CheckpointSettings, config.get("checkpoint"), "checkpoint")
@@ -156,8 +160,9 @@ def prepare(config: ConfigDict, workdir: str | None = None, build: Callable[...,
     mesh = sharding.make_mesh(mesh_settings, devices, rows=rows)
     sharding.check_batch(mesh, stream.batch_size, training.accumulation, task.relates_examples)
     return Parts(
-        config, task, dataset, training, optimizer, schedules, checkpoint, mesh_settings, mesh, stream, evaluators, part
-    )
+        own, task, dataset, training, optimizer, schedules, checkpoint, mesh_settings, mesh, stream, evaluators, part,
+        chosen=chosen,
+    )  # fmt: skip
 
 
 def data_section(config: ConfigDict, kind: str, workdir: str | None) -> ConfigDict:
@@ -283,7 +288,7 @@ def start(parts: Parts, wd: Workdir, odd: list[str], *, evaluate: bool = True) -
     if extended(wd, parts.config):
         set_results_aside(wd)
     made_from = {split: dataset.fingerprint() for split, dataset in splits.items()}
-    wd.start(parts.config, parts.info, made_from, parts.origin)
+    wd.start(parts.config, parts.info, made_from, {**parts.origin, "chosen": dict(parts.chosen)})
     warn_of(wd, odd)
 
 

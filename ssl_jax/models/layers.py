@@ -57,8 +57,8 @@ class TransformerSettings:
     init: str = "xavier_uniform"  # a key of INITIALISERS
     init_std: float = 0.02  # of "normal", "trunc_normal", "gpt2"
     attention: str = "auto"  # the kernel: "auto", "xla", "cudnn" (GPU) or "splash" (TPU)
-    remat: str = "none"  # "none", "full" or "dots" (keep matmul results)
-    scan: bool = False  # one compiled block for the whole depth; parameters keep their layout
+    remat: str = "auto"  # "none", "full", "dots" (keep matmul results) or "auto" (`plan.auto`; what it leaves is "none")
+    scan: bool | str = "auto"  # one compiled block for the whole depth; parameters keep their layout
 
     least_depth: ClassVar[int] = 1
 
@@ -83,10 +83,11 @@ class TransformerSettings:
             raise UserError(f"head width {self.width_of_head} is odd: rotary positions need an even one")
         for name, choices in (
             ("norm", ("layer", "rms")), ("norm_position", ("pre", "post")), ("activation", tuple(ACTIVATIONS)),
-            ("init", tuple(INITIALISERS)), ("remat", ("none", "full", "dots")), ("attention", KERNELS),
+            ("init", tuple(INITIALISERS)), ("remat", ("auto", "none", "full", "dots")), ("scan", ("auto", True, False)),
+            ("attention", KERNELS),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
-                raise UserError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(choices)}")
+                raise UserError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(map(str, choices))}")
         if self.rope_scaling is not None and (self.rope_scaling[:1], len(self.rope_scaling)) not in ROPE_SCALINGS:
             raise UserError(
                 f'rope_scaling={self.rope_scaling}: must be ("linear", factor) or ("llama3", factor, low, high, old length)'
@@ -408,7 +409,7 @@ class Stack(nn.Module):
             )
             for i in range(c.depth)
         ]  # fmt: skip
-        if c.scan and caches is None and not self.is_initializing():
+        if c.scan is True and caches is None and not self.is_initializing():
             return self._scan(x, keys, branches, options)
         outputs, new_caches = {}, []
         for i, block in enumerate(blocks):
@@ -434,7 +435,7 @@ class Stack(nn.Module):
         return jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
 
     def _remat(self, block):
-        if self.config.remat == "none":
+        if self.config.remat in ("none", "auto"):
             return block
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.config.remat == "dots" else None
         return nn.remat(block, policy=policy)
@@ -462,7 +463,7 @@ class Stack(nn.Module):
             y = partition.rows(y)
             return y, (y, added)
 
-        if c.remat != "none":
+        if c.remat not in ("none", "auto"):
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
             body = jax.checkpoint(body, policy=policy, prevent_cse=False)
         x, every = jax.lax.scan(body, x, (stacked, jnp.arange(c.depth), varying))

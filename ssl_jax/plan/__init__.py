@@ -30,9 +30,10 @@ def main(
     wanted = parse(topology)
     found = plan(config, wanted, examples=examples)
     if not found["memory"]["fits"] and propose:
-        from ssl_jax.plan.fit import proposal
+        from ssl_jax.plan import auto, fit
 
-        found["proposal"] = proposal(config, wanted, needed=None if wanted.missing() else found["memory"]["peak"])
+        fixed, _ = auto.resolve(config, wanted.target)
+        found["proposal"] = fit.proposal(fixed, wanted, needed=None if wanted.missing() else found["memory"]["peak"])
     say(json.dumps(found, indent=1) if as_json else "\n".join(report.lines(found)))
     return 0 if found["memory"]["fits"] else DOES_NOT_FIT
 
@@ -101,6 +102,7 @@ def plan(config: ConfigDict, topology: Topology, *, examples: int | None = None)
         "traffic": traffic,
         "attention": step.attention + "".join(f"; {name} runs {n} times a step" for name, n in kernels.items()),
         "roofline": {"by_resource": dict(bounds.named), "seconds": bounds.seconds, "binds": bounds.binds},
+        "chosen": dict(parts.chosen),
         "run": whole_run(parts, target, model_flops, examples),
         "warnings": warnings_of(collectives, facts),
     }

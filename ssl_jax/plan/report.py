@@ -16,6 +16,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         ("topology", f"{found['topology']}: {found['devices']} x {found['kind']}"),
         ("mesh", " x ".join(f"{name} {size}" for name, size in mesh.items())),
         ("batch", f"{found['batch_size']:,} in {found['accumulation']} microbatches, {found['dtype']}"),
+        *([("chosen", ", ".join(f"{key}={value}" for key, value in found["chosen"].items()))] if found["chosen"] else []),
         ("method", found["method"]),
         ("parameters", f"{quantity(found['parameters'])}: " + _listed(found["parts"], quantity)),
         ("model FLOPs", f"{quantity(found['model_flops'])} a step, by formula"),
