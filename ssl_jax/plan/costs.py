@@ -53,10 +53,10 @@ def collectives(module: Module) -> list[Collective]:
             kind = instruction.opcode.removesuffix("-start")
             if kind not in KINDS or not instruction.shapes:
                 continue
-            channel = instruction.attribute(r"channel_id=(\d+)")
-            if channel and (channel, run.times, kind) in seen:  # one collective whose phases are in several fusions
+            phase = (instruction.attribute(r"channel_id=(\d+)"), run.times, kind, str(instruction.shapes))
+            if inside is not None and phase in seen:  # one collective whose phases are in several fusions
                 continue
-            seen.add((channel, run.times, kind))
+            seen.add(phase)
             group = group_size(instruction, module.partitions)
             if group < 2:
                 continue

@@ -99,8 +99,8 @@ def parameter_specs(params: Any, mesh: Mesh, settings: MeshSettings) -> dict[str
 def spec_of(shape: tuple[int, ...], axes: tuple, mesh: Mesh) -> PartitionSpec:
     names: list[Any] = [*axes, *[None] * (len(shape) - len(axes))][: len(shape)]
     for i, name in enumerate(names):
-        if name is not None and (name not in AXES or shape[i] % mesh.shape[name]):
-            names[i] = None
+        if name is not None and (name not in AXES or mesh.shape[name] == 1 or shape[i] % mesh.shape[name]):
+            names[i] = None  # free for fsdp
     fsdp = mesh.shape["fsdp"]
     if fsdp > 1 and "fsdp" not in names:
         free = [i for i, size in enumerate(shape) if names[i] is None and size % fsdp == 0 and size >= fsdp]

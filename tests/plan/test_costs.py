@@ -65,6 +65,13 @@ def test_collectives_count_as_often_as_their_loop_runs():
     assert costs.by_kind([summed, summed])["all-reduce"] == {"count": 10, "bytes": 10 * size, "sent": 10 * size}
 
 
+def test_one_sum_that_xla_cuts_into_several_is_counted_whole():
+    """Several all-reduces of one channel are as many sums, unless they are phases of one in fusions."""
+    line = "  %total = f32[32,256]{1,0:T(8,128)S(1)} all-reduce(%product)"
+    twice = LOOP.replace(line, f"{line.replace('%total', '%again')}, channel_id=1, replica_groups={{{{0,1}},{{2,3}}}}\n{line}")
+    assert costs.by_kind(costs.collectives(hlo.parse(twice)))["all-reduce"]["bytes"] == 2 * 5 * 32 * 256 * 4
+
+
 def test_flops_of_products_count_as_often_as_their_loop_runs():
     assert costs.matmul_flops(hlo.parse(LOOP)) == 5 * 2 * 32 * 256 * 256
 
