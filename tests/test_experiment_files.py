@@ -30,6 +30,13 @@ def test_every_arm_fits_its_data(file):
 @pytest.mark.parametrize("file", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_experiment_runs(file, tmp_path):
     """Two steps of every arm, and the cheap evaluators."""
+    if file.parent.name == "pretext":  # arms set their own lengths
+        experiment = experiments.load(str(file))
+        for arm in experiment.arms:
+            config = experiment.config(arm, 0)
+            config.training.duration, config.downstream = "2 steps", dict(knn=dict(k=20, baselines=False))
+            assert runs.run(config, str(tmp_path / arm.folder)) == 0
+        return
     overrides = [word for word in TINY[file.parent.name] if "label_efficiency" not in word]
     overrides += ["--config.downstream.label_efficiency.durations=('1 epochs',)"] if file.parent.name == "mae" else []
     if file.stem == "training_length":

@@ -6,6 +6,8 @@ Every task trains the same encoder for the same number of model FLOPs, forward a
 divided by the FLOPs of a step. On the same hardware that is nearly the same time, and unlike a time it does not depend on what
 else the machine does; `timings.json` of each run holds the seconds. Supervised training has the same budget and all labels, the
 random encoder none of either. Evaluators read the teacher where a task has one.
+
+Not run to its end yet: there is no result. One learning rate serves all tasks; none was chosen for a task by itself.
 """
 
 from ssl_jax.experiments import Arm
