@@ -32,10 +32,12 @@ def dataset_of(workdir: str, task: Task, uri: str | None, info: DataInfo) -> Any
         config = Workdir.existing(workdir).config()
     if uri is None and not config.data:
         raise UserError(f"{workdir} has no data of its own; name a source, such as folder:DIR")
-    section = config.data
+    section, options = config.data, {}
     if uri is not None:
         section = ConfigDict(runs.data_as_trained(config.data, task, info, workdir) | dict(train=uri, test=uri))
-    return data.build(task.data, section, split="test", train=False, task_section=config.task, workdir=workdir)
+    if uri is not None and task.data in ("images", "pairs"):  # a source of its own classes, of which none need be labelled
+        section, options = ConfigDict({**section, "classes": ()}), {"unlabelled": True}
+    return data.build(task.data, section, split="test", train=False, task_section=config.task, workdir=workdir, **options)
 
 
 def reconstruct(workdir: str, *, images: str | None, count: int, seed: int, to: str | None) -> None:
@@ -92,8 +94,8 @@ def embed(workdir: str, *, data: str, features: tuple[str, ...], to: str) -> Non
     """Write the named features of a source to an npz file, one row an example in the source's order.
 
     Beside them: "index" i64[rows], each row's number in the source; "name", what the source calls it (a file, a line);
-    "skipped", the names of examples without a row; "label" i32[rows] where there are labels. Of text every line or record is
-    an example, cut where it is longer than the model reads.
+    "skipped", the names of examples without a row; where there are labels "label" i32[rows], -1 for none, and "classes", their
+    names. Of text every line or record is an example, cut where it is longer than the model reads.
     """
     path = pathlib.Path(to)
     if path.suffix != ".npz" or not path.absolute().parent.is_dir():
@@ -123,7 +125,7 @@ def dataset_features(
     index, source = arrays.pop("index").astype(np.int64), dataset.source
     while isinstance(source, Part):
         index, source = source.indices[index], source.parent.source
-    return source, index, arrays
+    return source, index, arrays | ({"classes": np.array(dataset.info.classes, str)} if "label" in arrays else {})
 
 
 def text_features(
@@ -162,7 +164,8 @@ def text_features(
         for name, value in extracted.items():
             found.setdefault(name, np.zeros((len(index), *value.shape[1:]), value.dtype))[rows] = value
     del found["index"]  # within one width
-    return table, index, found if labels is None else found | {"label": labels[index]}
+    named = {} if labels is None else {"label": labels[index], "classes": np.array(info.classes, str)}
+    return table, index, found | named
 
 
 def retrieve(workdir: str, *, text: str | None, images: str | None, image: str | None, texts: str | None, top: int,

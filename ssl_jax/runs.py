@@ -420,8 +420,12 @@ def data_as_trained(section: Any, task: Task, info: DataInfo, workdir: str, *, k
     kind = kind or task.data
     imported, section = not section, {"batch_size": 1, **dict(section)}
     if kind != task.data:  # of the run's settings, what every kind has
-        section = {name: value for name, value in section.items() if name in ("batch_size", "test", "holdout")}
+        shared = ("batch_size", "test") + (("holdout",) if kind in ("images", "pairs", "tokens", "sequences") else ())
+        section = {name: value for name, value in section.items() if name in shared}
     image, tokens = info.shapes.get("image"), info.shapes.get("tokens")
+    for what, shape, kinds in (("images", image, ("images", "pairs")), ("text", tokens, ("pairs", "labelled_text"))):
+        if kind in kinds and shape is None:
+            raise UserError(f"data.kind={kind!r}: a {task.name} model reads no {what}")
     if kind in ("images", "pairs"):
         section |= {"image_size": tuple(image.shape[:2]), "normalize": (tuple(info.mean) or (0.0,), tuple(info.std) or (1.0,))}
         section |= {"eval_crop": 1.0} if imported else {}
@@ -432,7 +436,7 @@ def data_as_trained(section: Any, task: Task, info: DataInfo, workdir: str, *, k
         section["block"] = min(section.get("block", 128), tokens.shape[0] - (kind == "tokens"))
         if imported and kind == "sequences":
             section |= {"packing": "documents", "documents": "line"}
-    if info.tokenizer is not None:
+    if info.tokenizer is not None and kind != "images":
         folder = pathlib.Path(workdir.removeprefix("hf:")).expanduser()
         section["tokenizer"] = {"name": "file", "path": str(folder if workdir.startswith("hf:") else folder / "tokenizer")}
     return section
@@ -529,7 +533,7 @@ def other_data(parts: Parts, own: Any, sources: Mapping[str, Any]) -> Any:
         section = {name: value for name, value in section.items() if name != "test"}  # a share of the new source instead
     with tempfile.TemporaryDirectory(prefix="ssl_jax_") as folder:
         section = data_as_trained(section, parts.task, parts.info, "", kind=kind) | sources
-        if parts.info.tokenizer is not None and "tokenizer" not in sources:
+        if parts.info.tokenizer is not None and kind != "images" and "tokenizer" not in sources:
             parts.info.tokenizer.save(folder)
             section["tokenizer"] = {"name": "file", "path": folder}
         build = lambda split: data.build(kind, section, split=split, train=False, task_section=parts.config.task)

@@ -163,6 +163,10 @@ def test_the_best_is_selected_on_training_data_and_evaluated_on_the_test_split(f
             [*SELECT, "--config.downstream.knn.data=('npz:FOLDER/train.npz','npz:FOLDER/other.npz')"],
             "selects on a part of the training data",
         ),
+        (
+            [*SELECT, "--config.checkpoint.best=finetune/accuracy", "--config.downstream.finetune.seeds=1"],
+            "downstream.finetune: fine-tuning reads all of the run's training data",
+        ),
     ],
 )
 def test_what_cannot_be_selected_by_is_refused_before_training(folder, tmp_path, capsys, words, message):

@@ -21,7 +21,7 @@ _READABLE: weakref.WeakKeyDictionary[Source, dict[str, np.ndarray]] = weakref.We
 _UNCHECKED, _GOOD, _BAD = 0, 1, 2
 
 
-def existing(dataset: Dataset, *, scan: bool, augmented: bool = False) -> Dataset:
+def existing(dataset: Dataset, *, scan: bool, augmented: bool = False, unlabelled: bool = False) -> Dataset:
     """Return the examples that a run has: with a label where the source has labels, of a known class, and readable.
 
     This is the one place that decides it: size, labels, order and subsets of what is returned are those of these examples, so
@@ -30,10 +30,10 @@ def existing(dataset: Dataset, *, scan: bool, augmented: bool = False) -> Datase
     With `scan` every example is read once, if bad ones are skipped; the outcome is shared by all data sets of the source in
     this process, and of a large source by later ones. Without it (an unlabelled training set, which may be too large to read
     before training) a bad example is found when it is read, and the next one takes its place. Raises UserError for a missing
-    label unless bad examples are skipped, and where no example is left.
+    label unless bad examples are skipped or `unlabelled` ones are kept, and where no example is left.
     """
     keep, left_out, source = np.ones(dataset.size, bool), dict(dataset.left_out), dataset.source
-    labels = None if whole(source).all_labelled else dataset.labels()
+    labels = None if unlabelled or whole(source).all_labelled else dataset.labels()
     if labels is not None:
         missing, unknown = labels == MISSING, labels < MISSING
         if missing.any() and not dataset.skip_bad:

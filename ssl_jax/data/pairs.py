@@ -102,8 +102,10 @@ def build(
     train: bool = True,
     task_section: Any = None,
     workdir: str | None = None,
+    unlabelled: bool = False,
 ) -> Dataset:
-    """Build the pairs of the config's section `data`; train=False: no augmentation, and the first of several captions.
+    """Build the pairs of the config's section `data`; train=False: no augmentation, and the first of several captions;
+    unlabelled=True: examples without a label are kept, with the label MISSING.
 
     Task batches: {"image": f32[B, H, W, 3] normalised, "tokens": i32[B, T], "truncated": bool[B], "label"?: i32[B]}. A
     tokenizer without a published vocabulary is trained on the training captions and stored in the work directory.
@@ -137,7 +139,8 @@ def build(
         workers=settings.workers,
         skip_bad=settings.on_bad_example == "skip",
     )
-    return existing(settings.part(dataset, split), scan=labelled(source) or split == "test", augmented=train)
+    scan = labelled(source) or split == "test"
+    return existing(settings.part(dataset, split), scan=scan, augmented=train, unlabelled=unlabelled)
 
 
 @dataclasses.dataclass

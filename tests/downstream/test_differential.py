@@ -256,13 +256,17 @@ def test_embed(kind, monkeypatch, seed):
     with tempfile.TemporaryDirectory() as folder:
         uri, out = write(kind, Path(folder) / "data", examples), Path(folder) / "out.npz"
         section = SECTION | dict(train=uri, test=uri)
-        build = lambda *_: kinds.build("images", section, split="test", train=False)
+        build = lambda *_: kinds.build("images", section, split="test", train=False, unlabelled=True)
         monkeypatch.setattr(inference, "restore_task", lambda *_: (Projected(), {}, build().info))
         monkeypatch.setattr(inference, "dataset_of", build)
         inference.embed("run", data=uri, features=("mean",), to=str(out))
-        found, (x, y) = np.load(out), readable(kind, examples)
+        found, (x, y) = np.load(out), readable(kind, [(name, state.replace("unlabelled", "good")) for name, state in examples])
         np.testing.assert_allclose(found["mean"], x, rtol=1e-4, atol=1e-4)
-        np.testing.assert_array_equal(found["label"], np.unique(y, return_inverse=True)[1])
+        states = [state for _, state in examples if state != "bad" or kind == "npz"]
+        unlabelled = np.array([kind != "folder" and state == "unlabelled" for state in states])
+        assert (found["label"][unlabelled] == -1).all()
+        named = [found["classes"][label] for label in found["label"][~unlabelled]]
+        assert named == [NAMES[label] for label in y[~unlabelled]]
         source = load_source(uri)
         names = [source.describe(i).removeprefix(f"{uri}: ") for i in range(len(examples))]
         places = [i for i, name in enumerate(names) if name in found["name"]]

@@ -116,3 +116,24 @@ def test_more_neighbours_than_examples():
     data = blobs(train=30)
     with pytest.raises(UserError, match="k=200: there are only 30 training examples"):
         flat(KNN(k=200)(with_baselines(ToyTask(), toy_params(data)), data))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_neighbours_do_not_depend_on_the_length_of_features(scale):
+    """Cosine similarity, also where the squares of the features overflow or vanish in f32; each row may have its own scale."""
+    random = np.random.default_rng(0)
+    bank, queries = random.standard_normal((80, 6)).astype(np.float32), random.standard_normal((9, 6)).astype(np.float32)
+    labels, own = random.integers(0, 3, 80), np.where(random.random((80, 1)) < 0.5, np.float32(scale), np.float32(1))
+    plain = knn_votes(bank, labels, queries, 3, ks=(1, 5))
+    scaled = knn_votes(bank * own, labels, queries * np.float32(scale), 3, ks=(1, 5))
+    for k in plain:
+        np.testing.assert_allclose(plain[k], scaled[k], rtol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("split", ["training", "test"])
+def test_features_that_are_not_finite_are_refused(bad, split):
+    arrays = {"training": np.ones((5, 2), np.float32), "test": np.ones((4, 2), np.float32)}
+    arrays[split][2, 1] = bad
+    with pytest.raises(UserError, match=f"features of the {split} split of 1 of [54] examples are NaN or infinite"):
+        nearest_neighbours(arrays["training"], arrays["test"], 2)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import top_k_accuracy_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, top_k_accuracy_score
 
 from ssl_jax.downstream.metrics import classification as metrics
 from ssl_jax.errors import UserError
@@ -56,6 +56,45 @@ def test_accuracy_of_each_class():
     assert found["accuracy"] == 0.75
     assert (found["per_class/cat"], found["per_class/dog"], found["per_class/eel"]) == (1.0, 0.5, 1.0)
     assert "top5" not in found
+
+
+@given(st.integers(0, 2**31), st.integers(2, 40), st.integers(2, 6))
+@pytest.mark.filterwarnings("ignore:A single label|y_pred contains classes")
+def test_balanced_accuracy_and_macro_f1_agree_with_scikit_learn(seed, count, classes):
+    """Over the classes that occur, whether or not the test split lacks some."""
+    random = np.random.default_rng(seed)
+    logits, labels = random.standard_normal((count, classes)), random.integers(0, random.integers(1, classes + 1), count)
+    found, said = flat(metrics.classification(logits, labels)), logits.argmax(1)
+    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, said))
+    assert found["f1_macro"] == pytest.approx(f1_score(labels, said, average="macro", zero_division=0))
+
+
+@given(st.integers(0, 2**31), st.integers(2, 40), st.booleans())
+def test_average_precision_agrees_with_scikit_learn(seed, count, ties):
+    """Equal scores are one threshold; NaN for a class without positives."""
+    random = np.random.default_rng(seed)
+    scores, targets = random.standard_normal((count, 3)), random.random((count, 3)) < 0.4
+    scores = np.round(scores) if ties else scores
+    targets[:, 2] = False
+    found = metrics.average_precision(scores, targets)
+    assert np.isnan(found[2])
+    for c in range(2):
+        if targets[:, c].any():
+            assert found[c] == pytest.approx(average_precision_score(targets[:, c], scores[:, c]))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_no_number_that_is_not_finite_scores(bad):
+    """Not as a hit, not as a choice, not as a metric."""
+    logits, labels = np.eye(4), np.arange(4)
+    logits[1] = bad
+    assert metrics.hits(logits, labels).tolist() == [True, False, True, True]
+    assert metrics.best([0.2, bad, 0.1]) == 0
+    with pytest.raises(ValueError, match="no score is finite"):
+        metrics.best([bad, np.nan])
+    for call in (lambda: metrics.classification(logits, labels), lambda: metrics.average_precision(logits, logits > 0)):
+        with pytest.raises(UserError, match="of 1 of 4 examples are NaN or infinite"):
+            call()
 
 
 @pytest.mark.parametrize(

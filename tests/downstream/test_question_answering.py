@@ -166,3 +166,14 @@ def test_other_data_is_refused(tmp_path):
         next(QuestionAnsweringMetrics()(encoder, EvaluationData(train, train)))
     with pytest.raises(UserError, match="task.dropout=2.0: must lie in"):
         QuestionAnswering.from_config(ConfigDict(dict(task=dict(dropout=2.0), model=toys.MODEL)), squad_train.info)
+
+
+def test_scores_that_are_not_finite_are_refused():
+    asked = question("the cat sat on the mat", "cat")
+    windows = cut((asked,), TOKENIZER, 40, 3, 5)
+    good, bad = np.zeros(windows.tokens.shape, np.float32), np.full(windows.tokens.shape, np.nan, np.float32)
+    for start, end, which in ((bad, good, "start"), (good, bad, "end")):
+        with pytest.raises(UserError, match=f"{which} scores of 1 of 1 examples are NaN"):
+            answers((asked,), windows, start, end)
+    with pytest.raises(ValueError, match="scores of 2 and 1 windows, expected 1"):
+        answers((asked,), windows, np.concatenate([good, good]), good)

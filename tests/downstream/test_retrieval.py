@@ -68,6 +68,15 @@ def test_a_perfect_model_and_a_known_rank():
     assert found["text_to_image/R@1"] == 0 and found["text_to_image/R@2"] == 1 and found["text_to_image/median_rank"] == 2
 
 
+@pytest.mark.parametrize("side", ["image", "text"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_vectors_that_are_not_finite_are_refused(side, bad):
+    images, texts = vectors(3)
+    (images if side == "image" else texts)[4, 1] = bad
+    with pytest.raises(UserError, match=f"{side} embeddings of 1 of 9 examples are NaN or infinite"):
+        recalls(images, texts, np.arange(9, dtype=np.int32), (1,))
+
+
 def test_blocks_change_nothing(monkeypatch):
     images, texts = vectors(1, images=40, texts=40)
     owner = np.arange(40, dtype=np.int32)

@@ -102,6 +102,14 @@ def test_images_are_named_by_their_files(embed, tmp_path):
     np.testing.assert_allclose(found["pooled"], wanted, rtol=1e-3, atol=1e-4)
 
 
+def test_images_without_a_label_have_a_row_too(embed, tmp_path):
+    for name in "abc":
+        Image.new("RGB", (8, 6), (40, 40, 200)).save(tmp_path / f"{name}.png")
+    (tmp_path / "a.csv").write_text("path,label\na.png,dog\nb.png,\nc.png,cat\n")
+    found, _, _ = embed("ViTForImageClassification", None, f"csv:{tmp_path / 'a.csv'}", "pooled")
+    assert found["label"].tolist() == [1, -1, 0] and found["classes"].tolist() == ["cat", "dog"]
+
+
 def test_a_prompt_with_half_a_character_is_read(embed, tmp_path, capsys):
     """What a shell hands on of bytes that are not UTF-8."""
     _, _, _ = embed("LlamaForCausalLM", toys.metaspace(), source(tmp_path, "jsonl")[0])

@@ -49,8 +49,10 @@ def build(
     train: bool = True,
     task_section: Any = None,
     workdir: str | None = None,
+    unlabelled: bool = False,
 ) -> Dataset:
-    """Build the image data set of the config's section `data`; train=False: without augmentation.
+    """Build the image data set of the config's section `data`; train=False: without augmentation; unlabelled=True: examples
+    without a label are kept, with the label MISSING.
 
     Task batches: {"image": f32[B, H, W, C] normalised, "label": i32[B] where the source has labels}; training batches also
     hold name: f32[B, count, h, w, C] for every view.
@@ -90,7 +92,8 @@ def build(
         workers=settings.workers,
         skip_bad=settings.on_bad_example == "skip",
     )
-    return existing(settings.part(dataset, split), scan=labelled(source) or split == "test", augmented=train)
+    scan = labelled(source) or split == "test"
+    return existing(settings.part(dataset, split), scan=scan, augmented=train, unlabelled=unlabelled)
 
 
 def _shape(settings: ImagesSettings, source: Source) -> tuple[tuple[int, int], int]:

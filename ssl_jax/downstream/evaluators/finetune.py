@@ -92,7 +92,10 @@ class FineTuner:
 
     def __init__(self, recipe: Recipe, data: EvaluationData):
         if data.config is None:
-            raise UserError("fine-tuning needs the run's config; evaluate from a work directory")
+            raise UserError(
+                "fine-tuning reads all of the run's training data, and cannot be measured on a part of them; select by an "
+                "evaluator of frozen features, such as linear_probe (training.evaluators names those measured during training)"
+            )
         self.recipe, self.log, config = recipe, data.log, data.config.to_dict()
         section = {**config["data"], "views": {}, **recipe.data, "batch_size": recipe.batch_size}
         self.train = kinds.build("images", section, split="train", train=True, workdir=data.workdir)
