@@ -61,8 +61,8 @@ class LogisticRegression:
 
     Minimises mean_i w_i CE_i + l2 / 2 |W|^2 over standardised features (scikit-learn's C is 1 / (l2 * examples)); the bias
     is not penalised. Along the eigenvectors of the features' covariance each direction is divided by the curvature expected
-    there, e / classes + l2, which makes the problem nearly round. It does not change the optimum: the rotation keeps |W|, and
-    the scaling is undone inside the penalty.
+    there, e / classes + l2, so that the spread of the features' variances does not slow L-BFGS. It does not change the
+    optimum: the rotation keeps |W|, and the scaling is undone inside the penalty.
 
     The eigenvectors are those of the covariance or, of fewer examples than features, of the Gram matrix, and the features
     are rotated onto them once. Where both numbers are above WIDE, the first RANK eigenvectors of WIDE examples precondition
