@@ -1,20 +1,196 @@
-"""Training steps on one GPU in bfloat16 beside torch.compile with scaled-dot-product attention, on the same card.
+"""One H100 in 12 minutes from nothing: right numbers, speed beside compiled PyTorch, replicas, two short trainings.
 
-    python experiments/throughput/gpu.py            # GPT-2 124M, MAE ViT-B and L, BERT-base, CLIP ViT-B; about 20 minutes
-    python experiments/throughput/gpu.py --tiny     # the same script at a size that any CPU runs, to test it
+    python experiments/throughput/gpu.py            # parts in the order of their value; what time is left for none is skipped
+    python experiments/throughput/gpu.py --tiny     # the same parts at a size that any CPU runs, to test the script
+    python experiments/throughput/gpu.py --store    # on a CPU: the losses that part `numbers` compares with
 
-Needs jax[cuda], and torch with CUDA and transformers for the peer (--no_peer without). Writes
-experiments/throughput/gpu.json, with the device's name in every entry, and prints the table of README.md.
+Each part runs in a process of its own and writes experiments/throughput/gpu/PART.json as soon as it is done, with the device's
+name. Needs jax[cuda], and for `speed` torch with CUDA and transformers.
 """
 
+import argparse
+import json
 import pathlib
+import subprocess
 import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
+HERE = pathlib.Path(__file__).parent
+sys.path.insert(0, str(HERE))
 
 import measure  # noqa: E402
 import shapes  # noqa: E402
 
+STORED = HERE / "losses_cpu.json"
+STEPS = 5  # of `numbers`
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # relative, of a loss after at most STEPS steps
+REPLICAS = 8
+FAMILIES = ("GPT-2 124M, T=1024", "MAE ViT-L/16, 224", "BERT-base, T=128", "CLIP ViT-B/16")  # of `numbers`
+SPEED = ("GPT-2 124M, T=1024", "MAE ViT-L/16, 224")
+
+
+def losses(dtype: str) -> dict[str, list[float]]:
+    """Return the losses of the first steps of each family's small shape, matrix products of f32 in full precision."""
+    import jax
+    import numpy as np
+
+    from ssl_jax.training.program import Program
+    from ssl_jax.training.settings import MeshSettings
+
+    found = {}
+    for name in FAMILIES:
+        shape = shapes.gpu(tiny=True)[name]
+        shape.config.training.dtype = dtype
+        with jax.default_matmul_precision("highest"):
+            parts = shapes.prepare(shape)
+            program = Program(
+                parts.task, parts.stream, training=parts.training, optimizer=parts.optimizer, mesh=MeshSettings(data=1)
+            )
+            state = program.create(program.hyper(batch_size=4, seed=0, total_steps=100, warmup_steps=0, cooldown_steps=0))
+            resident = jax.device_put(parts.stream.resident)
+            step, values = program.compiled(1, resident), []
+            for i in range(STEPS):
+                state, metrics = step(state, program.put(parts.stream.host_batch(i), 1), resident)
+                values.append(float(np.asarray(metrics["loss"])))
+        found[name] = values
+    return found
+
+
+def numbers(tiny: bool) -> dict[str, Any]:
+    """Compare losses in f32 and bf16 with those stored from a CPU in f32."""
+    stored, found = json.loads(STORED.read_text())["losses"], {}
+    for dtype, tolerance in TOLERANCE.items():
+        apart = {}
+        for name, values in losses(dtype).items():
+            apart[name] = max(abs(a - b) / abs(b) for a, b in zip(values, stored[name], strict=True))
+        found[dtype] = {"relative_difference": apart, "tolerance": tolerance, "right": max(apart.values()) <= tolerance}
+    return found
+
+
+def speed(tiny: bool, name: str) -> dict[str, Any]:
+    """Time one shape beside compiled PyTorch, in turn (`measure.one`)."""
+    options = argparse.Namespace(attention=None, no_peer=False, steps=2 if tiny else None)
+    return measure.one(shapes.gpu(tiny=tiny)[name], options)
+
+
+def replicas(tiny: bool) -> dict[str, Any]:
+    """Time a step of one small run and of eight in one program."""
+    import jax
+    import numpy as np
+
+    from ssl_jax.training.program import Program
+    from ssl_jax.training.replicas import Replica, ReplicaProgram
+    from ssl_jax.training.settings import MeshSettings
+
+    small = dict(width=32, depth=1, heads=2) if tiny else dict(width=128, depth=4, heads=4)
+    decoder = dict(width=16 if tiny else 64, depth=1, heads=2)
+    shape = shapes.masked_image(small, size=28, patch=7, batch=4 if tiny else 64, dtype="float32", decoder=decoder, channels=1)
+    parts = shapes.prepare(shape)
+    one = Program(parts.task, parts.stream, training=parts.training, optimizer=parts.optimizer, mesh=MeshSettings(data=1))
+    many = ReplicaProgram(one, REPLICAS)
+    resident, batch = jax.device_put(parts.stream.resident), parts.stream.host_batch(0)
+    hyper = one.hyper(batch_size=4, seed=0, total_steps=1000, warmup_steps=0, cooldown_steps=0)
+    stacked = many.hyper_of([Replica(seed=k, stream=parts.stream) for k in range(REPLICAS)], 1000)
+    states = [one.create(hyper), many.create(stacked, [None] * REPLICAS, [None] * REPLICAS)]
+    batches = [one.put(batch, 1), many.put({name: np.stack([x] * REPLICAS) for name, x in batch.items()}, 1)]
+    steps = [one.compiled(1, resident), many.compiled(1, resident)]
+    times: list[list[float]] = [[], []]
+    for _ in range(5):
+        for i in range(2):
+            count = 2 if tiny else 100
+            started = time.perf_counter()
+            for _ in range(count):
+                states[i], metrics = steps[i](states[i], batches[i], resident)
+            jax.block_until_ready(metrics)
+            times[i].append((time.perf_counter() - started) / count)
+    single, together = (float(np.median(values[1:])) for values in times)
+    return {"replicas": REPLICAS, "one_ms": 1e3 * single, "together_ms": 1e3 * together, "ratio": together / single}
+
+
+def trained(config: str, *overrides: str) -> Callable[[bool, float], dict[str, Any]]:
+    """Return a part that trains a config for the time that is left, and reads its results."""
+
+    def part(tiny: bool, seconds: float) -> dict[str, Any]:
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            duration = "4 steps" if tiny else f"{max(seconds / 60 - 1, 0.5):.2f} minutes"
+            small = (
+                ("--config.data.batch_size=4", "--config.model.depth=1", "--config.training.evaluate_every=None")
+                if tiny
+                else ()
+            )
+            command = [sys.executable, "-m", "ssl_jax.cli", "run", f"--config={HERE.parents[1] / config}",
+                       f"--workdir={folder}", f"--config.training.duration={duration}", *overrides, *small]  # fmt: skip
+            done = subprocess.run(command, capture_output=True, text=True, timeout=max(seconds, 60))
+            results = pathlib.Path(folder) / "results.json"
+            if done.returncode:
+                return {"error": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}
+            return {"config": config, "duration": duration, "results": json.loads(results.read_text())}
+
+    return part
+
+
+# Name -> (the part, seconds that it may take). `None`: what is left.
+PARTS: Mapping[str, tuple[Callable[..., dict[str, Any]], float | None]] = {
+    "numbers": (lambda tiny, seconds: numbers(tiny), 120),
+    "gpt2": (lambda tiny, seconds: speed(tiny, SPEED[0]), 180),
+    "mae_l": (lambda tiny, seconds: speed(tiny, SPEED[1]), 180),
+    "replicas": (lambda tiny, seconds: replicas(tiny), 60),
+    "nanogpt": (trained("configs/gpt/shakespeare_char.py"), None),
+    "cifar10": (trained("configs/mae/cifar10.py"), None),
+}
+
+
+def device() -> str:
+    import jax
+
+    return f"{jax.devices()[0].device_kind}, JAX {jax.__version__}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tiny", action="store_true", help="small models of the same form, to test the script")
+    parser.add_argument("--store", action="store_true", help="store the losses that `numbers` compares with")
+    parser.add_argument("--minutes", type=float, default=12.0, help="for all parts together")
+    parser.add_argument("--only", nargs="*", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--to", type=pathlib.Path, default=HERE / "gpu", help="the folder of the parts' JSON files")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=60.0, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.store:
+        STORED.write_text(json.dumps({"device": device(), "losses": losses("float32")}, indent=1) + "\n")
+        return
+    arguments.to.mkdir(parents=True, exist_ok=True)
+    if arguments.part:
+        found = PARTS[arguments.part][0](arguments.tiny, arguments.seconds)
+        (arguments.to / f"{arguments.part}.json").write_text(json.dumps({"device": device(), **found}, indent=1) + "\n")
+        return
+    end = time.monotonic() + 60 * arguments.minutes
+    for name in arguments.only:
+        left = end - time.monotonic()
+        seconds = min(PARTS[name][1] or left, left)
+        print(f"{name}: {run(name, seconds, arguments)}", flush=True)
+
+
+def run(name: str, seconds: float, arguments: argparse.Namespace) -> str:
+    """Run one part in a child process; record why it has no result where it has none."""
+    file = arguments.to / f"{name}.json"
+    file.unlink(missing_ok=True)
+    error = "no time left"
+    if seconds >= 30:
+        command = [sys.executable, __file__, "--part", name, "--seconds", str(seconds), "--to", str(arguments.to)]
+        try:
+            done = subprocess.run(command + ["--tiny"] * arguments.tiny, timeout=seconds, stderr=subprocess.PIPE, text=True)
+            error = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        except subprocess.TimeoutExpired:
+            error = f"took more than {seconds:.0f} s"
+    if not file.exists():
+        file.write_text(json.dumps({"error": error}) + "\n")
+    return file.read_text().replace("\n", " ")[:200]
+
+
 if __name__ == "__main__":
-    name = "tiny.json" if "--tiny" in sys.argv else "gpu.json"
-    measure.main(__file__, shapes.gpu, pathlib.Path(__file__).with_name(name))
+    main()
