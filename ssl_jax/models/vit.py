@@ -42,9 +42,7 @@ class ViTSettings(TransformerSettings):
     class_token: bool = True
     registers: int = 0  # further tokens without a position (Darcet et al. 2024)
     mask_token: bool = False  # a learned token that stands for hidden patches
-    # "sincos2d", "learned" (the class token has its own), "relative" (a bias of the attention, shared by all blocks: BEiT) or
-    # "none"
-    positions: str = "sincos2d"
+    positions: str = "sincos2d"  # or "learned" (the class token's too), "relative" (BEiT's bias shared by all blocks), "none"
     pooling: str = "mean"  # what "pooled" is: "mean" of the patch tokens, "cls" or "attention" (SigLIP's head)
     pooler: bool = False  # tanh(dense(pooled)), BERT's and the original ViT's
     norm_pooled: bool = False  # the final norm after pooling instead of before (MAE's fine-tuning: "fc_norm")
