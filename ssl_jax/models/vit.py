@@ -238,12 +238,18 @@ class ViT(nn.Module):
 
         Learned positions are interpolated (`patches.resample`), as MAE's fine-tuning and DINOv2 do; sine-cosine ones are no
         parameters. The patch embedding is resized (`patches.resize_kernel`). grid: by default this encoder's where the number
-        of positions fits, else a square; patch: by default this encoder's. Raises UserError where positions form no such grid.
+        of positions fits, else a square; patch: by default this encoder's. Raises UserError where positions form no such grid,
+        and for relative positions of another grid.
         """
         c, params = self.config, dict(params)
         if patch not in (None, c.patch):
             embedding = params["patch_embedding"]
             params["patch_embedding"] = {**embedding, "kernel": resize_kernel(embedding["kernel"], patch, c.patch)}
+        if "relative_positions" in params and grid not in (None, self.grid):
+            raise UserError(
+                f"relative positions of {grid[0]} x {grid[1]} patches do not fit {self.grid[0]} x {self.grid[1]}, and are not "
+                "interpolated; keep image and patches as they were"
+            )
         if c.positions != "learned" or "positions" not in params:
             return params
         table, first = np.asarray(params["positions"]), int(c.class_token)
