@@ -2,7 +2,8 @@ r"""data2vec on Fashion-MNIST, at the size of two CPU cores: Baevski et al. 2022
 
     ssl-jax run --config=configs/data2vec/fashion_mnist.py --workdir=runs/data2vec
 
-Not tuned, and never run to its end: there is no result to expect yet.
+Not tuned, and never run to its end: there is no result to expect yet. By its 85 TFLOP training takes about 10 minutes at the
+139 GFLOP/s of two cores of an AMD EPYC.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +18,7 @@ def get_config() -> ConfigDict:
     config.data.augment = dict(crop=dict(scale=(0.3, 1.0)), flip=True)
     config.task = dict(name="data2vec_image", targets=dict(top_blocks=2))
     config.schedules = dict(ema=dict(start=0.99, end=0.999, shape="linear", over="30 %"))
-    config.model = dict(name="vit", patch_size=4, width=192, depth=3, heads=4, positions="sincos2d", class_token=False)
+    config.model = dict(name="vit", patch_size=4, width=96, depth=3, heads=4, positions="sincos2d", class_token=False)
     config.training = dict(duration="10 epochs", dtype="float32")
     config.optimizer = dict(name="adamw", lr=1e-3, b1=0.9, b2=0.999, weight_decay=0.04, warmup="10 %")
     config.downstream = {

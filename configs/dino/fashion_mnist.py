@@ -2,7 +2,8 @@ r"""DINO on Fashion-MNIST, at the size of two CPU cores: Caron et al. 2021 (arXi
 
     ssl-jax run --config=configs/dino/fashion_mnist.py --workdir=runs/dino
 
-Not tuned, and never run to its end: there is no result to expect yet.
+Not tuned, and never run to its end: there is no result to expect yet. By its 85 TFLOP training takes about 10 minutes at the
+139 GFLOP/s of two cores of an AMD EPYC.
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +27,7 @@ def get_config() -> ConfigDict:
         weight_decay=dict(start=0.04, end=0.4),
         lr=((r"head/prototypes", dict(start=0.0, end=1.0, shape="step", over="1 epoch")),),
     )
-    config.model = dict(name="vit", patch_size=7, width=192, depth=3, heads=4, positions="sincos2d", class_token=False)
+    config.model = dict(name="vit", patch_size=7, width=96, depth=3, heads=4, positions="sincos2d", class_token=False)
     config.training = dict(duration="10 epochs", dtype="float32")
     config.optimizer = dict(name="adamw", lr=5e-4, b1=0.9, b2=0.999, weight_decay=0.04, warmup="10 %", clip=3.0)
     config.downstream = {

@@ -2,7 +2,8 @@ r"""I-JEPA on Fashion-MNIST, at the size of two CPU cores: Assran et al. 2023 (a
 
     ssl-jax run --config=configs/ijepa/fashion_mnist.py --workdir=runs/ijepa
 
-Not tuned, and never run to its end: there is no result to expect yet.
+Not tuned, and never run to its end: there is no result to expect yet. By its 86 TFLOP training takes about 10 minutes at the
+139 GFLOP/s of two cores of an AMD EPYC.
 """
 
 from ml_collections import ConfigDict
@@ -15,9 +16,9 @@ def get_config() -> ConfigDict:
         train="bundled:fashion_mnist/train", test="bundled:fashion_mnist/test", batch_size=128, placement="device"
     )
     config.data.augment = dict(crop=dict(scale=(0.3, 1.0)))
-    config.task = dict(name="ijepa", predictor=dict(width=96, depth=2, heads=4))
+    config.task = dict(name="ijepa", predictor=dict(width=48, depth=2, heads=4))
     config.schedules = dict(ema=dict(start=0.99, end=1.0, shape="linear"), weight_decay=dict(start=0.04, end=0.4))
-    config.model = dict(name="vit", patch_size=4, width=192, depth=3, heads=4, positions="sincos2d", class_token=False)
+    config.model = dict(name="vit", patch_size=4, width=96, depth=3, heads=4, positions="sincos2d", class_token=False)
     config.training = dict(duration="10 epochs", dtype="float32")
     config.optimizer = dict(name="adamw", lr=1e-3, b1=0.9, b2=0.999, weight_decay=0.04, warmup="10 %")
     config.downstream = {

@@ -2,7 +2,8 @@ r"""VICReg on Fashion-MNIST, at the size of two CPU cores: Bardes et al. 2022 (a
 
     ssl-jax run --config=configs/vicreg/fashion_mnist.py --workdir=runs/vicreg
 
-Not tuned, and never run to its end: there is no result to expect yet.
+Not tuned, and never run to its end: there is no result to expect yet. By its 44 TFLOP training takes about 5 minutes at the
+139 GFLOP/s of two cores of an AMD EPYC.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +18,7 @@ def get_config() -> ConfigDict:
     augment = dict(crop=dict(scale=(0.2, 1.0)), flip=True, jitter=dict(brightness=0.4, contrast=0.4, prob=0.8))
     config.data.views = dict(pair=dict(count=2, augment=augment))
     config.task = dict(name="joint_embedding", loss="vicreg", hidden=(512, 512), outputs=512)
-    config.model = dict(name="vit", patch_size=7, width=192, depth=3, heads=4, positions="sincos2d", class_token=False)
+    config.model = dict(name="vit", patch_size=7, width=96, depth=3, heads=4, positions="sincos2d", class_token=False)
     config.training = dict(duration="10 epochs", dtype="float32")
     config.optimizer = dict(name="adamw", lr=1e-3, b1=0.9, b2=0.95, weight_decay=0.05, warmup="10 %")
     config.downstream = {
