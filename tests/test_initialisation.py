@@ -57,8 +57,9 @@ def same(a, b):
 def test_a_source_is_a_path_a_step_of_it_or_one_for_each_part():
     assert named({}) == named({"init": None}) == {}
     assert named({"init": "hf:x"}) == {"": "hf:x"} and named({"init": dict(image="a", text=None)}) == {"image": "a"}
-    asked = []
-    load({"": "runs/a@30", "text": "hf:b@2"}, lambda *args: asked.append(args) or (None, None, None))
+    asked, source = [], trained(MAE, VIT, images())
+    given = source.task, source.params, source.info
+    load({"": "runs/a@30", "text": "hf:b@2"}, lambda *args: asked.append(args) or given)
     assert asked == [("runs/a", 30), ("hf:b@2", None)]
     with pytest.raises(UserError, match="task.init=3: expected a work directory"):
         named({"init": 3})
