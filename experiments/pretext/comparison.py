@@ -7,7 +7,11 @@ divided by the FLOPs of a step. On the same hardware that is nearly the same tim
 else the machine does; `timings.json` of each run holds the seconds. Supervised training has the same budget and all labels, the
 random encoder none of either. Evaluators read the teacher where a task has one.
 
-Not run to its end yet: there is no result. One learning rate serves all tasks; none was chosen for a task by itself.
+Not run to its end yet: there is no result. One learning rate serves all tasks; none was chosen for a task by itself. A sweep
+for each rate, such as this one, compares them on training images that are held out:
+
+    ssl-jax sweep --experiment=experiments/pretext/comparison.py --experiment.seeds=1 --config.data.test=None
+        --config.data.holdout=0.1 --config.optimizer.lr=1e-3 --config.optimizer.matrix_lr=0.01 --workdir=runs/comparison_0.01
 """
 
 from ssl_jax.experiments import Arm
@@ -57,7 +61,7 @@ def get_experiment() -> dict:
                 {"task": dict(name="joint_embedding", loss="vicreg", hidden=(256,), outputs=256)} | PAIR | steps(8.634),
             ),
             Arm("supervised, all labels", {"task": dict(name="classification")} | steps(4.249)),
-            Arm("random encoder", {"training.duration": "1 steps", "optimizer.lr": 1e-9, "optimizer.matrix_lr": 1e-9}),
+            Arm("random encoder", {"training.duration": "1 steps", "optimizer.rules": dict(freeze=((".*", True),))}),
         ),
         default="masked image",
         columns={
