@@ -2,10 +2,10 @@ r"""Which pretext task: masked images, I-JEPA, data2vec, DINO, SimCLR and VICReg
 
     ssl-jax sweep --experiment=experiments/pretext/comparison.py --workdir=runs/comparison
 
-Every task trains the same encoder for the same number of model FLOPs, forward and backward, a teacher's passes included: BUDGET
-divided by the FLOPs of a step. On the same hardware that is nearly the same time, and unlike a time it does not depend on what
-else the machine does; `timings.json` of each run holds the seconds. Supervised training has the same budget and all labels, the
-random encoder none of either. Evaluators read the teacher where a task has one.
+Every task trains the same encoder for the same number of model FLOPs, forward and backward, a teacher's passes included:
+BUDGET divided by the FLOPs of a step. That does not depend on what else a machine does, as a time would; the times differ by
+what is no matrix product, such as crops, and `timings.json` of each run holds them. Supervised training has the same budget
+and all labels, the random encoder none of either. Evaluators read the teacher where a task has one.
 
 Not run to its end yet: there is no result. One learning rate serves all tasks; none was chosen for a task by itself. A sweep
 for each rate, such as this one, compares them on training images that are held out:
