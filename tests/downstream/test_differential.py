@@ -213,7 +213,7 @@ def recall(queries, candidates, right, k):
 
 
 @pytest.mark.parametrize("captions", ["first", "all"])
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(rows=PAIRS)
 def test_retrieval(captions, rows):
     """Recall over the images that can be read and have a caption; an image's captions are its own, whatever is skipped."""
