@@ -1,7 +1,9 @@
 """The shapes that experiments/throughput times are the published ones, and its tables find their place."""
 
+import json
 import math
 import pathlib
+import subprocess
 import sys
 
 import jax
@@ -78,3 +80,27 @@ def test_operations_are_sorted_by_what_they_hold():
     assert {"matrix products, and what is fused to them", "activations (erf, tanh, exp, log)", "lookups"} <= kinds
     products = [where for kind, where in known.values() if kind.startswith("matrix") and where]
     assert products and {breakdown.part(where) for where in products} == {"MLP"}
+
+
+@pytest.mark.slow
+def test_the_gpu_script_runs_through_at_a_small_size(tmp_path):
+    """Every part writes its file as it ends; losses of a CPU are those stored, in f32 and bf16."""
+    script = pathlib.Path(breakdown.__file__).with_name("gpu.py")
+    parts = ["numbers", "gpt2", "replicas", "nanogpt"]
+    command = [sys.executable, str(script), "--tiny", "--to", str(tmp_path), "--minutes", "30", "--only", *parts]
+    subprocess.run(command, check=True, timeout=1800)
+    found = {part: json.loads((tmp_path / f"{part}.json").read_text()) for part in parts}
+    assert not {part: value["error"] for part, value in found.items() if "error" in value}
+    assert found["numbers"]["float32"]["right"] and found["numbers"]["bfloat16"]["right"]
+    assert found["gpt2"]["peer"]["ratio"] > 0 and found["replicas"]["ratio"] > 0
+    assert found["nanogpt"]["results"]
+
+
+@pytest.mark.slow
+def test_predicted_memory_is_near_what_steps_take():
+    """Within a quarter; below, since XLA's figure holds no allocator and no thread."""
+    script = pathlib.Path(breakdown.__file__).with_name("memory.py")
+    command = [sys.executable, str(script), "configs/mae/fashion_mnist.py", "--config.data.batch_size=512"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=900)
+    predicted, measured = (int(word) for word in done.stdout.splitlines()[-1].split() if word.isdigit())
+    assert 0.75 < predicted / measured < 1.25
