@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from ssl_jax import config as configs
 from ssl_jax import runs
 from ssl_jax.data.pipeline import Stream
 from ssl_jax.training import loop
@@ -17,6 +19,7 @@ from ssl_jax.training.settings import CheckpointSettings
 from tests.test_runs import two_kinds
 
 STEPS = 12
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +177,19 @@ def test_shared_data_are_read_once(gpt):
     a, b, other = (Replica(0, stream(0)), Replica(0, stream(7)), Replica(1, stream(1)))
     found = train_replicas(trainer, [a, b, other], total_steps=4, share_data=True)
     assert distance(found[0].params, found[1].params) == 0 and distance(found[0].params, found[2].params) > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["configs/mae/fashion_mnist.py", "configs/gpt/shakespeare_char_cpu.py"])
+def test_eight_seeds_of_a_whole_config_are_eight_runs(file):
+    """50 steps as they are: what two small layers hide (a program's fusions, Adam's amplified rounding) shows here."""
+    steps = {"training.duration": "50 steps", "training.tensorboard": "False", "optimizer.warmup": "10 %"}
+    parts = runs.prepare(configs.load(str(ROOT / file), steps))
+    trainer, batch_size = runs.trainer_of(parts), parts.stream.batch_size
+    replicas = [Replica(k, Stream(parts.stream.dataset, batch_size=batch_size, seed=k)) for k in range(8)]
+    found = train_replicas(trainer, replicas, total_steps=50)
+    for k in (0, 3, 7):
+        assert distance(found[k].params, single(trainer, replicas[k], total_steps=50).params) < 1e-5
 
 
 SEVERAL_DEVICES = """
