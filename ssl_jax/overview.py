@@ -37,6 +37,8 @@ def _data(parts: Any) -> str:
     dataset, info = parts.stream.dataset, parts.info
     shapes = [f"{name} {' x '.join(map(str, s.shape))}" for name, s in info.shapes.items() if s.shape]
     words = [f"{dataset.size:,} training examples" + (f" ({', '.join(shapes)})" if shapes else "")]
+    if dataset.source.name != parts.config.data.get("train"):  # the name of a corpus says what is held out of it
+        words.append(f"from {dataset.source.name}")
     if info.classes:
         words.append(f"{len(info.classes)} classes")
     if parts.part is not None:
