@@ -132,6 +132,13 @@ def load(paths: Mapping[str, str], restore: Callable[[str, int | None], tuple[Ta
     return {part: found[path] for part, path in paths.items()}
 
 
+def check_exist(paths: Mapping[str, str]) -> None:
+    """Raise UserError for a source that is not there, before data are read for nothing."""
+    for path in paths.values():
+        if not pathlib.Path(split_step(path)[0].removeprefix("hf:")).expanduser().exists():
+            raise UserError(f"task.init: {path}: there is no such directory")
+
+
 def split_step(path: str) -> tuple[str, int | None]:
     """Split DIR@STEP."""
     match = re.fullmatch(r"(.+)@(\d+)", path)

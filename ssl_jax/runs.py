@@ -239,6 +239,8 @@ def _run(config: ConfigDict, workdir: str, *, evaluate: bool, origin: Mapping[st
         say(f"{workdir}: the run is complete ({wd.status()['trained']:,} steps); the report is {wd.path / 'report.html'}")
         show_results(wd, config)
         return 0
+    if not wd.begun():
+        initialisation.check_exist(initialisation.named(config.task))
     parts = dataclasses.replace(prepare(config, workdir), origin=origin or {})
     meanwhile = parts.training.evaluate_every is not None
     if parts.evaluators and (evaluate or meanwhile):

@@ -128,8 +128,19 @@ class Workdir:
         self.write("config.json", {"config": sections, "card": card, **(origin or {}), **environment()})
         self.write("info.json", info_to_json(info))
         self.write("data.json", {**self.read("data.json", {}), **(data or {})})
-        if info.tokenizer is not None and not (self.path / "tokenizer").exists():
-            info.tokenizer.save(self.path / "tokenizer")
+        if info.tokenizer is not None:
+            self._save_tokenizer(info.tokenizer)
+
+    def _save_tokenizer(self, tokenizer: Any) -> None:
+        """Write the run's tokenizer, in place of another that a start which was refused has left."""
+        folder = self.path / "tokenizer"
+        if folder.exists():
+            from ssl_jax.data.text.tokenizers import Tokenizer
+
+            if (folder / "tokenizer.json").is_file() and Tokenizer.load(folder).key == tokenizer.key:
+                return
+            shutil.rmtree(folder)
+        tokenizer.save(folder)
 
     def check_data(self, data: Mapping[str, Mapping[str, Any]]) -> None:
         """Raise UserError where a split was made from other data than `data`, by split, says; see Dataset.fingerprint."""

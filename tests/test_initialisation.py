@@ -14,6 +14,7 @@ from ssl_jax.initialisation import Trained, for_context, load, match, named
 from ssl_jax.models.patches import bilinear, patchify, resize_kernel
 from ssl_jax.runs import data_section, task_class
 from ssl_jax.task import DataInfo
+from ssl_jax.workdir import Workdir
 
 VIT = dict(name="vit", patch_size=4, width=16, depth=3, heads=2)
 LANGUAGE = dict(width=16, depth=2, heads=2, mlp_width=32)
@@ -235,6 +236,14 @@ def test_a_run_reads_the_tokenizer_of_the_model_it_starts_from(tmp_path):
             found = data_section(config, "tokens", None).tokenizer.to_dict()
             taken = replaced and folder is not None
             assert found == (dict(name="file", path=str(tmp_path / folder)) if taken else dict(name=name))
+
+
+def test_the_tokenizer_of_a_refused_start_does_not_stay(tmp_path):
+    wd, shapes = Workdir(tmp_path), {"tokens": jax.ShapeDtypeStruct((4,), jnp.int32)}
+    CharacterTokenizer("abcdefghi").save(tmp_path / "tokenizer")
+    for tokenizer in (CharacterTokenizer("ihgfedcba"), CharacterTokenizer("ihgfedcba"), ByteTokenizer()):
+        wd.start(ConfigDict(), DataInfo(shapes, tokenizer=tokenizer))
+        assert wd.info().tokenizer.key == tokenizer.key
 
 
 # Several parts --------------------------------------------------------------------------------------------------------
