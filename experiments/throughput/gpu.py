@@ -118,7 +118,12 @@ def trained(config: str, *overrides: str) -> Callable[[bool, float], dict[str, A
         with tempfile.TemporaryDirectory() as folder:
             duration = "4 steps" if tiny else f"{max(seconds / 60 - 1, 0.5):.2f} minutes"
             small = (
-                ("--config.data.batch_size=4", "--config.model.depth=1", "--config.training.evaluate_every=None")
+                (
+                    "--config.data.batch_size=4",
+                    "--config.model.depth=1",
+                    "--config.training.evaluate_every=None",
+                    "--config.optimizer.warmup=1 steps",
+                )
                 if tiny
                 else ()
             )
