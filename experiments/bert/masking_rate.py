@@ -17,6 +17,7 @@ def get_experiment() -> dict:
         config="../../configs/bert/shakespeare_cpu.py",
         overrides={
             "training.duration": "400 steps",
+            "optimizer.warmup": "12.5 %",
             "training.tensorboard": False,
             "checkpoint.keep": 1,
             "downstream": {"masked_token:15 %": dict(ratio=0.15), "masked_token:40 %": dict(ratio=0.40)},

@@ -76,6 +76,7 @@ class Topology:
         try:
             if self.target.platform == "tpu":
                 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # a host that is no TPU VM has nobody to ask
+                os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing runs on a chip: several may compile
                 return topologies.get_topology_desc(self.text, "tpu").devices
             count = self.target.count
             return topologies.get_topology_desc(platform="cuda", target_config=H100, topology=f"1x1x{count}").devices
