@@ -99,7 +99,8 @@ def section(title: str, cls: type) -> str:
 
 def page() -> str:
     parts = [HEAD, "## task\n"]
-    parts += [section(f"`{name}`", settings_of(target)) for name, target in {**pretext.TASKS, **downstream.TASKS}.items()]
+    tasks = {name: target for name, target in {**pretext.TASKS, **downstream.TASKS}.items() if target.startswith("ssl_jax.")}
+    parts += [section(f"`{name}`", settings_of(target)) for name, target in tasks.items()]
     parts += ["## model\n"]
     kinds: Mapping[str, Mapping[str, str]] = models.MODELS
     named = {name: target for kind in kinds.values() for name, target in reversed(kind.items())}

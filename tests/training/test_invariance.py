@@ -73,8 +73,15 @@ MANY = [
 ]
 
 
-@pytest.mark.parametrize("cuts", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"])
-@pytest.mark.parametrize("task", REGISTERED)
+RELATE_EXAMPLES = ("classification", "image_text", "masked_token", "self_distillation")  # the others' cuts are all slow tests
+CASES = [
+    pytest.param(task, cuts, id=f"{task}-{name}", marks=[] if cuts is FEW and task in RELATE_EXAMPLES else pytest.mark.slow)
+    for task in REGISTERED
+    for name, cuts in (("few", FEW), ("many", MANY))
+]
+
+
+@pytest.mark.parametrize("task, cuts", CASES)
 def test_devices_and_microbatches_change_no_loss_metric_or_gradient(task, cuts, root, child):
     """A failure here means that a loss relates the examples of a piece of the batch to each other, or averages terms with
     the wrong weight. What relates examples belongs into `Task.prepare`, or into `embed` and `joint_loss`."""
