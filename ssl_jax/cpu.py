@@ -69,8 +69,8 @@ def is_cpu_bf16(*factors: Array) -> bool:
 
 
 def matmul(
-    x: Float[Array, "*batch m k"], y: Float[Array, "*batch k n"], dtype: Any = None, *, accumulate: Any = None
-) -> Float[Array, "*batch m n"]:
+    x: Float[Array, "... m k"], y: Float[Array, "... k n"], dtype: Any = None, *, accumulate: Any = None
+) -> Float[Array, "... m n"]:
     """Return x @ y in `dtype` (default: that of x), accumulated in f32.
 
     In bf16 on a CPU a call of its own with an f32 result; elsewhere rounded to `accumulate` (default: the dtype of x) on the

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from ssl_jax.data.text.tokenizers import Tokenizer, is_stand_in
 from ssl_jax.errors import UserError
@@ -108,7 +109,7 @@ class Start:
 # What the config names ------------------------------------------------------------------------------------------------
 
 
-def named(task_section: Mapping[str, Any]) -> dict[str, str]:
+def named(task_section: Mapping[str, Any] | ConfigDict) -> dict[str, str]:
     """Return the sources of `task.init` by the part they are for; "" stands for the whole model."""
     init = task_section.get("init")
     if init is None:

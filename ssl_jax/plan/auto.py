@@ -58,7 +58,7 @@ def _settings(remats: list[str], count: int) -> Iterator[dict[str, Any]]:
         yield from ({**remat("full"), **split} for split in splits)
 
 
-def _get(config: Mapping[str, Any], path: str) -> Any:
+def _get(config: Mapping[str, Any] | ConfigDict, path: str) -> Any:
     value: Any = config
     for key in path.split("."):
         value = value.get(key) if isinstance(value, Mapping | ConfigDict) else None

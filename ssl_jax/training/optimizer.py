@@ -221,7 +221,7 @@ def multipliers(settings: OptimizerSettings, params: Any) -> Multipliers:
     return Multipliers(decay, lr, jax.tree.map(bool, frozen))
 
 
-def learning_rate(settings: OptimizerSettings, hyper: Mapping[str, Array], step: Int[Array, ""]) -> Float[Array, ""]:
+def learning_rate(settings: OptimizerSettings, hyper: Mapping[str, Any], step: Int[Array, ""]) -> Float[Array, ""]:
     """Return hyper["lr"] times the schedule at `step`; its lengths in steps are numbers of `hyper` too."""
     final = settings.final_fraction if settings.min_lr is None else settings.min_lr / hyper["lr"]
     factor = schedules.multiplier(

@@ -4,6 +4,7 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ssl_jax.training import optimizer, schedules
@@ -11,6 +12,7 @@ from ssl_jax.training.optimizer import OptimizerSettings
 from ssl_jax.training.schedules import Schedules
 from ssl_jax.training.state import State
 from ssl_jax.training.step import TrainStep
+from tests.downstream.downstream_toys import ToyTask
 
 
 def factors(name, total, **options):
@@ -110,6 +112,12 @@ def scheduled(**changes):
     return found, {"schedules": {name: value.numbers(steps(value)) for name, value in found.by_name().items()}}
 
 
+def step_of(found):
+    """A step of which only the schedules are looked at."""
+    update = optax.with_extra_args_support(optax.identity())
+    return TrainStep(ToyTask(), lambda resident, batch, key: batch, update, OptimizerSettings(lr=1.0), found)
+
+
 def first_middle_last(formula):
     return [(step, formula(step)) for step in (0, 1, TOTAL // 4, TOTAL // 2, TOTAL - 1)]
 
@@ -117,7 +125,7 @@ def first_middle_last(formula):
 @pytest.mark.parametrize("name", ["teacher_temperature", "temperature"])
 def test_a_task_is_told_its_numbers_at_every_step(name):
     found, hyper = scheduled()
-    step = TrainStep(None, None, None, OptimizerSettings(lr=1.0), found)
+    step = step_of(found)
     for i, want in first_middle_last(PUBLISHED[name][1]):
         context = step.context(State(jnp.int32(i), {}, {}, None, hyper | dict(numbers={}, total_steps=TOTAL), {}))
         assert float(context.numbers[name]) == pytest.approx(want, rel=1e-6)
@@ -127,7 +135,7 @@ def test_a_task_is_told_its_numbers_at_every_step(name):
 def test_the_teacher_moves_by_the_scheduled_decay(section):
     """ema' = d ema + (1 - d) params, with d of the step before the update (DINO and I-JEPA: the same; data2vec: a ramp)."""
     found, hyper = scheduled(**section)
-    step = TrainStep(None, None, None, OptimizerSettings(lr=1.0), found)
+    step = step_of(found)
     for i, decay in first_middle_last(line(0.99, 0.999, 60) if section else PUBLISHED["ema"][1]):
         moved = step.averaged(State(jnp.int32(i), {}, {}, {"w": jnp.float32(0.0)}, hyper, {}), {"w": jnp.float32(1.0)})
         assert float(moved["w"]) == pytest.approx(1 - decay, abs=1e-7)
