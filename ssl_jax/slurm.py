@@ -24,9 +24,7 @@ def script(command: list[str], folder: pathlib.Path, jobs: int, options: str = "
     """Return the text of a batch script for `jobs` jobs; `options`: further ones of sbatch, separated by blanks."""
     lines = "".join(f"#SBATCH {word}\n" for word in shlex.split(options))
     quoted = shlex.join(command)
-    return SCRIPT.format(
-        name=folder.name, last=jobs - 1, folder=folder, options=lines, command=quoted, jobs=jobs
-    )  # fmt: skip
+    return SCRIPT.format(name=folder.name, last=jobs - 1, folder=folder, options=lines, command=quoted, jobs=jobs)
 
 
 def submit(text: str, folder: pathlib.Path) -> str:
