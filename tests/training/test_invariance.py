@@ -11,41 +11,18 @@ REGISTERED = [name for name in (*pretext.TASKS, *downstream.TASKS) if name not i
 
 CODE = """
 import json, pathlib
-import jax, numpy as np
-from ml_collections import ConfigDict
-from ssl_jax import randomness, runs
+import numpy as np
 from ssl_jax.training.rules import flatten
 from tests.task_examples import config_of
-
-def gradients(config, devices, accumulation):
-    training = {**config["training"], "accumulation": accumulation}
-    config = ConfigDict({**config, "mesh": dict(data=devices), "training": training})
-    parts = runs.prepare(config)
-    program = runs.trainer_of(parts).program
-    state = program.create(program.hyper(batch_size=16, seed=0, total_steps=10, warmup_steps=0, cooldown_steps=0))
-    if program.task.scheduled() or jax.tree.leaves(state.variables):
-        state = state.replace(step=state.step + 3)
-
-    def value(state, raw):
-        key = randomness.stream(1, "task", 3)
-        batch = dict(program.task.prepare(parts.stream.on_device({}, raw, randomness.stream(1, "augment", 3)), key, train=True))
-        return program.step.gradients(state.params, batch, key, program.step.context(state))
-
-    loss, outputs, grads = jax.jit(value)(state, program.put(parts.stream.host_batch(3), 1))
-    assert program.mesh.size == devices, (program.mesh.size, devices)
-    return float(loss), {k: np.asarray(v, np.float64) for k, v in outputs.items() if k != "loss"}, jax.device_get(grads)
-
-def distance(a, b):
-    apart, size = (sum(np.sum((a[k] - x[k]) ** 2.0) for k in a) for x in (b, jax.tree.map(np.zeros_like, b)))
-    return float(np.sqrt(apart / max(size, 1e-30)))
+from tests.training.cuts import distance, gradients
 
 found = {}
 for option, config in config_of(TASK, pathlib.Path(ROOT)).items():
-    config["data"]["placement"] = "host"
-    loss, outputs, grads = gradients(config, 1, 1)
+    _, _, loss, outputs, grads = gradients(config, dict(data=1), 1, 16)
     rows = []
     for devices, accumulation in CUTS:
-        other, outs, g = gradients(config, devices, accumulation)
+        program, _, other, outs, g = gradients(config, dict(data=devices), accumulation, 16)
+        assert program.mesh.size == devices, (program.mesh.size, devices)
         outputs_apart = max([distance({0: outs[k]}, {0: outputs[k]}) for k in outputs if np.any(outputs[k])], default=0.0)
         rows.append([devices, accumulation, abs(other - loss) / abs(loss), outputs_apart, distance(flatten(g), flatten(grads))])
     found[option] = [loss, rows]

@@ -8,44 +8,20 @@ from tests.task_examples import write_data
 
 CODE = """
 import json, pathlib
-import jax, numpy as np
-from ml_collections import ConfigDict
-from ssl_jax import randomness, runs
+import jax
 from ssl_jax.training.rules import flatten
 from tests.task_examples import config_of
-
-def gradients(config, mesh, accumulation):
-    training = {**config["training"], "accumulation": accumulation}
-    data = {**config["data"], "batch_size": 32, "placement": "host"}
-    config = ConfigDict({**config, "mesh": dict(zip(("data", "fsdp", "tensor"), mesh)), "training": training, "data": data})
-    parts = runs.prepare(config)
-    program = runs.trainer_of(parts).program
-    state = program.create(program.hyper(batch_size=32, seed=0, total_steps=10, warmup_steps=0, cooldown_steps=0))
-    if program.task.scheduled() or jax.tree.leaves(state.variables):
-        state = state.replace(step=state.step + 3)
-
-    def value(state, raw):
-        key = randomness.stream(1, "task", 3)
-        batch = dict(program.task.prepare(parts.stream.on_device({}, raw, randomness.stream(1, "augment", 3)), key, train=True))
-        return program.step.gradients(state.params, batch, key, program.step.context(state))
-
-    with jax.sharding.use_abstract_mesh(program.mesh.abstract_mesh):
-        loss, _, grads = jax.jit(value)(state, program.put(parts.stream.host_batch(3), 1))
-    assert program.mesh.devices.shape == mesh
-    whole = sum(x.nbytes for x in jax.tree.leaves(state.params))
-    held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state.params))
-    return float(loss), jax.device_get(grads), whole / held
-
-def distance(a, b):
-    apart, size = (sum(np.sum((a[k] - x[k]) ** 2.0) for k in a) for x in (b, jax.tree.map(np.zeros_like, b)))
-    return float(np.sqrt(apart / size))
+from tests.training.cuts import distance, gradients
 
 found = {}
 for option, config in config_of(TASK, pathlib.Path(ROOT)).items():
-    loss, grads, _ = gradients(config, (1, 1, 1), 1)
+    _, _, loss, _, grads = gradients(config, dict(data=1, fsdp=1, tensor=1), 1, 32)
     rows = []
     for mesh, accumulation in CASES:
-        other, g, share = gradients(config, mesh, accumulation)
+        program, state, other, _, g = gradients(config, dict(zip(("data", "fsdp", "tensor"), mesh)), accumulation, 32)
+        assert program.mesh.devices.shape == mesh
+        whole = sum(x.nbytes for x in jax.tree.leaves(state.params))
+        share = whole / sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state.params))
         rows.append([mesh, accumulation, abs(other - loss) / abs(loss), distance(flatten(g), flatten(grads)), share])
     found[option] = rows
 print(json.dumps(found))
