@@ -36,7 +36,7 @@ def few_images(tmp_path_factory):
         source = fashion_mnist(split)
         label = np.asarray(source.labels()[:count], np.int32)
         np.savez(folder / f"{split}.npz", image=source.arrays["image"][:count], label=label)
-    return [f"--config.data.{split}=npz:{folder / split}.npz" for split in ("train", "test")]
+    return {split: f"npz:{folder / split}.npz" for split in ("train", "test")}
 
 
 @pytest.mark.slow
@@ -48,11 +48,13 @@ def test_every_experiment_runs(file, tmp_path, few_images):
         for arm in experiment.arms:
             config = experiment.config(arm, 0)
             config.training.duration, config.downstream = "2 steps", dict(knn=dict(k=20, baselines=False))
+            config.data.update(few_images)
             assert runs.run(config, str(tmp_path / arm.folder)) == 0
         return
     overrides = [word for word in TINY[file.parent.name] if "label_efficiency" not in word]
     if file.parent.name == "mae":
-        overrides += ["--config.downstream.label_efficiency.durations=('1 epochs',)", *few_images]
+        overrides += ["--config.downstream.label_efficiency.durations=('1 epochs',)"]
+        overrides += [f"--config.data.{split}={source}" for split, source in few_images.items()]
     if file.stem == "training_length":
         overrides = [word for word in overrides if "training.duration" not in word]
         overrides += ["--config.data.batch_size=300"]

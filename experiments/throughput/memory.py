@@ -1,9 +1,10 @@
 """The memory that `ssl-jax plan --topology=local:1` predicts for a config beside what its steps take on this CPU.
 
-    python experiments/throughput/memory.py configs/mae/fashion_mnist.py --config.data.batch_size=256
+    MALLOC_ARENA_MAX=1 python experiments/throughput/memory.py configs/mae/fashion_mnist.py --config.data.batch_size=256
 
 Measured is the growth of the process's resident memory to its most in five steps, without what compiling took. Data are random
-and of the config's shapes, as the plan's.
+and of the config's shapes, as the plan's. Without MALLOC_ARENA_MAX a step's temporaries may count twice or three times: the
+C library keeps what a step frees for each of the threads that ran one (`ssl_jax.cpu.keep_freed_memory`).
 """
 
 import gc

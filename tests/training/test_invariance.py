@@ -42,23 +42,20 @@ def test_every_registered_task_has_an_example():
 
 
 FEW = [(2, 2)]
-MANY = [
-    (devices, accumulation)
-    for devices in (1, 2, 4)
-    for accumulation in (1, 2, 4)
-    if (devices, accumulation) not in [(1, 1), *FEW]
-]
+SOME = [(1, 4), (4, 1), (4, 2)]
+ALL = [(devices, accumulation) for devices in (1, 2, 4) for accumulation in (1, 2, 4) if (devices, accumulation) != (1, 1)]
+RELATE_EXAMPLES = ("classification", "image_text", "masked_token", "self_distillation")
 
 
-RELATE_EXAMPLES = ("classification", "image_text", "masked_token", "self_distillation")  # the others' cuts are all slow tests
-CASES = [
-    pytest.param(task, cuts, id=f"{task}-{name}", marks=[] if cuts is FEW and task in RELATE_EXAMPLES else pytest.mark.slow)
-    for task in REGISTERED
-    for name, cuts in (("few", FEW), ("many", MANY))
-]
+def cases():
+    """Every task in the slow tests, those that relate examples in the default ones too, and all cuts of all tasks at night."""
+    for task in REGISTERED:
+        yield pytest.param(task, FEW, id=f"{task}-few", marks=() if task in RELATE_EXAMPLES else pytest.mark.slow)
+        yield pytest.param(task, SOME, id=f"{task}-some", marks=pytest.mark.slow)
+        yield pytest.param(task, ALL, id=f"{task}-all", marks=pytest.mark.nightly)
 
 
-@pytest.mark.parametrize("task, cuts", CASES)
+@pytest.mark.parametrize("task, cuts", cases())
 def test_devices_and_microbatches_change_no_loss_metric_or_gradient(task, cuts, root, child):
     """A failure here means that a loss relates the examples of a piece of the batch to each other, or averages terms with
     the wrong weight. What relates examples belongs into `Task.prepare`, or into `embed` and `joint_loss`."""

@@ -28,6 +28,7 @@ print(json.dumps(found))
 """
 MESHES = ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))
 ALL = [(mesh, accumulation) for mesh in MESHES for accumulation in (1, 2, 4)]
+SOME = [((8, 1, 1), 2), ((1, 8, 1), 1), ((1, 1, 8), 4), ((2, 2, 2), 2)]
 FEW = [((1, 8, 1), 1), ((2, 2, 2), 2)]
 FAMILIES = (
     "masked_image",
@@ -47,9 +48,14 @@ def root(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("task, cases", [
-    ("next_token", FEW), *(pytest.param(task, ALL, marks=pytest.mark.slow) for task in FAMILIES)
-], ids=["few", *FAMILIES])  # fmt: skip
+CASES = [
+    pytest.param("next_token", FEW, id="few"),
+    *(pytest.param(task, SOME, id=task, marks=pytest.mark.slow) for task in FAMILIES),
+    *(pytest.param(task, ALL, id=f"{task}-all", marks=pytest.mark.nightly) for task in FAMILIES),
+]
+
+
+@pytest.mark.parametrize("task, cases", CASES)
 def test_a_mesh_changes_no_loss_and_no_gradient(task, cases, root, child):
     """To 1e-5. With fsdp=8 each device holds at most a seventh of the parameters."""
     code = CODE.replace("TASK", repr(task)).replace("ROOT", repr(str(root))).replace("CASES", repr(cases))
