@@ -374,7 +374,7 @@ def _data(arguments):
         return
     if arguments.to and not settings:
         raise UserError(f"--to={arguments.to} needs --config=FILE: how images are augmented stands there")
-    options = {name: settings.data.get(name) for name in ("dir", "columns")} if settings else {}
+    options = {name: settings.data.get(name) for name in ("dir", "columns", "label_separator")} if settings else {}
     print(commands.inspect(uri, arguments.index, **options))
     if arguments.to:
         from ssl_jax.preview import preview

@@ -29,7 +29,8 @@ TASKS = ("classification", "text_classification", "question_answering", "transla
 def predict_source(workdir: str, *, data: str, to: str) -> None:
     """Write the predictions for a source to a .csv, .jsonl or .npz file: "index", "name", then what the task says.
 
-    Classifiers give "prediction", "probability" and the probability of each class; question answering "question",
+    Classifiers give "prediction", "probability" and the probability of each class (where an example may have several,
+    "prediction" names those above 0.5, with "; " between them, and there is no "probability"); question answering "question",
     "prediction" ("" for no answer) and "probability"; translation "source" and "prediction".
     """
     path = pathlib.Path(to)
@@ -47,7 +48,7 @@ def predict(task: Task, params: Params, info: DataInfo, batch: Any, logits: Call
     logits: batch -> f32[examples, classes]. Questions are pairs (question, context) or mappings with these keys.
     """
     if task.name in ("classification", "text_classification"):
-        return class_rows(logits(batch), info.classes)
+        return class_rows(logits(batch), task)
     if task.name == "question_answering":
         return answer_rows(task, params, info, questions_of(batch))
     if task.name == "translation":
@@ -56,9 +57,16 @@ def predict(task: Task, params: Params, info: DataInfo, batch: Any, logits: Call
     raise UserError(f"predict: a model of the task {task.name} predicts no labels; those that do are {', '.join(TASKS)}")
 
 
-def class_rows(logits: np.ndarray, classes: Sequence[str]) -> Rows:
-    """Return "prediction", its "probability" and "probabilities" by class."""
+def class_rows(logits: np.ndarray, task: Task) -> Rows:
+    """Return "prediction", its "probability" and "probabilities" by class; the probability of each of several classes."""
     check_finite(logits, "logits")
+    classes = task.info.classes
+    if getattr(task, "several_classes", False):
+        probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
+        named = lambda row: "; ".join(name for name, value in zip(classes, row, strict=True) if value > 0.5)
+        return [
+            {"prediction": named(row), "probabilities": dict(zip(classes, row.tolist(), strict=True))} for row in probabilities
+        ]
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = shifted / shifted.sum(axis=1, keepdims=True)
     best = probabilities.argmax(axis=1)
@@ -142,17 +150,17 @@ def numbered(rows: Rows, index: Any, names: Sequence[str]) -> Rows:
 
 
 def of_images(workdir: str, task: Task, params: Params, info: DataInfo, uri: str) -> Rows:
-    return of_features(dataset_features(workdir, task, params, info, uri, ("logits",)), info)
+    return of_features(dataset_features(workdir, task, params, info, uri, ("logits",)), task)
 
 
 def of_texts(workdir: str, task: Task, params: Params, info: DataInfo, uri: str) -> Rows:
-    return of_features(text_features(workdir, task, params, info, uri, ("logits",)), info)
+    return of_features(text_features(workdir, task, params, info, uri, ("logits",)), task)
 
 
-def of_features(found: tuple[Any, np.ndarray, Mapping[str, np.ndarray]], info: DataInfo) -> Rows:
+def of_features(found: tuple[Any, np.ndarray, Mapping[str, np.ndarray]], task: Task) -> Rows:
     source, index, arrays = found
     names = [source.describe(i).removeprefix(f"{source.name}: ") for i in index.tolist()]
-    return numbered(class_rows(arrays["logits"], info.classes), index, names)
+    return numbered(class_rows(arrays["logits"], task), index, names)
 
 
 def of_questions(workdir: str, task: Task, params: Params, info: DataInfo, uri: str) -> Rows:

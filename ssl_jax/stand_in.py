@@ -67,8 +67,10 @@ def info_of(kind: str, config: Mapping[str, Any] | ConfigDict, vocabulary: int |
         for view in read_views(getattr(settings, "views", {}), size, Augment()):
             shapes[view.name] = jax.ShapeDtypeStruct((len(view.augment), *view.size, channels), jnp.float32)
     if kind == "images":
-        shapes |= number("label")
         classes = tuple(map(str, getattr(settings, "classes", ()) or range(CLASSES)))
+        several = getattr(settings, "label_separator", None) is not None
+        shapes["label"] = jax.ShapeDtypeStruct((len(classes),) if several else (), jnp.int32)
+        extra = {"class_counts": [1] * len(classes)}
     elif kind == "pairs":
         shapes |= words(settings.context_length, "tokens")
     elif kind == "tokens":
@@ -82,6 +84,7 @@ def info_of(kind: str, config: Mapping[str, Any] | ConfigDict, vocabulary: int |
         extra = {"tokens_per_example": settings.block}
     elif kind == "labelled_text":
         shapes, classes = words(settings.max_length, "tokens", "segments", "token_types") | number("label"), ("0", "1")
+        extra = {"class_counts": [1, 1]}
     elif kind == "parallel_text":
         shapes = words(settings.max_source_length, "source", "source_segments")
         shapes |= words(settings.max_target_length + 1, "target", "target_segments")
@@ -121,7 +124,7 @@ def dataset(info: DataInfo, examples: int | None = None) -> Dataset:
             arrays[name] = generator.integers(0, 256, (count, *shape.shape), np.uint8)
         else:
             tokens = name in ("tokens", "source", "target")
-            high = tokenizer.size if tokens else len(info.classes) if name == "label" else 2
+            high = tokenizer.size if tokens else len(info.classes) if name == "label" and not shape.shape else 2
             arrays[name] = generator.integers(4 if tokens else 0, high, (count, *shape.shape), np.int32)
     for name in ("segments", "source_segments", "target_segments", "answerable"):
         if name in arrays:

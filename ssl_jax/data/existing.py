@@ -8,6 +8,7 @@ import os
 import pathlib
 import weakref
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def existing(dataset: Dataset, *, scan: bool, augmented: bool = False, unlabelle
     """
     keep, left_out, source = np.ones(dataset.size, bool), dict(dataset.left_out), dataset.source
     labels = None if unlabelled or whole(source).all_labelled else dataset.labels()
-    if labels is not None:
+    if labels is not None and labels.ndim == 1:  # of several classes an example, having none is an answer
         missing, unknown = labels == MISSING, labels < MISSING
         if missing.any() and not dataset.skip_bad:
             raise UserError(
@@ -54,6 +55,22 @@ def existing(dataset: Dataset, *, scan: bool, augmented: bool = False, unlabelle
         raise UserError(f"{source.name}: not one of its {dataset.size:,} examples can be read")
     dataset = dataset if keep.all() else subset(dataset, np.flatnonzero(keep))
     return dataclasses.replace(dataset, left_out=left_out)
+
+
+def with_class_counts(dataset: Dataset, task_section: Any) -> Dataset:
+    """Return a training set with info.extra["class_counts"], its examples of each class, if the task weights its classes.
+
+    Raises UserError where they cannot be known.
+    """
+    if not (task_section or {}).get("class_weights"):
+        return dataset
+    labels = None if whole(dataset.source).all_labelled else dataset.labels()
+    if labels is None or labels.ndim == 2:
+        why = "an example may have several classes" if labels is not None else "its labels are not known before training"
+        raise UserError(f"task.class_weights: {dataset.source.name}: {why}; leave it out")
+    counts = np.bincount(labels[labels >= 0], minlength=len(dataset.info.classes)).tolist()
+    info = dataclasses.replace(dataset.info, extra={**dataset.info.extra, "class_counts": counts})
+    return dataclasses.replace(dataset, info=info)
 
 
 def readable(dataset: Dataset, indices: np.ndarray) -> np.ndarray:

@@ -26,13 +26,14 @@ class Found:
 
 
 def inspect(
-    uri: str, index: int | None = None, *, dir: str | None = None, columns: Mapping[str, str | None] | None = None
-) -> str:
+    uri: str, index: int | None = None, *, dir: str | None = None, columns: Mapping[str, str | None] | None = None,
+    label_separator: str | None = None,
+) -> str:  # fmt: skip
     """Return what a source holds, as text: kind, counts, classes, sizes, what is not read; with `index`, that example.
 
     Up to SAMPLE evenly spaced examples are decoded. Raises UserError for a source that cannot be opened.
     """
-    source = load_source(uri, dir=dir, columns=columns)
+    source = load_source(uri, dir=dir, columns=columns, label_separator=label_separator)
     if index is not None:
         if not 0 <= index < len(source):
             raise UserError(f"{uri}: has no example {index}; its {len(source):,} examples are 0 to {len(source) - 1}")
@@ -91,6 +92,12 @@ def _classes(source: Source) -> dict[str, str]:
         return {}
     shown = ", ".join(source.classes[:10]) + (" ..." if len(source.classes) > 10 else "")
     facts = {"classes": f"{len(source.classes)}: {shown}"}
+    if labels.ndim == 2:
+        of_class, of_example = labels.sum(axis=0), labels.sum(axis=1)
+        return facts | {
+            "labels": f"{of_class.min():,} to {of_class.max():,} examples a class, {of_example.min()} to {of_example.max()}"
+            f" classes an example, {of_example.mean():.1f} in the mean"
+        }
     counts = np.bincount(labels[labels != MISSING], minlength=len(source.classes))
     facts["labels"] = f"{counts.min():,} to {counts.max():,} examples a class"
     if (labels == MISSING).any():
@@ -117,7 +124,9 @@ def _example(source: Source, index: int) -> list[str]:
         fields = source[index]
     except BadExample as error:
         return [f"  {error}"]
-    if source.classes and fields.get("label", MISSING) != MISSING:
+    if source.classes and np.ndim(fields.get("label")) == 1:
+        fields["label"] = ", ".join(source.classes[i] for i in np.flatnonzero(fields["label"])) or "none"
+    elif source.classes and fields.get("label", MISSING) != MISSING:
         fields["label"] = f"{fields['label']} ({source.classes[fields['label']]})"
     return [f"  {source.describe(index)}", *(f"    {name:9} {_value(name, value)}" for name, value in fields.items())]
 

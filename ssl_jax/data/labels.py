@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from ssl_jax.data.sources import MISSING, Source
+from ssl_jax.data.sources.tables import text_of
 from ssl_jax.errors import UserError
 
 UNKNOWN = -2  # the label of an example whose class the vocabulary does not have, where such examples are left out
@@ -18,12 +20,38 @@ def vocabulary(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(found, key=lambda label: (int(label), label) if numbers else (0, label)))
 
 
+def names_of(cell: Any, separator: str | None) -> tuple[str, ...]:
+    """Return the class names in a table's cell; () where it is empty.
+
+    With `separator` a text holds several, and a list holds them apart. Raises ValueError, as the end of a sentence, for an
+    object, and for a list without `separator`.
+    """
+    if isinstance(cell, dict) or (isinstance(cell, list) and separator is None):
+        hint = '; for several set data.label_separator, such as ","' if isinstance(cell, list) else ""
+        raise ValueError(f"{str(cell)[:40]!r}, expected one class{hint}")
+    if isinstance(cell, str) and separator is not None:
+        cell = cell.split(separator)
+    found = [str(one) if isinstance(one, bool) else text_of(one) or "" for one in (cell if isinstance(cell, list) else [cell])]
+    return tuple(dict.fromkeys(name.strip() for name in found if name.strip()))
+
+
+def multi_hot(
+    names: Sequence[Sequence[str]], classes: Sequence[str] | None = None
+) -> tuple[Bool[np.ndarray, "examples classes"], tuple[str, ...]]:
+    """Return which classes each example has, and the classes (default: all that occur)."""
+    classes = vocabulary(name for own in names for name in own) if classes is None else tuple(classes)
+    number, found = {name: i for i, name in enumerate(classes)}, np.zeros((len(names), len(classes)), bool)
+    for row, own in zip(found, names, strict=True):
+        row[[number[name] for name in own]] = True
+    return found, classes
+
+
 def match_classes(source: Source, classes: Sequence[str], trained_on: str, unknown: str = "error") -> Source:
     """Return `source` with its labels numbered by `classes`, those of the training source `trained_on`.
 
     Unchanged where the source has no labels, where there is nothing to match, or where the classes are equal. With unknown
-    "skip" examples of a class that is not in `classes` get the label UNKNOWN; with "error" they raise UserError, which names
-    the class.
+    "skip" examples of a class that is not in `classes` get the label UNKNOWN (of several classes an example loses that one);
+    with "error" they raise UserError, which names the class.
     """
     classes = tuple(classes)
     if not classes or not source.classes or source.classes == classes:
@@ -31,7 +59,9 @@ def match_classes(source: Source, classes: Sequence[str], trained_on: str, unkno
     number = {name: i for i, name in enumerate(classes)}
     table = np.array([number.get(name, UNKNOWN) for name in source.classes], np.int32)
     labels = source.labels()
-    present = set() if labels is None else set(np.unique(labels[labels >= 0]).tolist())
+    present: set[int] = set()
+    if labels is not None:
+        present = set((np.flatnonzero(labels.any(axis=0)) if labels.ndim == 2 else np.unique(labels[labels >= 0])).tolist())
     strangers = [name for i, name in enumerate(source.classes) if table[i] == UNKNOWN and i in present]
     if strangers and (unknown == "error" or len(strangers) == len(present)):
         raise UserError(_unknown(source.name, strangers, len(present), classes, trained_on))
@@ -75,10 +105,16 @@ class Relabelled(Source):
         return arrays | {"label": self._numbers(arrays["label"])} if arrays is not None and "label" in arrays else arrays
 
     def _numbers(self, labels: Any) -> np.ndarray:
+        """Return labels (class numbers, or the bool[..., classes] of several classes an example) by the other vocabulary."""
+        labels = np.asarray(labels)
+        if labels.dtype == bool:
+            found, known = np.zeros((*labels.shape[:-1], len(self.classes)), bool), self.table >= 0
+            found[..., self.table[known]] = labels[..., known]
+            return found
         return np.where(labels == MISSING, np.int32(MISSING), self.table[labels])
 
     def _example(self, example: Mapping[str, Any]) -> dict[str, Any]:
-        return {**example, "label": np.int32(self._numbers(example["label"]))} if "label" in example else dict(example)
+        return {**example, "label": self._numbers(example["label"])} if "label" in example else dict(example)
 
     def __len__(self) -> int:
         return len(self.base)

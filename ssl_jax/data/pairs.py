@@ -15,7 +15,7 @@ from ssl_jax.data.existing import existing
 from ssl_jax.data.images import colour, decode
 from ssl_jax.data.images.augment import Augment
 from ssl_jax.data.images.normalization import moments, source_moments
-from ssl_jax.data.images.settings import ImageDataSettings, labelled
+from ssl_jax.data.images.settings import ImageDataSettings, label_shape, labelled
 from ssl_jax.data.pipeline import BadExample, Dataset
 from ssl_jax.data.sources import HINT, Source
 from ssl_jax.data.text.supervised import tokenizer_of
@@ -125,8 +125,7 @@ def build(
         "image": jax.ShapeDtypeStruct((*size, 3), jnp.float32),
         "tokens": jax.ShapeDtypeStruct((settings.context_length,), jnp.int32),
     }
-    if labelled(source):
-        shapes["label"] = jax.ShapeDtypeStruct((), jnp.int32)
+    shapes |= label_shape(source)
     extra = {} if source.class_texts is None else {"class_texts": source.class_texts}
     info = DataInfo(shapes=shapes, classes=tuple(source.classes), mean=mean, std=std, tokenizer=tokenizer, extra=extra)
     dataset = Dataset(
@@ -138,6 +137,7 @@ def build(
         placement="host",
         workers=settings.workers,
         skip_bad=settings.on_bad_example == "skip",
+        class_balanced=train and settings.sampling == "class_balanced",
     )
     scan = labelled(source) or split == "test"
     return existing(settings.part(dataset, split), scan=scan, augmented=train, unlabelled=unlabelled)
@@ -197,7 +197,7 @@ class Examples:
             raise BadExample(f"{self.source.describe(index)} {error}; {HINT}") from None
         tokens, cut = self.encode(caption)
         result = {"image": np.asarray(image, np.uint8), "tokens": tokens, "truncated": np.bool_(cut)}
-        return result | {"label": np.int32(example["label"])} if "label" in example else result
+        return result | {"label": np.asarray(example["label"], np.int32)} if "label" in example else result
 
     def _image(self, example: Mapping[str, Any], generator: np.random.Generator | None):
         if generator is None:

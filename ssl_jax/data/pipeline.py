@@ -24,6 +24,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo
 
 HostBatch = dict[str, np.ndarray]
+SAMPLING = ("uniform", "class_balanced")  # how training examples are drawn
 Arrays = Mapping[str, jax.Array | np.ndarray]
 
 
@@ -78,6 +79,7 @@ class Dataset:
     placement: str = "host"  # what the settings ask for, "auto" resolved
     workers: int = 0
     skip_bad: bool = False  # settings' on_bad_example="skip"
+    class_balanced: bool = False  # training draws every class equally often
     bad: set[int] = dataclasses.field(default_factory=set)  # indices found unreadable in this process
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)  # why -> of how many examples (see `existing`)
 
@@ -209,11 +211,43 @@ def balanced_subset(
     return np.sort(np.concatenate(chosen))
 
 
+class ClassBalanced:
+    """Map each position in a run to an example: of as many positions as there are classes, each class has one.
+
+    The examples of a class follow each other in keyed permutations, so each of them is drawn equally often. Classes without
+    an example are left out. Raises UserError without labels, and where an example has several classes.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int):
+        labels = dataset.labels()
+        if labels is None or labels.ndim == 2:
+            why = "its examples have several classes" if labels is not None else "it has no labels"
+            raise UserError(f'data.sampling="class_balanced": {dataset.source.name}: {why}; use "uniform"')
+        self.members, self.seed = [np.flatnonzero(labels == label) for label in np.unique(labels)], seed
+        self._latest: dict[int, tuple[int, np.ndarray]] = {}  # of each order: its epoch and permutation
+
+    def __getitem__(self, position: int) -> int:
+        count = len(self.members)
+        number = self._shuffled(0, count, position)
+        own = self.members[number]
+        return int(own[self._shuffled(1 + number, len(own), position // count)])
+
+    def _shuffled(self, order: int, count: int, position: int) -> int:
+        """Return the entry at `position` of one keyed permutation of range(count) after another."""
+        epoch, place = divmod(position, count)
+        known = self._latest.get(order)
+        if known is None or known[0] != epoch:
+            key = np.random.SeedSequence([zlib.crc32(b"class_balanced"), self.seed % 2**64, order, epoch])
+            known = self._latest[order] = epoch, np.random.Generator(np.random.Philox(key)).permutation(count)
+        return int(known[1][place])
+
+
 class Stream:
     """The training stream: (seed, step) -> the global batch of `batch_size` examples, a pure function.
 
     Every epoch is a keyed permutation of all examples (grain's MapDataset); epochs follow each other without a gap, so a
-    batch may hold the end of one and the beginning of the next, and no example is ever left out.
+    batch may hold the end of one and the beginning of the next, and no example is ever left out. Of a data set that is
+    `class_balanced` an epoch has as many examples, every class equally often (`ClassBalanced`).
     """
 
     def __init__(
@@ -238,10 +272,14 @@ class Stream:
         self.workers = dataset.workers if workers is None else workers
         self.steps_per_epoch = dataset.size / batch_size
         self.resident = dataset.resident if placement == "device" else {}
+        if dataset.class_balanced:
+            _ = self._order  # UserError without labels before training
 
     @functools.cached_property
     def _order(self) -> Any:
         """Map each position in the run to an example, without end."""
+        if self.dataset.class_balanced:
+            return ClassBalanced(self.dataset, self.seed)
         order = grain().MapDataset.range(self.dataset.size)
         # grain shuffles epoch e with seed + e: neighbouring seeds would share their epochs, so the seed is hashed first
         hashed = int(np.random.SeedSequence([zlib.crc32(b"order"), self.seed % 2**64]).generate_state(1)[0])

@@ -11,7 +11,8 @@ def held_out(keys: Iterable[bytes], share: float, labels: np.ndarray | None = No
 
     Whether an example is held out depends on its key alone (its name within the source, or its content): a keyed hash of it
     is compared with `share`. So the split stays what it was when examples are added, removed or put in another order, and
-    equal examples are on one side. With `labels` this holds in every class, which makes the split stratified in expectation.
+    equal examples are on one side. With `labels` i32[examples] this holds in every class, which makes the split stratified in
+    expectation; of several classes an example (bool[examples, classes]) the key alone decides.
 
     Each class of two examples or more has at least one on either side: if need be the one with the lowest hash is held out,
     and the one with the highest is kept. As a class grows its lowest hash can only fall to a new example, so that no example
@@ -21,7 +22,7 @@ def held_out(keys: Iterable[bytes], share: float, labels: np.ndarray | None = No
     if share <= 0 or len(hashes) < 2:
         return np.zeros(len(hashes), bool)
     held = hashes < np.uint64(_threshold(share))
-    group = np.zeros(len(hashes), int) if labels is None else np.unique(labels, return_inverse=True)[1]
+    group = np.zeros(len(hashes), int) if labels is None or labels.ndim == 2 else np.unique(labels, return_inverse=True)[1]
     lowest = np.full(group.max() + 1, np.iinfo(np.uint64).max, np.uint64)
     highest = np.zeros(group.max() + 1, np.uint64)
     np.minimum.at(lowest, group, hashes)

@@ -78,6 +78,7 @@ class Evaluation:
                 data = self.data_of(name)
                 missing = evaluator.missing_labels(data)
                 if missing is None:
+                    check_number_of_classes(name, evaluator, data)
                     evaluator.check(data)
             except UserError as error:
                 raise UserError(f"downstream.{name}: {error}") from None
@@ -102,3 +103,13 @@ class Evaluation:
             skipped = {"train": data.train.skipped(), "test": data.test.skipped()}
             found += [Record("skipped", float(count), setting=split) for split, count in skipped.items() if count]
         return [record.of(evaluator=name) for record in found]
+
+
+def check_number_of_classes(name: str, evaluator: Evaluator, data: EvaluationData) -> None:
+    """Raise UserError where examples have several classes and the evaluator takes one of each."""
+    splits = {"train": data.train, "test": data.test}
+    if not evaluator.several_classes and any(splits[name].labels().ndim == 2 for name in evaluator.requires_labels):
+        raise UserError(
+            f"takes one class an example, but here an example may have several (data.label_separator); leave it out by "
+            f"--config.downstream.{name}=None. linear_probe and classification take several"
+        )

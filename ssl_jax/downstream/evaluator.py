@@ -56,6 +56,7 @@ class Evaluator:
     weights: str = "ema"  # "ema": the moving average, where the run keeps one; "student": the trained parameters
 
     requires_labels: ClassVar[tuple[str, ...]] = ()  # of "train", "test": splits without whose labels nothing is measured
+    several_classes: ClassVar[bool] = False  # whether an example may have several classes (data.label_separator)
     note: ClassVar[str] = ""  # a caution printed beside the result
 
     def __post_init__(self):

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.downstream.supervised.classification import Classification
@@ -243,6 +245,9 @@ class ViTEncoder(_Vision):
         return _without_qkv_bias(rows, c.qkv_bias)
 
 
+SEVERAL = "multi_label_classification"  # problem_type where an example may have several classes
+
+
 class ViTClassifier(ViTEncoder):
     architecture, marks = "ViTForImageClassification", ("classifier.weight",)
 
@@ -257,8 +262,11 @@ class ViTClassifier(ViTEncoder):
             raise UserError(f"{preprocessing.source}: id2label: expected names by number")
         names = names or {str(i): f"LABEL_{i}" for i in range(number(theirs, "num_labels", 2, preprocessing.source))}
         classes = tuple(str(names[key]) for key in sorted(names, key=int))
-        task = {"name": "classification", "pooling": "cls"}
-        return Sections(task, model, image_info(size, channels, preprocessing, classes=classes))
+        task, info = {"name": "classification", "pooling": "cls"}, image_info(size, channels, preprocessing, classes=classes)
+        if theirs.get("problem_type") == SEVERAL:
+            label = {"label": jax.ShapeDtypeStruct((len(classes),), jnp.int32)}
+            info = dataclasses.replace(info, shapes={**info.shapes, **label})
+        return Sections(task, model, info)
 
     def write(self, task):
         if task.settings.pooling != "cls" or task.settings.head_norm != "none":
@@ -267,7 +275,9 @@ class ViTClassifier(ViTEncoder):
             wanted = {"pooling": "cls", "head_norm": "none"}[field]
             raise UserError(f"task.{field}={value!r}: {self.architecture} has {wanted!r}; it cannot hold this model")
         names = {str(i): name for i, name in enumerate(task.info.classes)}
-        return self.write_encoder(task.encoder) | {"id2label": names, "label2id": {v: int(k) for k, v in names.items()}}
+        several = {"problem_type": SEVERAL} if task.several_classes else {}
+        numbers = {name: int(number) for number, name in names.items()}
+        return self.write_encoder(task.encoder) | {"id2label": names, "label2id": numbers, **several}
 
     def rows(self, task):
         return [*self.encoder_rows(task.encoder, "vit."), *dense("head", "classifier")]

@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from ssl_jax import config as configs
 from ssl_jax.data.images.augment import Mix
-from ssl_jax.downstream.supervised.classification import Classification, ClassificationSettings, freeze, partial
+from ssl_jax.downstream.supervised.classification import Classification, ClassificationSettings
+from ssl_jax.downstream.supervised.freezing import freeze, partial
 from ssl_jax.errors import UserError
 from ssl_jax.randomness import example_keys
 from ssl_jax.task import DataInfo

@@ -328,12 +328,15 @@ def crop_and_flip(
 def mix(batch: dict, key: Key[Array, ""], settings: Mix, classes: int) -> dict:
     """`batch` with "image" f32[B, H, W, C] mixed with its reverse and "label" i32[B] turned into soft f32[B, classes].
 
+    Labels i32[B, classes] of 0 and 1, of several classes an example, are mixed alike; smoothing moves each towards 1/2.
+
     lambda ~ Beta(alpha, alpha), one for the batch. Mixup: lambda x + (1 - lambda) x'. Cutmix: a box of area 1 - lambda around
     a uniform centre, clipped at the border, comes from x', and lambda is corrected to the true area (timm's batch mode).
     """
     images = batch["image"]
-    off = settings.smoothing / classes
-    targets = jax.nn.one_hot(batch["label"], classes) * (1 - settings.smoothing) + off
+    several = batch["label"].ndim == 2
+    targets = batch["label"].astype(jnp.float32) if several else jax.nn.one_hot(batch["label"], classes)
+    targets = targets * (1 - settings.smoothing) + settings.smoothing / (2 if several else classes)
     if settings.mixup == 0 and settings.cutmix == 0:
         return {**batch, "label": targets}
     chance, switch, draw, place = jax.random.split(key, 4)

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.config import read
-from ssl_jax.data.existing import existing
+from ssl_jax.data.existing import existing, with_class_counts
 from ssl_jax.data.images import augment, colour, decode
 from ssl_jax.data.images.augment import Augment
 from ssl_jax.data.images.normalization import moments, source_moments
-from ssl_jax.data.images.settings import ImageDataSettings, labelled
+from ssl_jax.data.images.settings import ImageDataSettings, label_shape, labelled
 from ssl_jax.data.images.views import Copies, read_views
 from ssl_jax.data.pipeline import BadExample, Dataset
 from ssl_jax.data.sources import HINT, Source
@@ -54,8 +54,8 @@ def build(
     """Build the image data set of the config's section `data`; train=False: without augmentation; unlabelled=True: examples
     without a label are kept, with the label MISSING.
 
-    Task batches: {"image": f32[B, H, W, C] normalised, "label": i32[B] where the source has labels}; training batches also
-    hold name: f32[B, count, h, w, C] for every view.
+    Task batches: {"image": f32[B, H, W, C] normalised, "label": i32[B] where the source has labels, i32[B, classes] of 0 and 1
+    where an example has several}; training batches also hold name: f32[B, count, h, w, C] for every view.
     """
     settings = read(ImagesSettings, section, "data")
     source = settings.source(split)
@@ -74,8 +74,7 @@ def build(
     raw = arrays is not None
     examples = Examples(source, size, channels, augmentation, settings.eval_crop, settings.fast_decode, raw, views)
     shapes = {"image": jax.ShapeDtypeStruct((*size, channels), jnp.float32)}
-    if labelled(source):
-        shapes["label"] = jax.ShapeDtypeStruct((), jnp.int32)
+    shapes |= label_shape(source)
     for view in views:
         shapes[view.name] = jax.ShapeDtypeStruct((len(view.augment), *view.size, channels), jnp.float32)
     high = 1.0 if raw and arrays["image"].dtype != np.uint8 else 255.0  # a source's pixels are u8, or floats in [0, 1]
@@ -91,9 +90,11 @@ def build(
         placement="device" if device else "host",
         workers=settings.workers,
         skip_bad=settings.on_bad_example == "skip",
+        class_balanced=train and settings.sampling == "class_balanced",
     )
     scan = labelled(source) or split == "test"
-    return existing(settings.part(dataset, split), scan=scan, augmented=train, unlabelled=unlabelled)
+    dataset = existing(settings.part(dataset, split), scan=scan, augmented=train, unlabelled=unlabelled)
+    return with_class_counts(dataset, task_section) if train else dataset
 
 
 def _shape(settings: ImagesSettings, source: Source) -> tuple[tuple[int, int], int]:
@@ -148,7 +149,7 @@ class Examples:
             raise BadExample(f"{self.source.describe(index)} {error}; {HINT}") from None
         array = images["image"] = np.asarray(images["image"], np.uint8)
         images["image"] = array[..., None] if array.ndim == 2 else array
-        return images | ({"label": np.int32(example["label"])} if "label" in example else {})
+        return images | ({"label": np.asarray(example["label"], np.int32)} if "label" in example else {})
 
     def _open(self, image: Any, generator: np.random.Generator | None):
         """Return the stored image as a PIL image of `channels`."""

@@ -3,12 +3,14 @@
 import dataclasses
 from collections.abc import Mapping
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.data.images.normalization import NORMALIZATIONS
 from ssl_jax.data.labels import match_classes
-from ssl_jax.data.pipeline import Dataset, subset
-from ssl_jax.data.sources import Source, load_source
+from ssl_jax.data.pipeline import SAMPLING, Dataset, subset
+from ssl_jax.data.sources import TABLES, Source, load_source
 from ssl_jax.data.sources.image_table import require_images
 from ssl_jax.data.splits import held_out
 from ssl_jax.errors import UserError
@@ -36,6 +38,8 @@ class ImageDataSettings:
     classes: tuple = ()  # class names in their order; default: the training source's
     unknown_classes: str = "error"  # test examples of a class that training does not have; or "skip": left out and counted
     columns: Mapping | None = None  # of a table: dict(image=..., text=..., label=...); None: not read; default: usual names
+    label_separator: str | None = None  # of a table whose examples have several classes each: what is between them in a cell
+    sampling: str = "uniform"  # of training: "class_balanced" draws every class equally often
     dir: str | None = None  # where prepared TFDS data lies; else $TFDS_DATA_DIR or ~/tensorflow_datasets
 
     def __post_init__(self):
@@ -56,6 +60,10 @@ class ImageDataSettings:
         for name in ("on_bad_example", "unknown_classes"):
             if getattr(self, name) not in ("error", "skip"):
                 raise UserError(f'{name}={getattr(self, name)!r}: must be "error" or "skip"')
+        if self.sampling not in SAMPLING:
+            raise UserError(f"sampling={self.sampling!r}: must be one of {', '.join(SAMPLING)}")
+        if self.label_separator == "":
+            raise UserError('label_separator="": must be at least one character, such as ","')
         for role, column in (self.columns or {}).items():
             if role not in ("image", "text", "label"):
                 raise UserError(f"columns.{role}: unknown; valid keys are image, text, label")
@@ -72,13 +80,15 @@ class ImageDataSettings:
 
     def open(self, uri: str) -> Source:
         """Open a source of images. Raises UserError where it has none."""
-        source = load_source(uri, dir=self.dir, columns=self.columns)
+        source = load_source(uri, dir=self.dir, columns=self.columns, label_separator=self.label_separator)
         require_images(source)
         return source
 
     def source(self, split: str) -> Source:
         """Open the source of a split, its labels numbered by the classes of the run. Raises UserError for an unknown class."""
         training = self.open(self.train)
+        if split == "train" and self.label_separator is not None and self.train.partition(":")[0] not in TABLES:
+            raise UserError(f"data.label_separator: {self.train} is no table; those are {', '.join(TABLES)}")
         classes, named_by = (self.classes, "data.classes") if self.classes else (training.classes, self.train)
         source = self.open(self.test) if split == "test" and self.test is not None else training
         return match_classes(source, classes, named_by, self.unknown_classes)
@@ -97,3 +107,11 @@ class ImageDataSettings:
 def labelled(source: Source) -> bool:
     """Whether a source has labels, without reading them where it says so."""
     return bool(source.all_labelled) or source.labels() is not None
+
+
+def label_shape(source: Source) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return {"label": i32[]}, of several classes an example {"label": i32[classes]}; {} without labels."""
+    if not labelled(source):
+        return {}
+    several = not source.all_labelled and source.labels().ndim == 2
+    return {"label": jax.ShapeDtypeStruct((len(source.classes),) if several else (), jnp.int32)}

@@ -77,7 +77,10 @@ class Source:
         raise NotImplementedError
 
     def labels(self) -> np.ndarray | None:
-        """Return i32[len] without decoding anything (MISSING where an example has no label); None without labels."""
+        """Return i32[len] without decoding anything (MISSING where an example has no label); None without labels.
+
+        Where an example may have several classes: bool[len, classes].
+        """
         return None
 
     def keys(self) -> Iterable[bytes]:
@@ -126,8 +129,11 @@ def digest(keys: Iterable[bytes], labels: np.ndarray | None = None, classes: Ite
     return state.hexdigest()[:32]
 
 
-def load_source(uri: str, *, dir: str | None = None, columns: Mapping[str, str | None] | None = None) -> Source:
-    """Open the source behind `uri`; `dir`: where prepared data lies; `columns`: which column of a table holds what.
+def load_source(
+    uri: str, *, dir: str | None = None, columns: Mapping[str, str | None] | None = None, label_separator: str | None = None
+) -> Source:
+    """Open the source behind `uri`; `dir`: where prepared data lies; `columns`: which column of a table holds what;
+    `label_separator`: what separates the classes of an example in a table's cell, where it may have several.
 
     Raises UserError for an unknown scheme or name (the nearest is named) and for data that does not exist (how to get it).
     """
@@ -143,6 +149,8 @@ def load_source(uri: str, *, dir: str | None = None, columns: Mapping[str, str |
     options: dict[str, Any] = {"dir": dir} if dir else {}
     if columns and uri.partition(":")[0] in TABLES:
         options["columns"] = tuple(sorted(columns.items()))
+    if label_separator is not None and uri.partition(":")[0] in TABLES:
+        options["label_separator"] = label_separator
     try:
         status = os.stat(os.path.expanduser(uri.partition(":")[2]))
         changed = status.st_mtime_ns, status.st_size

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ssl_jax.data.labels import vocabulary
+from ssl_jax.data.labels import multi_hot, names_of, vocabulary
 from ssl_jax.data.sources import HINT, MISSING, BadExample, Source, digest
 from ssl_jax.data.sources.files import content_samples, read_text
 from ssl_jax.data.sources.tables import check_column, json_lines, named_rows, separated, text_of
@@ -26,45 +26,48 @@ class ImageTable(Source):
     """Rows of an image path with captions, a label or both: an image that several rows name is one example with all captions.
 
     Paths are relative to the table's folder. Empty captions are none; an empty label is a missing one; a row without a path
-    is an example that cannot be read.
+    is an example that cannot be read. With `separator` a label cell holds several classes, an example has those of all its
+    rows, and an empty cell is none of the classes.
     """
 
-    def __init__(self, name: str, root: pathlib.Path, rows: Iterable[Row], names: dict[str, str]):
-        self.name, self.root = name, root
+    def __init__(self, name: str, root: pathlib.Path, rows: Iterable[Row], names: dict[str, str], separator: str | None = None):
+        self.name, self.root, self.separator = name, root, separator
         self.places: list[int] = []  # line numbers
         self.paths: list[str] = []  # "" where a row names none
         self.texts: list[list[str]] = []
         self.longest = (0, 0)  # how many line ends a cell has at most, and the line of its row
-        labels: list[str] = []
+        labels: list[tuple[str, ...]] = []
         number: dict[str, int] = {}
         for line, row in rows:
-            path, texts, label = self._cells(line, row, names)
+            path, texts, own = self._cells(line, row, names)
             index = number.setdefault(path, len(self.paths)) if path else len(self.paths)
             if index == len(self.paths):
                 self.places.append(line)
                 self.paths.append(path)
                 self.texts.append([])
-                labels.append("")
+                labels.append(())
             self.texts[index] += texts
-            if label and labels[index] not in ("", label):
-                first = f"{labels[index]!r} in line {self.places[index]:,}"
-                raise UserError(f"{name}: line {line:,}: {path} has the label {label!r}, but {first}")
-            labels[index] = labels[index] or label
+            labels[index] = tuple(dict.fromkeys(labels[index] + own))
+            if separator is None and len(labels[index]) > 1:
+                first = f"{labels[index][0]!r} in line {self.places[index]:,}"
+                raise UserError(f"{name}: line {line:,}: {path} has the label {own[0]!r}, but {first}")
         if not self.paths:
             raise UserError(f"{name}: is empty; expected rows of image paths, with captions or labels")
         self.has_text = "text" in names
-        self.classes = vocabulary(labels)
-        numbers = {label: i for i, label in enumerate(self.classes)} | {"": MISSING}
-        self._labels = np.array([numbers[label] for label in labels], np.int32) if self.classes else None
+        self.classes = vocabulary(label for own in labels for label in own)
+        numbers = {label: i for i, label in enumerate(self.classes)}
+        self._labels = np.array([numbers[own[0]] if own else MISSING for own in labels], np.int32) if self.classes else None
+        if separator is not None and self.classes:
+            self._labels, _ = multi_hot(labels)
 
     @property
     def captions(self) -> Callable[[int], tuple[str, ...]] | None:
         return self._captions if self.has_text else None
 
-    def _cells(self, line: int, row: dict[str, Any], names: dict[str, str]) -> tuple[str, list[str], str]:
-        """Return (path, captions, label) of a row; "" for what is missing."""
+    def _cells(self, line: int, row: dict[str, Any], names: dict[str, str]) -> tuple[str, list[str], tuple[str, ...]]:
+        """Return (path, captions, classes) of a row; "" and () for what is missing."""
         values = {role: row.get(column) for role, column in names.items()}
-        path, texts, label = values["image"], values.get("text"), values.get("label")
+        path, texts = values["image"], values.get("text")
         if path is not None and not isinstance(path, str):
             raise UserError(
                 f"{self.name}: line {line:,}: {names['image']} is {str(path)[:40]!r}, expected the path of an image"
@@ -78,10 +81,10 @@ class ImageTable(Source):
             except ValueError as error:
                 raise UserError(f"{self.name}: line {line:,}: {names['text']} is {error}") from None
             found += [text] if text else []
-        if isinstance(label, list | dict):
-            raise UserError(f"{self.name}: line {line:,}: {names['label']} is {str(label)[:40]!r}, expected one class")
-        label = str(label) if isinstance(label, bool) else text_of(label) or ""
-        return (path or "").strip(), found, label.strip()
+        try:
+            return (path or "").strip(), found, names_of(values.get("label"), self.separator)
+        except ValueError as error:
+            raise UserError(f"{self.name}: line {line:,}: {names['label']} is {error}") from None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -151,28 +154,33 @@ def require_images(source: Source) -> None:
         raise UserError(f"{source.name}: no column of {columns} is known to hold the image; set data.columns.image")
 
 
-def open_jsonl(path: str, *, columns: tuple = (), **options: Any) -> Source:
+def open_jsonl(path: str, *, columns: tuple = (), label_separator: str | None = None, **options: Any) -> Source:
     """Open `jsonl:FILE`: one object a line with an image path and a caption, a list of them, a label, or several of these."""
     uri = f"jsonl:{path}"
     rows = list(json_lines(uri, path))
-    return _table(uri, path, list(dict.fromkeys(key for _, row in rows for key in row)), rows, dict(columns))
+    return _table(uri, path, list(dict.fromkeys(key for _, row in rows for key in row)), rows, dict(columns), label_separator)
 
 
-def open_csv(path: str, *, columns: tuple = (), separator: str = ",", scheme: str = "csv", **options: Any) -> Source:
+def open_csv(
+    path: str, *, columns: tuple = (), label_separator: str | None = None, separator: str = ",", scheme: str = "csv",
+    **options: Any,
+) -> Source:  # fmt: skip
     """Open `csv:FILE`; its first line names the columns. A file whose first line has tabs but no commas is read as tsv."""
     uri = f"{scheme}:{path}"
     first = read_text(uri, path).split("\n", 1)[0]
     if separator not in first and "\t" in first:
         separator = "\t"
     header, rows = named_rows(uri, separated(uri, path, separator=separator, quotes=separator != "\t"))
-    return _table(uri, path, header, list(rows), dict(columns))
+    return _table(uri, path, header, list(rows), dict(columns), label_separator)
 
 
-def _table(uri: str, path: str, header: list[str], rows: list[Row], columns: dict[str, str | None]) -> Source:
+def _table(
+    uri: str, path: str, header: list[str], rows: list[Row], columns: dict[str, str | None], label_separator: str | None
+) -> Source:
     if not rows:
         raise UserError(f"{uri}: is empty; expected rows of image paths with captions or labels, or of text")
     names = column_names(uri, header, columns)
-    return ImageTable(uri, _root(path), rows, names) if "image" in names else Records(uri, rows)
+    return ImageTable(uri, _root(path), rows, names, label_separator) if "image" in names else Records(uri, rows)
 
 
 def open_tsv(path: str, **options: Any) -> ImageTable:

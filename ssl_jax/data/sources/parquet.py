@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ssl_jax.cache import user_cache
-from ssl_jax.data.labels import vocabulary
+from ssl_jax.data.labels import multi_hot, names_of, vocabulary
 from ssl_jax.data.sources import HINT, MISSING, BadExample, Source, digest
 from ssl_jax.data.sources.files import content_samples
 from ssl_jax.data.sources.image_table import column_names
@@ -37,12 +37,13 @@ class Parquet(Source):
 
     Columns are found by their usual names, or by `data.columns`. An image is bytes, a struct of bytes and path, or a path
     relative to the files. A label is a class number (named by the `datasets` library's metadata where it is there) or a name;
-    null and -1 are missing. A table without images gives its columns as they are, class numbers as names.
+    null and -1 are missing. With `label_separator` it is a list of these, or a text of several names. A table without images
+    gives its columns as they are, class numbers as names.
 
     Parquet gives no random access, so the table is copied once, uncompressed, into the user's cache and mapped from there.
     """
 
-    def __init__(self, pattern: str, *, columns: tuple = (), **options: Any):
+    def __init__(self, pattern: str, *, columns: tuple = (), label_separator: str | None = None, **options: Any):
         self.name = f"parquet:{pattern}"
         self.files = _files(self.name, pattern)
         self.copy = _arrow_copy(self.name, self.files)
@@ -54,7 +55,7 @@ class Parquet(Source):
         self.has_image, self.has_text = "image" in self.columns, "text" in self.columns
         self._labels = None
         if self.has_image and "label" in self.columns:
-            self._labels, self.classes = self._read_labels(self.columns["label"])
+            self._labels, self.classes = self._read_labels(self.columns["label"], label_separator)
 
     @functools.cached_property
     def table(self) -> Any:
@@ -65,10 +66,14 @@ class Parquet(Source):
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "table"}  # a worker maps it itself
 
-    def _read_labels(self, column: str) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    def _read_labels(self, column: str, separator: str | None) -> tuple[np.ndarray | None, tuple[str, ...]]:
         names, values = self._named.get(column), self.table.column(column).to_pylist()
+        if separator is not None:
+            return self._several(values, names, separator)
         if any(isinstance(value, float | list | dict) for value in values):
-            raise UserError(f"{self.name}: column {column!r} is {self.table.schema.field(column).type}, expected one class")
+            hint = '; for several set data.label_separator, such as ","' if any(isinstance(v, list) for v in values) else ""
+            of = self.table.schema.field(column).type
+            raise UserError(f"{self.name}: column {column!r} is {of}, expected one class{hint}")
         if names is not None:
             wrong = next((i for i, value in enumerate(values) if value is not None and not -1 <= value < len(names)), None)
             if wrong is not None:
@@ -78,6 +83,16 @@ class Parquet(Source):
         classes = vocabulary(texts)
         numbers = {text: i for i, text in enumerate(classes)} | {"": MISSING}
         return _or_none(np.array([numbers[text] for text in texts], np.int32)), classes
+
+    def _several(self, values: list[Any], names: list[str] | None, separator: str) -> tuple[np.ndarray, tuple[str, ...]]:
+        found, named = [], None if names is None else {str(number): name for number, name in enumerate(names)}
+        for i, value in enumerate(values):
+            try:
+                own = names_of(value, separator)
+                found.append(own if named is None else tuple(named[number] for number in own))
+            except (ValueError, KeyError):
+                raise UserError(f"{self.describe(i)} has label {str(value)[:40]!r}, expected classes") from None
+        return multi_hot(found, names)
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -143,7 +158,8 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
     """Return the class names of each column that the `datasets` library wrote as ClassLabel."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        return {name: of["names"] for name, of in features.items() if isinstance(of, dict) and of.get("_type") == "ClassLabel"}
+        inner = lambda of: of[0] if isinstance(of, list) else of.get("feature") or of  # of a list of classes
+        return {name: inner(of)["names"] for name, of in features.items() if inner(of).get("_type") == "ClassLabel"}
     except (KeyError, TypeError, ValueError):
         return {}
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssl_jax.config import read
-from ssl_jax.data.existing import existing
+from ssl_jax.data.existing import existing, with_class_counts
 from ssl_jax.data.labels import UNKNOWN, vocabulary
-from ssl_jax.data.pipeline import Dataset, balanced_subset, subset
+from ssl_jax.data.pipeline import SAMPLING, Dataset, balanced_subset, subset
 from ssl_jax.data.sources import MISSING
 from ssl_jax.data.sources.text_columns import Column, Table, read_table
 from ssl_jax.data.splits import held_out
@@ -78,6 +78,7 @@ class LabelledText(TextSettings):
     max_length: int = 128  # tokens, special ones included; longer texts are cut and counted
     classes: tuple = ()  # their order; default: the training split's labels, sorted
     unknown_classes: str = "error"  # test examples of a class that training does not have; or "skip": left out and counted
+    sampling: str = "uniform"  # of training: "class_balanced" draws every class equally often
     fraction: float | None = None  # train on a class-balanced part of the labels
     fraction_seed: int = 0
     held_out: float | None = None  # test on so much of the training split, and train on the rest; 0.1 where there is no test
@@ -90,6 +91,8 @@ class LabelledText(TextSettings):
             raise UserError(f"max_length={self.max_length}: must be at least 4")
         if self.fraction is not None and not 0 < self.fraction <= 1:
             raise UserError(f"fraction={self.fraction}: must lie in (0, 1]")
+        if self.sampling not in SAMPLING:
+            raise UserError(f"sampling={self.sampling!r}: must be one of {', '.join(SAMPLING)}")
         if self.unknown_classes not in ("error", "skip"):
             raise UserError(f'unknown_classes={self.unknown_classes!r}: must be "error" or "skip"')
         if self.held_out is not None and not 0 < self.held_out < 1:
@@ -141,7 +144,9 @@ def labelled_text(section: Any, *, split: str, train: bool, task_section=None, w
         extra={"truncated": truncated},
     )
     dataset = existing(in_memory(info, arrays, table, text_batch, settings, labels), scan=False)
-    return settings.part(split, dataset) if settings.of_training(split) else dataset
+    dataset = settings.part(split, dataset) if settings.of_training(split) else dataset
+    dataset = dataclasses.replace(dataset, class_balanced=train and settings.sampling == "class_balanced")
+    return with_class_counts(dataset, task_section) if train else dataset
 
 
 def _classes(settings: LabelledText) -> tuple[str, ...]:

@@ -18,7 +18,8 @@ from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
 from ssl_jax.downstream.evaluators.baselines import majority
 from ssl_jax.downstream.evaluators.features import Encoder
 from ssl_jax.downstream.metrics import classification as metrics
-from ssl_jax.downstream.supervised.classification import Classification, freeze, partial
+from ssl_jax.downstream.supervised.classification import Classification
+from ssl_jax.downstream.supervised.freezing import freeze, partial
 from ssl_jax.errors import UserError
 from ssl_jax.initialisation import Trained, match
 from ssl_jax.reports.records import over_examples, over_runs
@@ -97,8 +98,10 @@ class FineTuner:
                 "evaluator of frozen features, such as linear_probe (training.evaluators names those measured during training)"
             )
         self.recipe, self.log, config = recipe, data.log, data.config.to_dict()
-        section = {**config["data"], "views": {}, **recipe.data, "batch_size": recipe.batch_size}
-        self.train = kinds.build("images", section, split="train", train=True, workdir=data.workdir)
+        section = {**config["data"], "views": {}, "sampling": "uniform", **recipe.data, "batch_size": recipe.batch_size}
+        self.train = kinds.build("images", section, split="train", train=True, task_section=recipe.task, workdir=data.workdir)
+        if self.train.class_balanced:
+            raise UserError('data.sampling: fine-tuning draws examples uniformly; weight them by task.class_weights="balanced"')
         self.plain, self.test = data.train, data.test
         if set(recipe.data) - {"augment"}:
             build = lambda split: kinds.build("images", section, split=split, train=False, workdir=data.workdir)

@@ -57,20 +57,23 @@ PATH = 30  # iterations at each strength that is tried, from the head of the str
 
 
 class LogisticRegression:
-    """Multinomial logistic regression by L-BFGS, for several strengths on one data set.
+    """Logistic regression by L-BFGS, for several strengths on one data set: multinomial, or of labels [examples, classes] of 0
+    and 1 one for each class, each independent of the others.
 
-    Minimises mean_i w_i CE_i + l2 / 2 |W|^2 over standardised features (scikit-learn's C is 1 / (l2 * examples)); the bias
-    is not penalised. Along the eigenvectors of the features' covariance each direction is divided by the curvature expected
-    there, e / classes + l2, so that the spread of the features' variances does not slow L-BFGS. It does not change the
-    optimum: the rotation keeps |W|, and the scaling is undone inside the penalty.
+    Minimises mean_i w_i CE_i + l2 / 2 |W|^2 (with several classes an example CE_i is the sum of theirs) over standardised
+    features (scikit-learn's C is 1 / (l2 * examples)); the bias is not penalised. Along the eigenvectors of the features'
+    covariance each direction is divided by the curvature expected there, e / classes + l2 (of independent classes e / 4 + l2),
+    so that the spread of the features' variances does not slow L-BFGS. It does not change the optimum: the rotation keeps |W|,
+    and the scaling is undone inside the penalty.
 
     The eigenvectors are those of the covariance or, of fewer examples than features, of the Gram matrix, and the features
     are rotated onto them once. Where both numbers are above WIDE, the first RANK eigenvectors of WIDE examples precondition
     the problem, and the features stay as they are: time and memory grow linearly in examples and in features.
     """
 
-    def __init__(self, x: Float[np.ndarray, "examples dim"], labels: Int[np.ndarray, "examples"], classes: int):
+    def __init__(self, x: Float[np.ndarray, "examples dim"], labels: Int[np.ndarray, "examples ..."], classes: int):
         self.classes, self.labels = classes, jnp.asarray(labels)
+        self.spread = classes if labels.ndim == 1 else 4
         self.mean, self.std = moments(x)
         if min(x.shape) > WIDE:
             self._precondition(x)
@@ -112,8 +115,8 @@ class LogisticRegression:
         weights = jnp.ones(len(self.labels)) if weights is None else jnp.asarray(weights, jnp.float32)
         if start is None:
             start = jnp.zeros((self.z.shape[1], self.classes)), jnp.zeros(self.classes)
-        scale = 1 / np.sqrt(self.curvature / self.classes + l2)
-        rest = scale if self.rotation is not None else np.float32(1 / np.sqrt(self.rest / self.classes + l2))
+        scale = 1 / np.sqrt(self.curvature / self.spread + l2)
+        rest = scale if self.rotation is not None else np.float32(1 / np.sqrt(self.rest / self.spread + l2))
         basis = (self.top, scale[: self.top.shape[1]], rest)
         return _lbfgs(start, self.z, self.shift, self.divisor, self.labels, weights, basis, l2, iterations, tolerance)
 
@@ -148,8 +151,11 @@ def _lbfgs(start, z, shift, divisor, labels, weights, basis, l2, iterations, tol
     def objective(head):
         weight = scaled(head[0])
         logits = _logits((weight, head[1]), z, shift, divisor)
-        own = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-        error = jax.nn.logsumexp(logits, axis=1) - own
+        if labels.ndim == 2:
+            error = jnp.sum(optax.sigmoid_binary_cross_entropy(logits, labels), axis=1)
+        else:
+            own = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+            error = jax.nn.logsumexp(logits, axis=1) - own
         return jnp.sum(weights * error) + l2 / 2 * jnp.sum(jnp.square(weight))
 
     optimizer = optax.lbfgs(memory_size=10, linesearch=optax.scale_by_zoom_linesearch(20, initial_guess_strategy="one"))

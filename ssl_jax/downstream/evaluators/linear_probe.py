@@ -32,7 +32,11 @@ class LinearProbe(Evaluator):
 
     A head whose weights are not finite has diverged: it is named and cannot be chosen.
 
-    Yields `metrics.classification` and what was chosen; of each baseline its accuracy.
+    Where an example may have several classes "lbfgs" fits one logistic regression to each, and the strength is chosen by mean
+    average precision; the other protocols refuse such data. With class_weights="balanced" ("lbfgs" only) the examples of every
+    class weigh as much together, as scikit-learn's setting of this name.
+
+    Yields `metrics.classification` (`metrics.several_classes`) and what was chosen; of each baseline its headline.
     """
 
     protocol: str = "lbfgs"
@@ -44,16 +48,22 @@ class LinearProbe(Evaluator):
     warmup_epochs: float | None = None
     batch_size: int | None = None
     augment: Mapping | None = None  # of "mae": as data.augment, such as dict(crop=dict(scale=(0.08, 1.0)), flip=True)
+    class_weights: str | None = None  # "balanced"
     held_out: float = 0.1  # share of the training split that chooses
     baselines: bool | tuple[str, ...] = True  # or the names of some, such as ("random_encoder",)
     seed: int = 0
 
     requires_labels = ("train", "test")
+    several_classes = True
 
     def __post_init__(self):
         super().__post_init__()
         if self.protocol not in PROTOCOLS:
             raise UserError(f"protocol={self.protocol!r}: must be one of {', '.join(PROTOCOLS)}")
+        if self.class_weights not in (None, "balanced"):
+            raise UserError(f'class_weights={self.class_weights!r}: must be "balanced" or None')
+        if self.class_weights and self.protocol != "lbfgs":
+            raise UserError(f'class_weights: protocol={self.protocol!r} weighs every example the same; use "lbfgs"')
         if not self.representations:
             raise UserError("representation is empty: name one, such as mean")
         if not 0 < self.held_out < 1:
@@ -80,19 +90,25 @@ class LinearProbe(Evaluator):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (*metrics.NAMES, "held_out_accuracy", "training_accuracy", "chosen/*", "diverged_heads", "*/accuracy")
+        own = ("held_out_accuracy", "training_accuracy", "held_out_mean_average_precision", "chosen/*", "diverged_heads")
+        return (*metrics.NAMES, *metrics.SEVERAL, *own, "*/accuracy", "*/mean_average_precision")
 
     def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
         chosen, logits, labels = (self._probe if self.augment is None else self._augmented)(encoder, data)
-        yield from metrics.classification(logits, labels, data.classes)
+        several = labels.ndim == 2
+        yield from (metrics.several_classes if several else metrics.classification)(logits, labels, data.classes)
         yield from chosen
         if self.baselines:
             for name in encoder.baselines if self.baselines is True else self.baselines:
                 if name not in encoder.baselines:
                     raise UserError(f"baselines: {name!r} is none of {', '.join(encoder.baselines)}")
                 _, found, _ = self._probe(encoder.baselines[name], data)
-                yield over_examples("accuracy", metrics.hits(found, labels), baseline=name)
-            yield majority(encoder.extract(data.train, ())["label"], labels)
+                if several:
+                    yield Record("mean_average_precision", metrics.mean_average_precision(found, labels), name, n=len(labels))
+                else:
+                    yield over_examples("accuracy", metrics.hits(found, labels), baseline=name)
+            if not several:
+                yield majority(encoder.extract(data.train, ())["label"], labels)
 
     def _probe(self, encoder: Encoder, data: EvaluationData) -> tuple[list[Record], np.ndarray, np.ndarray]:
         """Return what was chosen, the test split's logits and its labels."""
@@ -106,6 +122,7 @@ class LinearProbe(Evaluator):
         best = metrics.best(scores) if np.isfinite(scores).any() else 0
         choice = found[best]
         measured = "training_accuracy" if self.protocol == "mae" else "held_out_accuracy"  # "mae" trains on all of the split
+        measured = "held_out_mean_average_precision" if train["label"].ndim == 2 else measured
         records = [Record(measured, choice.score)] if np.isfinite(choice.score) else []
         records += [Record(name, value, setting="chosen") for name, value in choice.settings.items()]
         if len(names) > 1:
@@ -128,6 +145,10 @@ class LinearProbe(Evaluator):
 
     def check(self, data: EvaluationData) -> None:
         metrics.check_labels(data.train.labels(), data.test.labels(), data.classes)
+        if data.train.labels().ndim == 2 and (self.protocol != "lbfgs" or self.class_weights):
+            option = "class_weights" if self.class_weights else f"protocol={self.protocol!r}"
+            raise UserError(f'{option}: here an example may have several classes (data.label_separator); use protocol="lbfgs"'
+                            " without class_weights")  # fmt: skip
         if self.augment is not None:
             self._tuner(data)
 
@@ -159,7 +180,7 @@ class Choice:
 
 def probe(
     xs: Sequence[Float[np.ndarray, "examples _"]],
-    labels: Int[np.ndarray, "examples"],
+    labels: Int[np.ndarray, "examples ..."],
     classes: int,
     settings: LinearProbe,
     log: Callable[[str], None] = lambda text: None,
@@ -167,7 +188,7 @@ def probe(
     """Return the best head for each representation. Raises UserError where every head of one has diverged."""
     kept, held = metrics.held_out(labels, settings.held_out, settings.seed)
     if settings.protocol == "lbfgs":
-        return [_logistic(x, labels, classes, settings.l2, held, log) for x in xs]
+        return [_logistic(x, labels, classes, settings, held, log) for x in xs]
     if settings.protocol == "mae":  # nothing to choose: all of the split is trained on
         heads = train_linear_heads(xs, labels, classes, settings.descent, settings.seed)
         names = [{"lr": settings.descent.heads[0][0]}]
@@ -184,10 +205,11 @@ def _choose(
     heads: Sequence[Linear],
     settings: Sequence[dict[str, float]],
     logits: Sequence[Float[np.ndarray, "held classes"]],
-    labels: Int[np.ndarray, "held"],
+    labels: Int[np.ndarray, "held ..."],
     log: Callable[[str], None],
 ) -> Choice:
-    """Return the head whose `logits` of the held-out part are the most accurate, diverged ones excluded and logged.
+    """Return the head whose `logits` of the held-out part are the most accurate (of several classes an example, with the
+    highest mean average precision), diverged ones excluded and logged.
 
     Where nothing was held out, that is the first finite head.
     """
@@ -198,14 +220,19 @@ def _choose(
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         log(f"{len(bad)} of {len(heads)} heads diverged and cannot be chosen: {'; '.join(bad[:3])}{more}")
-    score = lambda own: metrics.accuracy(own, labels) if len(labels) else 0.0
+    measure = metrics.mean_average_precision if labels.ndim == 2 else metrics.accuracy
+    score = lambda own: np.nan_to_num(measure(own, labels)) if len(labels) else 0.0
     scores = [score(own) if good else np.nan for own, good in zip(logits, finite, strict=True)]
     place = metrics.best(scores)
     return Choice(scores[place] if len(labels) else np.nan, settings[place], heads[place], len(bad))
 
 
-def _logistic(x, labels, classes, strengths, held, log) -> Choice:
-    problem, weights = LogisticRegression(x, labels, classes), np.ones(len(labels), np.float32)
+def _logistic(x, labels, classes, settings: LinearProbe, held, log) -> Choice:
+    problem, strengths = LogisticRegression(x, labels, classes), settings.l2
+    whole = np.ones(len(labels), np.float32)
+    if settings.class_weights:
+        whole = metrics.balanced_weights(np.bincount(labels, minlength=classes))[labels]
+    weights = whole.copy()
     weights[held] = 0
     strengths = sorted(strengths, reverse=True) if len(held) else strengths[:1]
     heads, start = [], None
@@ -214,14 +241,14 @@ def _logistic(x, labels, classes, strengths, held, log) -> Choice:
         if all(np.isfinite(part).all() for part in heads[-1]):
             start = heads[-1]  # a stronger penalty's optimum is a good start for the next
     if heads:
-        settings = [{"l2": l2} for l2 in strengths]
+        tried = [{"l2": l2} for l2 in strengths]
         logits = [problem.logits(head)[held] for head in heads]
-        choice = _choose([problem.linear(head) for head in heads], settings, logits, labels[held], log)
+        choice = _choose([problem.linear(head) for head in heads], tried, logits, labels[held], log)
         start = heads[strengths.index(choice.settings["l2"])]
-        head = problem.linear(problem.fit(choice.settings["l2"], start=start))
+        head = problem.linear(problem.fit(choice.settings["l2"], whole, start))
         choice = dataclasses.replace(choice, head=head)
     else:
-        choice = Choice(np.nan, {"l2": strengths[0]}, problem.linear(problem.fit(strengths[0])))
+        choice = Choice(np.nan, {"l2": strengths[0]}, problem.linear(problem.fit(strengths[0], whole)))
     if not choice.head.finite:
         raise UserError(f"the head diverged (l2={choice.settings['l2']:g}): raise l2")
     return choice

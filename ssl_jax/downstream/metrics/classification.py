@@ -1,9 +1,9 @@
 """Metrics of classification from logits, and checks of labels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from ssl_jax.errors import UserError
 from ssl_jax.reports.records import Record, over_examples
@@ -106,6 +106,15 @@ def check_finite(values: Float[np.ndarray, "examples ..."], what: str) -> None:
         raise UserError(f"{what} of {bad:,} of {len(values):,} examples are NaN or infinite; lower the learning rate")
 
 
+def balanced_weights(counts: Int[np.ndarray, "classes"]) -> Float[np.ndarray, "classes"]:
+    """Return examples / (classes * count) of each class, whose mean over the examples is 1 (scikit-learn's "balanced").
+
+    A class without examples has weight 0, and does not count among the classes.
+    """
+    counts = np.asarray(counts, np.float64)
+    return np.divide(counts.sum() / np.count_nonzero(counts), counts, out=np.zeros_like(counts), where=counts > 0)
+
+
 NAMES = ("accuracy", "top5", "balanced_accuracy", "f1_macro", "ece", "per_class*")  # of `classification`
 
 
@@ -137,17 +146,65 @@ def classification(
     return found
 
 
+SEVERAL = ("mean_average_precision", "subset_accuracy", "per_class_average_precision*", "chance/mean_average_precision")
+
+
+def mean_average_precision(
+    scores: Float[np.ndarray, "examples classes"], targets: Int[np.ndarray, "examples classes"]
+) -> float:
+    """Return the mean of `average_precision` over the classes that have an example; NaN where none has."""
+    found = average_precision(scores, targets > 0)
+    return float(np.nanmean(found)) if np.isfinite(found).any() else float("nan")
+
+
+def several_classes(
+    logits: Float[np.ndarray, "examples classes"], targets: Int[np.ndarray, "examples classes"], classes: Sequence[str] = ()
+) -> Iterator[Record]:
+    """Yield the records of examples with several classes each: "mean_average_precision" with each class's, and that of a
+    random order (the classes' shares); and "subset_accuracy", the share of examples whose classes, those of probability above
+    0.5, are all right.
+
+    Raises UserError for logits that are not finite.
+    """
+    check_finite(logits, "logits")
+    n, present = len(targets), np.flatnonzero(targets.any(axis=0))
+    found = average_precision(logits, targets > 0)[present]
+    yield Record("mean_average_precision", float(found.mean()), n=n, headline=True)
+    yield Record("mean_average_precision", float(targets[:, present].mean()), "chance", n=n)
+    yield over_examples("subset_accuracy", ((logits > 0) == (targets > 0)).all(axis=1))
+    for c, value in zip(present, found, strict=True):
+        name, count = str(classes[c]) if classes else str(c), int(targets[:, c].sum())
+        yield Record("average_precision", float(value), class_name=name, n=count)
+
+
+def check_targets(train: np.ndarray, test: np.ndarray, classes: Sequence[str] = ()) -> int:
+    """`check_labels` of labels [examples, classes] of 0 and 1."""
+    counts, always = np.sum(train, axis=0), np.all(train, axis=0)
+    for wrong, what in ((counts == 0, "no example of class"), (always, "no example without class")):
+        if wrong.any():
+            names = ", ".join(str(classes[i]) if classes else str(i) for i in np.flatnonzero(wrong)[:5])
+            raise UserError(f"the training split has {what} {names}; remove the class or add examples")
+    if not np.any(test):
+        raise UserError("no example of the test split has a class; nothing can be measured on it")
+    return train.shape[1]
+
+
 def check_labels(
-    train: Int[np.ndarray, "train"] | None, test: Int[np.ndarray, "test"] | None, classes: Sequence[str] = ()
+    train: Shaped[np.ndarray, "train ..."] | None, test: Shaped[np.ndarray, "test ..."] | None, classes: Sequence[str] = ()
 ) -> int:
-    """The number of classes. UserError, one line, for labels from which nothing can be learnt."""
+    """Return the number of classes. Raises UserError for labels from which nothing can be learnt.
+
+    Of several classes an example labels are [examples, classes] of 0 and 1.
+    """
     for split, labels in (("training", train), ("test", test)):
         if labels is None:
             raise UserError(f"the {split} split has no labels; this evaluator needs them")
         if not len(labels):
             raise UserError(f"the {split} split is empty")
-        if labels.min() < 0:
+        if np.ndim(labels) == 1 and labels.min() < 0:
             raise UserError(f"the {split} split holds the label {labels.min()}: labels count from 0")
+    if np.ndim(train) == 2:
+        return check_targets(train, test, classes)
     count = len(classes) or int(max(train.max(), test.max())) + 1
     for split, labels in (("training", train), ("test", test)):
         if labels.max() >= count:
@@ -164,13 +221,14 @@ def check_labels(
 
 
 def held_out(
-    labels: Int[np.ndarray, "examples"], share: float, seed: int
+    labels: Int[np.ndarray, "examples"] | Shaped[np.ndarray, "examples classes"], share: float, seed: int
 ) -> tuple[Int[np.ndarray, "kept"], Int[np.ndarray, "held"]]:
     """Splits the training examples, class by class, into those trained on and those that choose; by `seed`, sorted.
 
-    A class with a single example stays in training.
+    A class with a single example stays in training. Examples of several classes are split regardless of these.
     """
     random = np.random.default_rng(seed)
+    labels = np.zeros(len(labels), np.int32) if labels.ndim == 2 else labels
     held = []
     for label in np.unique(labels):
         members = random.permutation(np.flatnonzero(labels == label))

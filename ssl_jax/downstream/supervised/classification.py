@@ -5,7 +5,6 @@ Fine-tuning (He et al. 2022, table 9 and figure 9), training from scratch (table
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -19,8 +18,8 @@ from ml_collections import ConfigDict
 from ssl_jax import models
 from ssl_jax.config import read
 from ssl_jax.data.images.augment import Mix, mix
+from ssl_jax.downstream.metrics.classification import balanced_weights
 from ssl_jax.errors import UserError
-from ssl_jax.models import block_name
 from ssl_jax.models.layers import truncated_normal
 from ssl_jax.randomness import example_keys, substream
 from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params, Task, Text
@@ -34,18 +33,24 @@ class ClassificationSettings:
     head_std: float = 2e-5  # the head's initial weights; small, so that early gradients barely disturb the encoder
     head_norm: str = "none"  # "batch": batch norm without affine, eps 1e-6, before the head (MAE's linear probe)
     mix: Mix | None = None  # mixup, cutmix, label smoothing
+    class_weights: str | None = None  # "balanced": examples weigh examples / (classes * those of their class)
 
     def __post_init__(self):
-        for name, choices in (("pooling", ("mean", "cls")), ("head_norm", ("none", "batch"))):
+        options = (("pooling", ("mean", "cls")), ("head_norm", ("none", "batch")), ("class_weights", (None, "balanced")))
+        for name, choices in options:
             if getattr(self, name) not in choices:
-                raise UserError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(choices)}")
+                raise UserError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(map(str, choices))}")
         if not 0 <= self.head_std < 1:
             raise UserError(f"head_std={self.head_std}: must lie in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Classification(Task):
-    """Parameters: "encoder" and "head". Batches: {"image", "label"}, labels i32[batch] or soft f32[batch, classes]."""
+    """Parameters: "encoder" and "head". Batches: {"image", "label"}, labels i32[batch] or soft f32[batch, classes].
+
+    Where an example may have several classes (`several_classes`) labels are i32[batch, classes] of 0 and 1, and each class is
+    a yes or no of its own: the loss is the binary cross-entropy, the mean over examples and classes.
+    """
 
     settings: ClassificationSettings
     encoder: Any  # a model that reads images
@@ -64,6 +69,11 @@ class Classification(Task):
             raise UserError('task.pooling="cls" needs model.class_token=True')
         pooling = dict(pooling=settings.pooling, norm_pooled=mean, pooler=False)
         return cls(settings, models.build("images", config, info, mask_token=False, **pooling), info)
+
+    @property
+    def several_classes(self) -> bool:
+        """Whether an example may have several classes (data.label_separator)."""
+        return "label" in self.info.shapes and len(self.info.shapes["label"].shape) == 1
 
     @property
     def _head(self) -> nn.Dense:
@@ -112,14 +122,26 @@ class Classification(Task):
     def joint_loss(
         self, params: Params, rows: Array, batch: Batch, *, train: bool, context: Context | None = None
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Return the mean cross-entropy with labels, hard or soft, and the accuracy."""
+        """Return the mean cross-entropy with labels, hard or soft, weighted by class if asked for, and the accuracy.
+
+        Of several classes an example, "subset_accuracy" is the share of examples whose classes are all right.
+        """
         logits, target = self._logits(params, rows), batch["label"]
+        if self.several_classes:
+            right = jnp.all((logits > 0) == (batch.get("hard_label", target) > 0), axis=-1)
+            loss = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, target.astype(jnp.float32)))
+            return loss, {"subset_accuracy": jnp.mean(right.astype(jnp.float32))}
+        best = batch.get("hard_label", target if target.ndim == 1 else jnp.argmax(target, axis=-1))
+        accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == best).astype(jnp.float32))
+        if self.settings.class_weights:
+            weights = jnp.asarray(balanced_weights(self.info.extra["class_counts"]), jnp.float32)
+            target = target if target.ndim == 2 else jax.nn.one_hot(target, len(weights))
+            return -jnp.mean(jnp.sum(weights * target * jax.nn.log_softmax(logits), axis=-1)), {"accuracy": accuracy}
         if jnp.issubdtype(target.dtype, jnp.integer):
             loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, target))
         else:
             loss = jnp.mean(optax.softmax_cross_entropy(logits, target))
-        best = batch.get("hard_label", target if target.ndim == 1 else jnp.argmax(target, axis=-1))
-        return loss, {"accuracy": jnp.mean((jnp.argmax(logits, axis=-1) == best).astype(jnp.float32))}
+        return loss, {"accuracy": accuracy}
 
     # What is read off -----------------------------------------------------------------------------------------------------
 
@@ -136,39 +158,21 @@ class Classification(Task):
 
     def panels(self, params: Params, batch: Batch, key: Key[Array, ""], *, context: Context | None = None) -> dict[str, Text]:
         """What the model says of each example, and how sure it is."""
-        probabilities = np.asarray(jax.nn.softmax(self.forward(params, batch)["logits"]))
+        logits = self.forward(params, batch)["logits"]
         names, lines = self.info.classes, []
-        for i, row in enumerate(probabilities):
+        if self.several_classes:
+            listed = lambda row: ", ".join(names[c] for c in np.flatnonzero(row)) or "none"
+            for i, row in enumerate(np.asarray(logits)):
+                lines.append(listed(row > 0) + (f" (it is {listed(batch['label'][i])})" if "label" in batch else ""))
+            return {"predictions": Text(tuple(lines))}
+        for i, row in enumerate(np.asarray(jax.nn.softmax(logits))):
             truth = f", it is {names[int(batch['label'][i])]}" if "label" in batch else ""
             lines.append(f"{names[int(row.argmax())]} ({row.max():.0%}{truth})")
         return {"predictions": Text(tuple(lines))}
 
     def index_limits(self) -> dict[str, int]:
         """Rows of the tables that the batch's integers are looked up in."""
-        return {"label": len(self.info.classes)}
+        return {"label": 2 if self.several_classes else len(self.info.classes)}
 
     def flops(self) -> float:
         return 3 * (self.encoder.flops_forward() + 2 * self.encoder.config.width * len(self.info.classes))
-
-
-def partial(depth: int, blocks: float) -> tuple[tuple[str, bool], ...]:
-    """Freeze rules that fine-tune the last `blocks` of `depth` blocks (He et al. 2022, figure 9); 0.5: the last one's MLP.
-
-    The head is always trained, and the norm before it with any block; 0 is a linear probe.
-    """
-    if blocks not in (0, 0.5, *range(1, depth + 1)):
-        raise UserError(f"blocks={blocks}: must be 0, 0.5 or a whole number up to the depth, {depth}")
-    trained = [f"{block_name(i)}/.*" for i in range(depth - int(blocks), depth)]
-    if blocks == 0.5:
-        trained = [f"{block_name(depth - 1)}/mlp(_norm|_scale)?(/.*)?"]
-    if blocks == depth:
-        return ((".*", False),)
-    if blocks == 0:
-        return (r"encoder/.*", True), (r".*", False)
-    rules = [(rf"encoder/stack/{name}", False) for name in trained]
-    return (*rules, (r"encoder/(final_norm|pooled_norm)/.*", False), (r"encoder/.*", True), (r".*", False))
-
-
-def freeze(optimizer: Mapping[str, Any], rules: tuple) -> dict[str, Any]:
-    """The `optimizer` section with freeze rules."""
-    return {**optimizer, "rules": {**(optimizer.get("rules") or {}), "freeze": rules}}

@@ -14,7 +14,7 @@ from ssl_jax.config import read
 from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
 from ssl_jax.downstream.evaluators.baselines import majority
 from ssl_jax.downstream.evaluators.features import Encoder
-from ssl_jax.downstream.metrics.classification import check_labels, confusion, f1_of_classes, hits, macro_f1
+from ssl_jax.downstream.metrics.classification import balanced_weights, check_labels, confusion, f1_of_classes, hits, macro_f1
 from ssl_jax.downstream.supervised.text_encoder import init_transformer, label_scores
 from ssl_jax.errors import UserError
 from ssl_jax.models.language import Pooler, Transformer, pooled
@@ -38,12 +38,15 @@ class TextClassificationSettings:
     causal: bool = False  # True to start from a next-token model
     dropout: float = 0.1  # before the head
     label_smoothing: float = 0.0
+    class_weights: str | None = None  # "balanced": examples weigh examples / (classes * those of their class)
 
     def __post_init__(self):
         if self.pooling not in POOLINGS:
             raise UserError(f"pooling={self.pooling!r}: must be one of {', '.join(POOLINGS)}")
         if self.causal and self.pooling == "cls":
             raise UserError('pooling="cls": the first token of a causal model has read nothing; use "last" or "mean"')
+        if self.class_weights not in (None, "balanced"):
+            raise UserError(f'class_weights={self.class_weights!r}: must be "balanced" or None')
         for name in ("dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must lie in [0, 1)")
@@ -100,8 +103,10 @@ class TextClassification(Task):
         keys = example_keys(key, batch["position"]) if train else None
         hidden, _ = hidden_states(self.model, params, batch, keys)
         logits, _ = self._logits(params, batch, hidden, keys)
-        loss = jnp.mean(label_scores(logits, batch["label"], self.settings.label_smoothing if train else 0.0))
-        return loss, {"accuracy": jnp.mean((jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32))}
+        scores = label_scores(logits, batch["label"], self.settings.label_smoothing if train else 0.0)
+        if self.settings.class_weights:
+            scores *= jnp.asarray(balanced_weights(self.info.extra["class_counts"]), jnp.float32)[batch["label"]]
+        return jnp.mean(scores), {"accuracy": jnp.mean((jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32))}
 
     def features(self, params: Params, batch: Batch) -> dict[str, Array]:
         """The transformer's representations, "pooled" (what the head reads) and "logits"."""
