@@ -82,6 +82,22 @@ def over_rows(function: Callable[..., Any], split: tuple, whole: tuple) -> tuple
     return mapped(split, whole)
 
 
+def by_rows(function: Callable[..., Any], split: tuple, whole: tuple = ()) -> Any:
+    """Return `function(gather, split, whole)` of each device's own examples, the results put together along their first axis.
+
+    split: a tree of arrays [batch, ...]; whole: a tree of arrays that every device gets whole. `gather` gives the examples of
+    all devices of such an array; its gradient is summed over the devices once.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = free_axes(ROWS, *(x.shape[0] for x in jax.tree.leaves(split)))
+    if not axes:
+        return function(lambda x: x, split, whole)
+    gather = lambda x: jax.lax.all_gather(x, axes, tiled=True)
+    names = {name for name in mesh.auto_axes if name in axes or mesh.shape[name] == 1}
+    local = lambda split, whole: function(gather, split, whole)
+    return jax.shard_map(local, in_specs=(P(axes), P()), out_specs=P(axes), axis_names=names, check_vma=False)(split, whole)
+
+
 def by_rows_and_heads(function: Callable[..., Array], *arrays: Array | None) -> Array:
     """Call `function(*arrays)` on each device with its own examples and heads.
 

@@ -1,14 +1,10 @@
 """The contrastive losses of paired embeddings: CLIP's InfoNCE and SigLIP's pairwise sigmoid, over all pairs of a batch."""
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from ssl_jax.partition import gathered
-from ssl_jax.training.grad_cache import in_chunks
+from ssl_jax.training.grad_cache import in_pieces
 
 LOWEST = jnp.finfo(jnp.float32).min
 
@@ -28,16 +24,16 @@ def infonce(
     negatives. chunks: the logits are made so many pieces of rows, and again in the backward pass; the value is the same.
     """
 
-    text, same = gathered(text), None if same is None else gathered(same)  # once, ahead of the chunks
+    def rows(piece, everywhere, scale):
+        (x, y, place, mark), (text, same) = piece, everywhere
+        logits = _logits(x, text, scale)
+        if same is not None:
+            logits = jnp.where(_twins(mark, place, same), LOWEST, logits)
+        return jax.nn.logsumexp(logits, axis=1), jax.nn.logsumexp(logits, axis=0)[None], scale * jnp.sum(x * y, axis=1)
 
-    def rows(x, y, place, mark):
-        logits = (
-            _logits(x, text, scale) if same is None else jnp.where(_twins(mark, place, same), LOWEST, _logits(x, text, scale))
-        )
-        return jax.nn.logsumexp(logits, axis=1), jax.nn.logsumexp(logits, axis=0), scale * jnp.sum(x * y, axis=1)
-
-    over_texts, over_images, matched = _in_chunks(rows, (image, text, jnp.arange(len(image)), same), chunks)
-    over_images = jax.nn.logsumexp(over_images.reshape(-1, len(text)), axis=0)
+    split = image, text, jnp.arange(len(image)), same
+    over_texts, over_images, matched = in_pieces(rows, split, (text, same), (scale,), chunks)
+    over_images = jax.nn.logsumexp(over_images, axis=0)
     return (jnp.mean(over_texts) + jnp.mean(over_images)) / 2 - jnp.mean(matched)
 
 
@@ -56,15 +52,14 @@ def sigmoid(
     and `chunks` as for `infonce`; left out pairs weigh nothing.
     """
 
-    text, same = gathered(text), None if same is None else gathered(same)
-
-    def rows(x, y, place, mark):
-        logits = _logits(x, text, scale) + bias
+    def rows(piece, everywhere, scale, bias):
+        (x, place, mark), (text, same) = piece, everywhere
         sign = jnp.where(place[:, None] == jnp.arange(len(text)), 1.0, -1.0)
-        values = jax.nn.log_sigmoid(sign * logits)
+        values = jax.nn.log_sigmoid(sign * (_logits(x, text, scale) + bias))
         return jnp.sum(values if same is None else jnp.where(_twins(mark, place, same), 0.0, values), axis=1)
 
-    return -jnp.mean(_in_chunks(rows, (image, text, jnp.arange(len(image)), same), chunks))
+    split = image, jnp.arange(len(image)), same
+    return -jnp.mean(in_pieces(rows, split, (text, same), (scale, bias), chunks))
 
 
 def _logits(x, text, scale):
@@ -77,13 +72,6 @@ def _twins(
     """Pairs of an image with another example's text that reads like its own."""
     equal = jnp.all(mark[:, None] == same[None], axis=-1)
     return equal & (place[:, None] != jnp.arange(len(same)))
-
-
-def _in_chunks(function: Callable, rows: tuple, chunks: int) -> Any:
-    """function(*rows), or the same made of `chunks` interleaved pieces whose insides are computed again for the gradient."""
-    if chunks == 1:
-        return function(*rows)
-    return jax.tree.map(lambda y: y.reshape(-1), in_chunks(function, rows, chunks, join=False))
 
 
 def fingerprints(tokens: Int[Array, "batch time"]) -> UInt32[Array, "batch 2"]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from ssl_jax import models
@@ -18,12 +18,11 @@ from ssl_jax.config import read
 from ssl_jax.errors import UserError
 from ssl_jax.models.heads import Projector, unit
 from ssl_jax.models.vit import ViT
-from ssl_jax.partition import gathered
 from ssl_jax.pretext import collapse
 from ssl_jax.pretext.views import ImageTask, encode_views, init_encoder, view_shape
 from ssl_jax.randomness import example_keys, substream
 from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params
-from ssl_jax.training.grad_cache import in_chunks
+from ssl_jax.training.grad_cache import in_pieces
 
 Embeddings = Float[Array, "batch dim"]
 LOSSES = ("nt_xent", "vicreg", "barlow_twins")
@@ -132,17 +131,19 @@ def nt_xent(a: Embeddings, b: Embeddings, temperature: Any, chunks: int = 1) -> 
 
     L = 1/2n sum_i [log sum_{k != i} exp(s_ik / t) - s_ij / t] over the 2n unit vectors of both views, j the other view of i.
     """
-    z = gathered(unit(jnp.concatenate([a, b])))
-    n = len(z)
+    a, b = unit(a), unit(b)
+    n = len(a)
 
-    def rows(x: Float[Array, "rows dim"], own: Int[Array, "rows"]):
-        similarity = jnp.matmul(x, z.T, precision="highest") / temperature
-        similarity = jnp.where(own[:, None] == jnp.arange(n), -jnp.inf, similarity)
-        other = (own + n // 2) % n
+    def rows(piece, everywhere, temperature):
+        a, b, place = piece
+        z, own = jnp.concatenate(everywhere), jnp.concatenate([place, place + n])
+        similarity = jnp.matmul(jnp.concatenate([a, b]), z.T, precision="highest") / temperature
+        similarity = jnp.where(own[:, None] == jnp.arange(2 * n), -jnp.inf, similarity)
+        other = (own + n) % (2 * n)
         right = jnp.argmax(similarity, axis=1) == other
         return jax.nn.logsumexp(similarity, axis=1) - jnp.take_along_axis(similarity, other[:, None], axis=1)[:, 0], right
 
-    losses, right = in_chunks(rows, (z, jnp.arange(n)), chunks)
+    losses, right = in_pieces(rows, (a, b, jnp.arange(n)), (a, b), (temperature,), chunks)
     return jnp.mean(losses), {"agreement": jnp.mean(right.astype(jnp.float32))}
 
 

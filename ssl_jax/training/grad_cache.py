@@ -1,9 +1,13 @@
 """Losses over all examples of a batch, whose embeddings are computed piece by piece (Gao et al. 2021, arXiv:2101.06983)."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+
+from ssl_jax import partition
 
 
 def in_chunks(function: Callable, rows: tuple, chunks: int, join: bool = True) -> Any:
@@ -19,3 +23,22 @@ def in_chunks(function: Callable, rows: tuple, chunks: int, join: bool = True) -
     results = jax.lax.map(jax.checkpoint(lambda piece: function(*piece)), jax.tree.map(split, rows))
     merge = lambda y: y.swapaxes(0, 1).reshape(-1, *y.shape[2:])
     return jax.tree.map(merge, results) if join else results
+
+
+def in_pieces(function: Callable, split: Any, shared: Any, numbers: tuple, chunks: int) -> Any:
+    """Return `function(rows of split, shared, *numbers)` of each device's own rows, in `chunks` pieces, put together.
+
+    split, shared: trees of arrays [batch, ...]. Every device gets `shared` of all devices: it is gathered, and its gradient
+    summed over the devices, once and not for every piece. Of more pieces than a device's rows can be cut into, fewer are made.
+    Results have a leading axis of rows, in the order of the pieces, or of length 1, whose values are then put side by side.
+    """
+
+    def local(gather, arrays, numbers):
+        split, everywhere = arrays[0], jax.tree.map(gather, arrays[1])
+        pieces = math.gcd(chunks, len(jax.tree.leaves(split)[0]))
+        if pieces == 1:
+            return function(split, everywhere, *numbers)
+        results = in_chunks(lambda rows: function(rows, everywhere, *numbers), (split,), pieces, join=False)
+        return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), results)
+
+    return partition.by_rows(local, (split, shared), tuple(map(jnp.asarray, numbers)))

@@ -73,7 +73,8 @@ class Program:
 
         self.step = TrainStep(
             task, stream.on_device, self.optimizer, optimizer, schedules, training.accumulation, training.ema,
-            training.on_nonfinite == "skip", training.skip_outliers, sharding.data_parallel(self.mesh, rows),
+            training.on_nonfinite == "skip", training.skip_outliers,
+            sharding.data_parallel(self.mesh, stream.batch_size // training.accumulation),
         )  # fmt: skip
         self.steps_per_call = self._steps_per_call()
         self._programs = CompiledAhead(self.compile)

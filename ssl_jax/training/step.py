@@ -101,7 +101,7 @@ class TrainStep:
 
         gradient = jax.value_and_grad(loss, has_aux=True)
         n = 1 if self.task.relates_examples else self.accumulation
-        if n == 1 and self.replicas is None:
+        if self.task.relates_examples or (n == 1 and self.replicas is None):
             (value, metrics), grads = gradient(params, batch, key, context)
             return value, metrics, grads
 
@@ -133,13 +133,21 @@ class TrainStep:
         return value, metrics | ({"weight": weight} if weighs else {}), grads
 
     def loss(self, params: Any, batch: Batch, key: Array, context: Context) -> tuple[Array, Metrics]:
-        """Return the task's loss; with accumulation, the rows of a joint loss are embedded in pieces."""
+        """Return the task's loss. The rows of a joint loss are embedded in pieces: with `replicas`, each device's own, whose
+        gradients are then summed over the devices once; with accumulation, one after another."""
         task = self.task
-        if not (task.relates_examples and self.accumulation > 1):
+        if not (task.relates_examples and (self.accumulation > 1 or self.replicas is not None)):
             return task.loss(params, batch, key, train=True, context=context)
-        embed = lambda piece: task.embed(params, piece, key, train=True, context=context)
-        rows = in_chunks(embed, (batch,), self.accumulation)
-        return task.joint_loss(params, rows, batch, train=True, context=context)
+
+        def embedded(params, batch, key, context):
+            embed = lambda piece: task.embed(params, piece, key, train=True, context=context)
+            return in_chunks(embed, (batch,), self.accumulation)
+
+        if self.replicas is not None:
+            rows = P(self.replicas.axis_names)
+            specs = (P(), rows, P(), P())
+            embedded = jax.shard_map(embedded, mesh=self.replicas, in_specs=specs, out_specs=rows, check_vma=False)
+        return task.joint_loss(params, embedded(params, batch, key, context), batch, train=True, context=context)
 
     def guarded(self, old: State, new: State, loss: Array, norm: Array) -> tuple[State, Metrics]:
         """Skip the update on non-finite or outlier gradients; `step` and `hyper` still advance."""
