@@ -5,6 +5,7 @@ docs/cpu.md says of each what XLA does without it, what that costs, measured, an
 
 import ctypes
 import functools
+import gc
 import os
 from collections.abc import Callable
 from typing import Any
@@ -253,3 +254,12 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(mmap_threshold, 2**30)) and bool(mallopt(trim_threshold, 2**31 - 1))
+
+
+def return_freed_memory() -> None:
+    """Forget compiled programs, and give back to the kernel what nothing refers to and `keep_freed_memory` keeps."""
+    jax.clear_caches()
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc
+        trim(0)

@@ -22,7 +22,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ssl_jax import planning, resume, runs
+from ssl_jax import cpu, planning, resume, runs
 from ssl_jax.config import nearest
 from ssl_jax.errors import UserError
 from ssl_jax.experiments import Arm, Experiment
@@ -93,8 +93,11 @@ def sweep(
         Workdir(folder).write(FILE, merged(folder, experiment))
     jobs = [job for group in groups for job in group.jobs]
     running = Running(folder, experiment, Progress(len(jobs), sum(job.finished for job in jobs)), replicas)
-    for group, (parts, trainer) in prepared:
+    while prepared:  # a group that is done leaves nothing behind: its data, programs and features are as large as a run
+        group, (parts, trainer) = prepared.pop(0)
         running.run(group, parts, trainer)
+        del parts, trainer
+        cpu.return_freed_memory()
     with locked(folder, wait=True):  # the last of several processes sees all runs
         page = write_sweep(folder)
     show(folder)

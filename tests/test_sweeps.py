@@ -7,11 +7,12 @@ import shlex
 import shutil
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
 
-from ssl_jax import cli
+from ssl_jax import cli, sweeps
 from tests.test_runs import two_kinds
 
 DATA = ("report.json", "report_figure.png", "report_figure.svg", "report_curves.png")
@@ -84,6 +85,19 @@ def test_started_again_it_runs_nothing_and_makes_the_same_page(folder, finished,
     (finished / "report.json").unlink()
     assert cli.main(["report", str(finished)]) == 0
     assert data == {name: (finished / name).read_bytes() for name in DATA}
+
+
+def test_a_group_that_is_done_leaves_nothing_behind(folder, monkeypatch):
+    """Otherwise a sweep of many arms holds the data, programs and features of all of them."""
+    before, alive = [], []
+
+    def run(self, group, parts, trainer):
+        alive.append([reference() is not None for reference in before])
+        before.extend((weakref.ref(parts), weakref.ref(trainer)))
+
+    monkeypatch.setattr(sweeps.Running, "run", run)
+    assert sweep(folder, "released", "--experiment.seeds=1", settings='arms=product({"model.width": (8, 16, 24)})') == 0
+    assert alive == [[], [False] * 2, [False] * 4]
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config.data = dict(
         train="bundled:fashion_mnist/train", test="bundled:fashion_mnist/test", batch_size=128, placement="device"
     )
-    config.data.augment = dict(crop=dict(scale=(0.5, 1.0)), flip=True)
+    config.data.augment = dict(crop=dict(scale=(0.5, 1.0)))
     config.task = dict(name="masked_image", mask=dict(kind="random", ratio=0.75), target="pixels")
     config.task.decoder = dict(width=64, depth=1, heads=4)
     config.model = dict(name="vit", patch_size=7, width=96, depth=3, heads=4, positions="sincos2d", class_token=False)

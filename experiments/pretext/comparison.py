@@ -17,8 +17,8 @@ for each rate, such as this one, compares them on training images that are held 
 from ssl_jax.experiments import Arm
 
 BUDGET = 4e12  # FLOPs of a run
-CROPS = dict(crop=dict(scale=(0.3, 1.0)), flip=True, jitter=dict(brightness=0.4, contrast=0.4, prob=0.8))
-SMALL = dict(crop=dict(scale=(0.1, 0.4)), flip=True, jitter=dict(brightness=0.4, contrast=0.4, prob=0.8))
+CROPS = dict(crop=dict(scale=(0.3, 1.0)), jitter=dict(brightness=0.4, contrast=0.4, prob=0.8))
+SMALL = dict(crop=dict(scale=(0.1, 0.4)), jitter=dict(brightness=0.4, contrast=0.4, prob=0.8))
 PAIR = {"data.views": dict(pair=dict(count=2, augment=CROPS))}
 CROPS_OF_DINO = dict(globals=dict(count=2, augment=CROPS), locals=dict(count=4, image_size=14, augment=SMALL))
 
