@@ -10,6 +10,7 @@ from ssl_jax.data.sources.bundled import fashion_mnist
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(path for path in (ROOT / "experiments").glob("*/*.py") if "def get_experiment" in path.read_text())
+FIRST = ("mae/mask_token", "bert/masking_rate")
 TINY = {
     "mae": ["--config.training.duration=2 steps", "--config.downstream.label_efficiency=None",
             "--config.downstream.linear_probe.l2=(1e-2,)"],
@@ -18,7 +19,11 @@ TINY = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def name_of(path):
+    return f"{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_every_arm_fits_its_data(file):
     experiment = experiments.load(str(file))
     assert experiment.card.strip().splitlines()[0].endswith(".") and str(file.relative_to(ROOT)) in experiment.card
@@ -39,8 +44,13 @@ def few_images(tmp_path_factory):
     return {split: f"npz:{folder / split}.npz" for split in ("train", "test")}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("file", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def in_turn():
+    """Two are slow tests, the others nightly ones."""
+    for file in FILES:
+        yield pytest.param(file, id=name_of(file), marks=getattr(pytest.mark, "slow" if name_of(file) in FIRST else "nightly"))
+
+
+@pytest.mark.parametrize("file", in_turn())
 def test_every_experiment_runs(file, tmp_path, few_images):
     """Two steps of every arm, and the cheap evaluators."""
     if file.parent.name == "pretext":  # arms set their own lengths

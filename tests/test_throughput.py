@@ -84,8 +84,8 @@ def test_operations_are_sorted_by_what_they_hold():
 
 
 GPU_PARTS = [
-    pytest.param(["numbers", "gpt2"], id="first", marks=pytest.mark.slow),
-    pytest.param(["replicas", "nanogpt"], id="rest", marks=pytest.mark.nightly),
+    pytest.param(["numbers"], id="numbers", marks=pytest.mark.slow),
+    pytest.param(["gpt2", "replicas", "nanogpt"], id="rest", marks=pytest.mark.nightly),
 ]
 
 
@@ -99,8 +99,8 @@ def test_the_gpu_script_runs_through_at_a_small_size(parts, tmp_path):
     assert not {part: value["error"] for part, value in found.items() if "error" in value}
     if "numbers" in parts:
         assert found["numbers"]["float32"]["right"] and found["numbers"]["bfloat16"]["right"]
-        assert found["gpt2"]["peer"]["ratio"] > 0
     else:
+        assert found["gpt2"]["peer"]["ratio"] > 0
         assert found["replicas"]["ratio"] > 0 and found["nanogpt"]["results"]
 
 

@@ -29,7 +29,7 @@ def flatten(source):
 
 @pytest.mark.parametrize(
     ("bank", "queries", "ks"),
-    [(4000, 500, (1, 5, 20, 100)), pytest.param(60000, 10000, (20, 100), marks=pytest.mark.slow)],
+    [(4000, 500, (1, 5, 20, 100)), pytest.param(60000, 10000, (20, 100), marks=pytest.mark.nightly)],
 )
 def test_agrees_exactly_with_scikit_learn_on_fashion_mnist(fashion, bank, queries, ks):
     """The same predictions for every test image, by votes exp(cos / 0.07) and by plain majority of one neighbour."""
