@@ -106,7 +106,7 @@ def check_finite(values: Float[np.ndarray, "examples ..."], what: str) -> None:
         raise UserError(f"{what} of {bad:,} of {len(values):,} examples are NaN or infinite; lower the learning rate")
 
 
-def balanced_weights(counts: Int[np.ndarray, "classes"]) -> Float[np.ndarray, "classes"]:
+def balanced_weights(counts: Sequence[int] | Int[np.ndarray, "classes"]) -> Float[np.ndarray, "classes"]:
     """Return examples / (classes * count) of each class, whose mean over the examples is 1 (scikit-learn's "balanced").
 
     A class without examples has weight 0, and does not count among the classes.
