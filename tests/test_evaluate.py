@@ -57,10 +57,12 @@ def test_a_run_records_the_command_and_what_it_changed_of_the_config(folder, fin
 
 
 def test_what_is_to_come_is_printed_before_training(folder, tmp_path, capsys):
-    assert cli.main(["pretrain", f"--config={folder / 'config.py'}", f"--workdir={tmp_path}"]) == 0
+    words = ["--config.model.class_token=False"]
+    assert cli.main(["pretrain", f"--config={folder / 'config.py'}", f"--workdir={tmp_path}", *words]) == 0
     shown = capsys.readouterr().out
     for text in ("64 training examples (image 8 x 8 x 1), 2 classes", "4 steps of 8 examples, 0.5 epochs", "FLOPs a step",
-                 "of parameters and optimizer state on each device", "evaluators  knn"):  # fmt: skip
+                 "of parameters and optimizer state on each device", "evaluators  knn",
+                 "export      not to hf:DIR, for model.class_token=False: ViTMAEForPreTraining has True"):  # fmt: skip
         assert text in shown
     count = sum(np.size(leaf) for leaf in rules.flatten(runs.restore(str(tmp_path))[1]).values())
     assert f"{count / 1e3:.3g} k parameters" in shown

@@ -170,6 +170,18 @@ def _export(source: str, target: pathlib.Path) -> str:
     return f"hf:{target}: {architecture}, {_count(params)} parameters{without}"
 
 
+def hindrance(task: Task) -> str | None:
+    """Return the setting for which no architecture can hold the task's model, in one line; None where one can."""
+    if isinstance(task, ImageTask):
+        task = ImageEncoder(task.encoder, task.info)
+    try:
+        family = family_of(task)
+        family.write(task), family.rows(task)
+    except UserError as error:
+        return str(error).removesuffix("; it cannot hold this model")
+    return None
+
+
 def encoder_alone(task: Task, params: Params) -> tuple[Task, Params, tuple[str, ...]]:
     """Return the encoder of a task whose head no architecture holds (a predictor, prototypes), and what is left out."""
     if isinstance(task, ImageTask):
@@ -181,11 +193,17 @@ def encoder_alone(task: Task, params: Params) -> tuple[Task, Params, tuple[str, 
     return task, {name: params[name]}, tuple(sorted(set(params) - {name}))
 
 
-def exported(task: Task, params: Params) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
-    """(architecture, config.json, tensors by their names). UserError where no architecture can hold the model."""
+def family_of(task: Task) -> Family:
+    """Return the family that a task's model is written as. Raises UserError where there is none."""
     family = next((family for family in FAMILIES if family.can_hold(task)), None)
     if family is None:
         raise UserError(f"task.name={task.name!r}: no architecture that can be written holds it")
+    return family
+
+
+def exported(task: Task, params: Params) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
+    """(architecture, config.json, tensors by their names). UserError where no architecture can hold the model."""
+    family = family_of(task)
     theirs = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": "float32"}
     theirs |= family.write(task)
     ours = flatten(params)

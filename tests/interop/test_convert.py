@@ -13,13 +13,14 @@ from safetensors.numpy import load_file, save_file
 
 import ssl_jax
 from ssl_jax import cli
-from ssl_jax.interop.convert import exported, load_pretrained, task_class
+from ssl_jax.errors import UserError
+from ssl_jax.interop.convert import exported, hindrance, load_pretrained, task_class
 from ssl_jax.task import DataInfo
 from ssl_jax.training.checkpoint import Checkpoints
 from ssl_jax.training.rules import flatten
 from ssl_jax.training.settings import CheckpointSettings
 from ssl_jax.workdir import Workdir
-from tests.interop.interop_toys import params_of, task_of, write
+from tests.interop.interop_toys import OURS, params_of, task_of, write
 
 
 @pytest.fixture
@@ -50,6 +51,24 @@ def test_there_and_back_and_in_memory(hf, tmp_path, capsys):
     assert a["tokens"].shape == (2, 13, 12) and a["pooled"].shape == (2, 12)
     assert all(np.array_equal(a[name], b[name]) for name in a)
     assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("architecture", OURS)
+def test_what_hinders_an_export_is_known_before_training(architecture):
+    """Nothing for a model that can be exported; else the setting that the export refuses."""
+    assert hindrance(task_of(architecture)) is None
+
+
+def test_a_setting_that_hinders_an_export_is_named():
+    for architecture, changes, setting in (
+        ("ViTMAEForPreTraining", dict(class_token=False), "model.class_token=False: ViTMAEForPreTraining has True"),
+        ("BertForMaskedLM", dict(norm_position="pre"), "model.norm_position='pre': BertForMaskedLM has 'post'"),
+        ("LlamaForCausalLM", dict(gated=False), "model.gated=False: LlamaForCausalLM has True"),
+    ):
+        task = task_of(architecture, **changes)
+        assert setting in hindrance(task)
+        with pytest.raises(UserError, match="cannot hold this model"):
+            exported(task, params_of(task))
 
 
 def test_several_files_with_an_index_and_half_precision(hf, tmp_path):
