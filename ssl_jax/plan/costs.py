@@ -12,6 +12,7 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "iota",
         "opt-barrier", "optimization-barrier", "domain", "add-dependency", "async-done", "async-update")  # fmt: skip
 SLICES = ("dynamic-slice", "slice", "gather")
+MOVES = ("get-tuple-element", "bitcast", "copy", "copy-start", "copy-done", "convert", "reshape", "transpose")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Collective:
     """A collective of one step.
 
     bytes: of the array that is summed, gathered or exchanged, whole, on one device and in one execution. `group` devices take
-    part. count: executions a step; loops: iterations of the loops around it, outermost first.
+    part. count: executions a step; loops: iterations of the loops around it, outermost first. `slices`: each iteration of the
+    innermost loop has its own slice of a larger array, such as one block's parameters of a stack.
     """
 
     kind: str
@@ -29,6 +31,12 @@ class Collective:
     count: int
     loops: tuple[int, ...]
     op_name: str
+    slices: bool = False
+
+    @property
+    def repeats(self) -> int:
+        """Executions a step of the same array."""
+        return self.count // self.loops[-1] if self.slices and self.loops else self.count
 
     @property
     def total(self) -> int:
@@ -53,7 +61,8 @@ def collectives(module: Module) -> list[Collective]:
             kind = instruction.opcode.removesuffix("-start")
             if kind not in KINDS or not instruction.shapes:
                 continue
-            phase = (instruction.attribute(r"channel_id=(\d+)"), run.times, kind, str(instruction.shapes))
+            shapes = tuple(map(str, instruction.shapes))  # without memory spaces, in which phases differ
+            phase = (instruction.attribute(r"channel_id=(\d+)"), run.times, kind, shapes)
             if inside is not None and phase in seen:  # one collective whose phases are in several fusions
                 continue
             seen.add(phase)
@@ -68,8 +77,22 @@ def collectives(module: Module) -> list[Collective]:
                 size = sum(shape.bytes for shape in instruction.shapes) * group
             if kind == "all-reduce" and inside is not None and "all-reduce-scatter" in inside:  # a TPU's reduce-scatter
                 kind = "reduce-scatter"
-            found.append(Collective(kind, str(largest), size, group, run.times, run.loops, instruction.op_name))
+            slices = bool(run.loops) and reads_slice(module, run.computation, run.instruction)
+            found.append(Collective(kind, str(largest), size, group, run.times, run.loops, instruction.op_name, slices))
     return found
+
+
+def reads_slice(module: Module, computation: str, instruction: Instruction, steps: int = 6) -> bool:
+    """Whether what an instruction reads was cut out of a larger array, at most so many operations before it."""
+    body = module.computations[computation]
+    for name in instruction.operands if steps else ():
+        one = body.get(name)
+        if one is None or one.opcode not in ("fusion", "dynamic-slice", *MOVES):
+            continue
+        inner = [inside.opcode for _, inside in module.inside(one)] if one.opcode == "fusion" else [one.opcode]
+        if "dynamic-slice" in inner or reads_slice(module, computation, one, steps - 1):
+            return True
+    return False
 
 
 def group_size(instruction: Instruction, partitions: int) -> int:
@@ -123,6 +146,9 @@ def moved(module: Module, computation: str, instruction: Instruction) -> int:
         return 2 * given[1].bytes if len(given) > 1 else instruction.bytes
     if instruction.opcode == "fusion" and instruction.calls and instruction.calls[0] in module.computations:
         return _moved_by_fusion(module, instruction, given)
+    if instruction.opcode == "custom-call":  # a library's working space, u8[n] or s8[n] behind the results, is not counted
+        scratch = [s for s in instruction.shapes[1:] if s.dtype in ("s8", "u8") and len(s.dims) == 1]
+        return instruction.bytes - sum(s.bytes for s in scratch) + sum(one.bytes for one in given)
     if instruction.opcode == "copy-start":  # (destination, source, context)
         return sum(shape.bytes for shape in instruction.shapes[:2] if shape.space == 0)
     return instruction.bytes + sum(one.bytes for one in given)

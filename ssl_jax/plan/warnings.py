@@ -27,7 +27,7 @@ def warnings_of(found: Sequence[Collective], facts: Mapping[str, Any]) -> list[s
     gathered: dict[tuple[str, str], int] = {}
     for c in found:
         if c.kind == "all-gather" and c.bytes > 16 * MIB:
-            gathered[c.shape, c.op_name] = gathered.get((c.shape, c.op_name), 0) + c.count
+            gathered[c.shape, c.op_name] = gathered.get((c.shape, c.op_name), 0) + c.repeats
     for (shape, _), count in gathered.items():
         if count > 2 * accumulation:
             lines.append(f"{shape} is gathered {count} times a step; keep it whole, or give its rows to fewer devices")

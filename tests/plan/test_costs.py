@@ -72,6 +72,75 @@ def test_one_sum_that_xla_cuts_into_several_is_counted_whole():
     assert costs.by_kind(costs.collectives(hlo.parse(twice)))["all-reduce"]["bytes"] == 2 * 5 * 32 * 256 * 4
 
 
+# A gather that a TPU begins in one fusion and ends in another, once to main memory and once to memory on the chip.
+PHASES = """
+HloModule step, num_partitions=4
+
+%begin (p0: bf16[32,256]) -> bf16[128,256] {
+  %p0 = bf16[32,256]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %first = bf16[128,256]{1,0:T(8,128)(2,1)} all-gather(%p0), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}
+}
+
+%end (p1: bf16[32,256]) -> bf16[128,256] {
+  %p1 = bf16[32,256]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %second = bf16[128,256]{1,0:T(8,128)(2,1)S(1)} all-gather(%p1), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}
+}
+
+ENTRY %main (x: bf16[32,256]) -> bf16[128,256] {
+  %x = bf16[32,256]{1,0} parameter(0)
+  %started = bf16[128,256]{1,0} fusion(%x), kind=kCustom, calls=%begin
+  ROOT %done = bf16[128,256]{1,0:T(8,128)(2,1)S(1)} fusion(%x), kind=kCustom, calls=%end
+}
+"""
+
+
+def test_phases_of_one_collective_in_several_fusions_count_once():
+    assert costs.by_kind(costs.collectives(hlo.parse(PHASES)))["all-gather"]["bytes"] == 128 * 256 * 2
+    apart = costs.collectives(hlo.parse(PHASES.replace("channel_id=7", "channel_id=8", 1)))
+    assert sum(c.count for c in apart) == 2
+
+
+# Five blocks' weights, of which each iteration gathers its own; `whole` is gathered again in each.
+STACK = """
+HloModule step, num_partitions=4
+
+%cut (p0: bf16[5,32,256], p1: s32[]) -> bf16[32,256] {
+  %p0 = bf16[5,32,256]{2,1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %slice = bf16[1,32,256]{2,1,0} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,32,256}
+  ROOT %block = bf16[32,256]{1,0} bitcast(%slice)
+}
+
+%body (state: (s32[], bf16[5,32,256], bf16[32,256])) -> (s32[], bf16[5,32,256], bf16[32,256]) {
+  %state = (s32[], bf16[5,32,256]{2,1,0}, bf16[32,256]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %stack = bf16[5,32,256]{2,1,0} get-tuple-element(%state), index=1
+  %whole = bf16[32,256]{1,0} get-tuple-element(%state), index=2
+  %own = bf16[32,256]{1,0} fusion(%stack, %i), kind=kLoop, calls=%cut
+  %moved = bf16[32,256]{1,0} copy(%own)
+  %weights = bf16[128,256]{1,0} all-gather(%moved), channel_id=1, replica_groups=[1,4]<=[4], dimensions={0}
+  %again = bf16[128,256]{1,0} all-gather(%whole), channel_id=2, replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %out = (s32[], bf16[5,32,256]{2,1,0}, bf16[32,256]{1,0}) tuple(%i, %stack, %whole)
+}
+
+ENTRY %main (x: bf16[5,32,256], w: bf16[32,256]) -> bf16[32,256] {
+  %x = bf16[5,32,256]{2,1,0} parameter(0)
+  %w = bf16[32,256]{1,0} parameter(1)
+  %zero = s32[] constant(0)
+  %given = (s32[], bf16[5,32,256]{2,1,0}, bf16[32,256]{1,0}) tuple(%zero, %x, %w)
+  %loop = (s32[], bf16[5,32,256]{2,1,0}, bf16[32,256]{1,0}) while(%given), condition=%less, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %y = bf16[32,256]{1,0} get-tuple-element(%loop), index=2
+}
+"""  # noqa: E501
+
+
+def test_each_blocks_own_weights_are_gathered_once():
+    weights, again = costs.collectives(hlo.parse(STACK))
+    assert (weights.count, weights.repeats, weights.total) == (5, 1, 5 * 128 * 256 * 2)
+    assert (again.count, again.repeats) == (5, 5)
+
+
 def test_flops_of_products_count_as_often_as_their_loop_runs():
     assert costs.matmul_flops(hlo.parse(LOOP)) == 5 * 2 * 32 * 256 * 256
 
@@ -116,6 +185,19 @@ def test_an_update_in_place_moves_its_rows_only():
     x, rows = jnp.ones((10, 100_000)), jnp.ones(100_000)
     module = hlo.parse(jax.jit(step, donate_argnums=0).lower(x, rows).compile().as_text())
     assert costs.traffic(module) < 3 * x.nbytes  # 10 updates of the whole array would be 100 MB or more
+
+
+def test_a_librarys_working_space_is_no_traffic():
+    text = """HloModule m
+
+ENTRY %main (a: bf16[64,32], b: bf16[32,16]) -> f32[64,16] {
+  %a = bf16[64,32]{1,0} parameter(0)
+  %b = bf16[32,16]{1,0} parameter(1)
+  %c = (f32[64,16]{1,0}, s8[33554432]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm"
+  ROOT %y = f32[64,16]{1,0} get-tuple-element(%c), index=0
+}
+"""
+    assert costs.traffic(hlo.parse(text)) == 2 * (64 * 32 + 32 * 16) + 4 * 64 * 16
 
 
 @pytest.mark.parametrize("text, shapes", [
