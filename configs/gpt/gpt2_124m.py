@@ -28,7 +28,7 @@ def get_config(arg: str = "openwebtext") -> ConfigDict:
     config.task = dict(name="next_token")
     config.model = dict(
         name="transformer", width=768, depth=12, heads=12, bias=False, qkv_bias=False, norm_bias=False, activation="gelu",
-        vocabulary_multiple=64, scan=True, remat="none",
+        vocabulary_multiple=64, remat="none",
     )  # fmt: skip
     config.training = dict(
         duration="18865 steps" if fineweb else "600_000 steps", dtype="bfloat16", accumulation=8, log_every=10,

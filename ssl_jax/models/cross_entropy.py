@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ssl_jax import cpu, partition
+from ssl_jax import cpu, partition, target
 
 PLAIN = 2**25  # logits up to this many numbers are held at once
-CHUNK = 2**26  # and otherwise this many at a time
+CHUNK = 2**26  # and otherwise this many at a time, or more on a device with much memory
+SHARE = 64  # of a device's memory, one part in so many is for logits: each chunk reads and sums up a whole weight's gradient
 
 
 def logits(
@@ -51,7 +52,8 @@ def token_losses(
 def chunks_of(batch: int, time: int, vocabulary: int) -> int:
     """Return how many pieces of the time axis keep the logits of one small on each device; if possible they divide `time`."""
     total = batch * time * vocabulary // partition.count(partition.free_axes(partition.ROWS, batch))
-    fewest = 1 if total <= PLAIN else min(time, -(-total // CHUNK))
+    chunk = max(CHUNK, (target.current().memory or 0) // SHARE // 4)
+    fewest = 1 if total <= PLAIN else min(time, -(-total // chunk))
     return next((n for n in range(fewest, min(2 * fewest, time) + 1) if time % n == 0), fewest)
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssl_jax import target
 from ssl_jax.errors import UserError
 from ssl_jax.models.cross_entropy import chunks_of, cross_entropy, logits, token_losses
 from ssl_jax.models.language import Head, LanguageSettings, Transformer, pooled
@@ -140,6 +141,15 @@ def test_equal_logits_share_the_accuracy():
 ])  # fmt: skip
 def test_chunks_divide_the_sequence_where_they_can(batch, time, vocabulary, chunks):
     assert chunks_of(batch, time, vocabulary) == chunks
+
+
+@pytest.mark.parametrize("platform, kind, chunks", [
+    ("gpu", "NVIDIA H100 80GB HBM3", 8), ("tpu", "TPU v5 lite", 32), ("gpu", "a card that no table knows", 32),
+])  # fmt: skip
+def test_chunks_are_larger_where_there_is_memory(platform, kind, chunks):
+    """f32 logits of at most a 64th of 80 GB or 16 GiB, of GPT-2's 32 x 1,024 tokens."""
+    with target.told(target.Target(platform, kind)):
+        assert chunks_of(32, 1024, 50304) == chunks
 
 
 def test_logits_of_a_large_vocabulary_are_never_whole():
