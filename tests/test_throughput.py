@@ -15,6 +15,7 @@ from ssl_jax import bench_peer
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "experiments" / "throughput"))
 
 import breakdown  # noqa: E402
+import gpu  # noqa: E402
 import measure  # noqa: E402
 import shapes  # noqa: E402
 
@@ -85,7 +86,7 @@ def test_operations_are_sorted_by_what_they_hold():
 
 GPU_PARTS = [
     pytest.param(["numbers"], id="numbers", marks=pytest.mark.slow),
-    pytest.param(["gpt2", "replicas", "nanogpt"], id="rest", marks=pytest.mark.nightly),
+    pytest.param(["gpt2", "mae_l", "replicas", "nanogpt", "cifar10"], id="rest", marks=pytest.mark.nightly),
 ]
 
 
@@ -100,8 +101,19 @@ def test_the_gpu_script_runs_through_at_a_small_size(parts, tmp_path):
     if "numbers" in parts:
         assert found["numbers"]["float32"]["right"] and found["numbers"]["bfloat16"]["right"]
     else:
-        assert found["gpt2"]["peer"]["ratio"] > 0
-        assert found["replicas"]["ratio"] > 0 and found["nanogpt"]["results"]
+        assert found["gpt2"]["peer"]["ratio"] > 0 and found["mae_l"]["peer"]["ratio"] > 0
+        assert found["replicas"]["ratio"] > 0
+        assert found["nanogpt"]["results"] and "linear_probe/accuracy" in found["cifar10"]["results"]
+
+
+def test_the_gpu_scripts_parts_share_the_time():
+    """Both trainings get time: half of what the others left, then the rest. No part gets more than there is."""
+    left, taken = 720.0, {}
+    for name in gpu.PARTS:
+        taken[name] = gpu.seconds_of(name, left, tiny=False)
+        left -= taken[name]
+    assert taken == {"numbers": 120, "gpt2": 180, "mae_l": 180, "replicas": 60, "nanogpt": 90, "cifar10": 90}
+    assert gpu.seconds_of("gpt2", 50, tiny=False) == 50 and gpu.seconds_of("gpt2", 700, tiny=True) == 700
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@
     python experiments/throughput/gpu.py --store    # on a CPU: the losses that part `numbers` compares with
 
 Each part runs in a process of its own and writes experiments/throughput/gpu/PART.json as soon as it is done, with the device's
-name. Needs jax[cuda], and for `speed` torch with CUDA and transformers.
+name. Needs jax[cuda]; `gpt2` and `mae_l` torch with CUDA and transformers; `cifar10` tensorflow_datasets and its data set.
 """
 
 import argparse
@@ -29,6 +29,8 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # relative, of a loss after at 
 REPLICAS = 8
 FAMILIES = ("GPT-2 124M, T=1024", "MAE ViT-L/16, 224", "BERT-base, T=128", "CLIP ViT-B/16")  # of `numbers`
 SPEED = ("GPT-2 124M, T=1024", "MAE ViT-L/16, 224")
+STARTUP = 60  # seconds of a training for everything but its steps: starting, compiling, evaluating
+REHEARSAL = {"data.batch_size": "4", "model.depth": "1", "training.evaluate_every": "None", "optimizer.warmup": "10 %"}
 
 
 def losses(dtype: str) -> dict[str, list[float]]:
@@ -109,44 +111,68 @@ def replicas(tiny: bool) -> dict[str, Any]:
     return {"replicas": REPLICAS, "one_ms": 1e3 * single, "together_ms": 1e3 * together, "ratio": together / single}
 
 
-def trained(config: str, *overrides: str) -> Callable[[bool, float], dict[str, Any]]:
-    """Return a part that trains a config for the time that is left, and reads its results."""
+def trained(config: str, *overrides: str, images: tuple[int, ...] | None = None) -> Callable[[bool, float], dict[str, Any]]:
+    """Return a part that trains a config for the time that is left, and reads its results.
+
+    images: shape of an image of a data set that does not ship with the package; the rehearsal trains on random ones.
+    """
 
     def part(tiny: bool, seconds: float) -> dict[str, Any]:
         import tempfile
 
-        with tempfile.TemporaryDirectory() as folder:
-            duration = "4 steps" if tiny else f"{max(seconds / 60 - 1, 0.5):.2f} minutes"
-            small = (
-                (
-                    "--config.data.batch_size=4",
-                    "--config.model.depth=1",
-                    "--config.training.evaluate_every=None",
-                    "--config.optimizer.warmup=1 steps",
-                )
-                if tiny
-                else ()
-            )
+        with tempfile.TemporaryDirectory() as name:
+            folder = pathlib.Path(name)
+            minutes = 0.05 if tiny else max((seconds - STARTUP) / 60, 0.25)
+            small: list[str] = []
+            if tiny:
+                small = [f"--config.{key}={value}" for key, value in REHEARSAL.items()]
+                small += random_images(folder, images) if images else []
             command = [sys.executable, "-m", "ssl_jax.cli", "run", f"--config={HERE.parents[1] / config}",
-                       f"--workdir={folder}", f"--config.training.duration={duration}", *overrides, *small]  # fmt: skip
-            done = subprocess.run(command, capture_output=True, text=True, timeout=max(seconds, 60))
-            results = pathlib.Path(folder) / "results.json"
+                       f"--workdir={folder / 'run'}", f"--config.training.duration={minutes:.2f} minutes", *overrides,
+                       *small]  # fmt: skip
+            try:  # ends before this process is killed, which would leave it on the device
+                done = subprocess.run(command, capture_output=True, text=True, timeout=max(seconds - 10, 20))
+            except subprocess.TimeoutExpired:
+                return {"error": f"took more than {seconds:.0f} s"}
             if done.returncode:
                 return {"error": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]}
-            return {"config": config, "duration": duration, "results": json.loads(results.read_text())}
+            results = json.loads((folder / "run" / "results.json").read_text())
+            return {"config": config, "overrides": overrides, "minutes": minutes, "results": results}
 
     return part
 
 
-# Name -> (the part, seconds that it may take). `None`: what is left.
-PARTS: Mapping[str, tuple[Callable[..., dict[str, Any]], float | None]] = {
+def random_images(folder: pathlib.Path, shape: tuple[int, ...]) -> list[str]:
+    """Write a training and a test split of random images; return the overrides that name them."""
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    found = []
+    for split, count in (("train", 64), ("test", 32)):
+        file = folder / f"{split}.npz"
+        np.savez(file, image=generator.integers(0, 256, (count, *shape), np.uint8), label=np.arange(count) % 10)
+        found.append(f"--config.data.{split}=npz:{file}")
+    return found
+
+
+# Name -> (the part, seconds that it may take, or its share of what is left after the parts before it).
+PARTS: Mapping[str, tuple[Callable[..., dict[str, Any]], float]] = {
     "numbers": (lambda tiny, seconds: numbers(tiny), 120),
     "gpt2": (lambda tiny, seconds: speed(tiny, SPEED[0]), 180),
     "mae_l": (lambda tiny, seconds: speed(tiny, SPEED[1]), 180),
     "replicas": (lambda tiny, seconds: replicas(tiny), 60),
-    "nanogpt": (trained("configs/gpt/shakespeare_char.py"), None),
-    "cifar10": (trained("configs/mae/cifar10.py"), None),
-}
+    "nanogpt": (trained("configs/gpt/shakespeare_char.py"), 0.5),
+    "cifar10": (
+        trained("configs/mae/cifar10.py", "--config.optimizer.warmup=10 %", "--config.downstream.finetune=None",
+                images=(32, 32, 3)), 1.0,
+    ),
+}  # fmt: skip
+
+
+def seconds_of(name: str, left: float, tiny: bool) -> float:
+    """Return how long a part may take of the `left` seconds; a rehearsal's parts have no limit of their own."""
+    limit = PARTS[name][1]
+    return left if tiny else limit * left if limit <= 1 else min(limit, left)
 
 
 def device() -> str:
@@ -176,8 +202,7 @@ def main(argv: list[str] | None = None) -> None:
     end = time.monotonic() + 60 * arguments.minutes
     for name in arguments.only:
         left = end - time.monotonic()
-        seconds = left if arguments.tiny else min(PARTS[name][1] or left, left)
-        print(f"{name}: {run(name, seconds, arguments)}", flush=True)
+        print(f"{name}: {run(name, seconds_of(name, left, arguments.tiny), arguments)}", flush=True)
 
 
 def run(name: str, seconds: float, arguments: argparse.Namespace) -> str:
