@@ -170,8 +170,11 @@ def _held(section: ConfigDict, name: str) -> Any:
 
 
 def literal(text: str, old: Any = None) -> Any:
-    """Return a value from the command line: a Python literal, else the text; None unsets a text, and False switches off."""
-    if isinstance(old, str):
+    """Return a value from the command line: a Python literal, else the text; None unsets a text, and False switches off.
+
+    "none" is a text where the config has one or nothing, as several settings have it as a choice (model.remat=none).
+    """
+    if isinstance(old, str) or (old is None and text == "none"):
         return None if text == "None" else text
     if text.lower() in ("true", "false", "none"):
         return {"true": True, "false": False, "none": None}[text.lower()]

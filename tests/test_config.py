@@ -93,6 +93,7 @@ def test_overrides_reach_nested_keys_and_keep_text_as_text(tmp_path):
     assert (found.model.width, found.model.new.key, found.task.name) == (16, 0.5, "5")
     assert found.training.duration == "20 steps"
     assert config.literal("none", "mean") == "none" and config.literal("None", "9 steps") is None  # the way to unset a text
+    assert config.literal("none") == "none" and config.literal("None") is None and config.literal("none", 3) is None
 
 
 @pytest.mark.parametrize(
