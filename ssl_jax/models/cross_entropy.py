@@ -10,7 +10,7 @@ from ssl_jax import cpu, partition, target
 
 PLAIN = 2**25  # logits up to this many numbers are held at once
 CHUNK = 2**26  # and otherwise this many at a time, or more on a device with much memory
-SHARE = 64  # of a device's memory, one part in so many is for logits: each chunk reads and sums up a whole weight's gradient
+SHARE = 32  # of a device's memory, one part in so many is for logits: each chunk reads and sums up a whole weight's gradient
 
 
 def logits(

@@ -67,19 +67,16 @@ def candidates(config: ConfigDict, topology: Topology) -> Iterator[dict[str, str
 
 
 def stacks_of(config: ConfigDict) -> list[str]:
-    """Return the paths of the config's sections that hold a stack of blocks."""
-    model = config.get("model") or {}
+    """Return the paths of the config's sections that hold a stack of blocks: of a model, and of what a task adds to it."""
+    model, task = config.get("model") or {}, config.get("task") or {}
     towers = [f"model.{name}" for name in ("image", "text", "encoder", "decoder") if name in model]
-    return towers or ["model"]
+    return (towers or ["model"]) + [f"task.{name}" for name in ("decoder", "predictor") if name in task]
 
 
 def changed(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
     """Return a copy of the config with overrides."""
     copy = ConfigDict(config.to_dict())
     for key, value in overrides.items():
-        section = key.rpartition(".")[0]
-        if section not in copy:
-            copy[section] = ConfigDict()
         override(copy, key, value)
     return copy
 

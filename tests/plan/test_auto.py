@@ -21,12 +21,16 @@ def chosen(file, target, **overrides):
 
 def test_what_fits_is_not_recomputed():
     found = chosen(MAE, Target("gpu", H100, 8), **SHALLOW, data__batch_size=64)
-    assert found == {"model.remat": "none", "model.scan": False, "mesh.data": -1}
+    stacks = {
+        f"{path}.{key}": value for path in ("model", "task.decoder") for key, value in (("remat", "none"), ("scan", False))
+    }
+    assert found == stacks | {"mesh.data": -1}
 
 
 def test_many_rows_are_recomputed():
     found = chosen(MAE, Target("gpu", H100, 1), **SHALLOW, data__batch_size=4096)
     assert found["model.remat"] in ("dots", "full") and found["mesh.data"] == -1
+    assert found["task.decoder.remat"] == found["model.remat"]  # of a masked autoencoder the decoder sees most tokens
 
 
 def test_a_large_state_is_split():
@@ -52,8 +56,9 @@ def test_elsewhere_nothing_is_chosen(target):
 
 
 def test_what_the_config_sets_stays():
-    resolved, found = auto.resolve(configs.load(MAE, {"model.remat": "full", "model.scan": "True", "mesh.data": "8"}),
-                                   Target("gpu", H100, 8))  # fmt: skip
+    given = {"model.remat": "full", "model.scan": "True", "mesh.data": "8"}
+    decoder = {"task.decoder.remat": "none", "task.decoder.scan": "False"}
+    resolved, found = auto.resolve(configs.load(MAE, given | decoder), Target("gpu", H100, 8))
     assert found == {} and resolved.model.remat == "full" and resolved.model.scan is True
 
 
