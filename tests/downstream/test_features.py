@@ -173,7 +173,8 @@ print(json.dumps([jax.device_count(), evaluate(mesh)]))
 """
 
 
-@pytest.mark.parametrize("devices", [8, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [8, 4])
 def test_evaluators_say_the_same_on_one_device_and_on_several(child, devices):
     """101 test examples divide by none of them: a padded example that counted would show."""
     count, several = json.loads(child(CHILD, devices=devices).splitlines()[-1])

@@ -206,6 +206,7 @@ def test_mistakes_are_named(options, message):
         config(**options)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_stack_costs_the_same_for_every_block():
     """By XLA's count. Where each block's gradient sums the branches above it again, deeper ones cost more."""
 

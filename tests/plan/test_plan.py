@@ -45,6 +45,7 @@ def no_compiler(monkeypatch):
     monkeypatch.setattr(topology.Topology, "missing", lambda self: "pip install it")
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_with_a_setting_that_does(no_compiler, capsys):
     """Two blocks as wide as ViT-H's at a batch of 4,096 on one card: with the decoder's activations recomputed, too."""
     command = ["plan", "--config=configs/mae/vit_imagenet.py:variant=H", "--topology=h100:1", "--json",

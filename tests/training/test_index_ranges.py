@@ -58,6 +58,7 @@ def test_a_label_that_is_no_class_is_named(labelled, value):
         check_dataset(task, data(label=changed(data().labels(), 2, value)))
 
 
+@pytest.mark.slow
 def test_a_type_beyond_the_table_is_named_and_one_of_one_row_is_not_looked_up(labelled, tmp_path):
     task, data = labelled
     types = np.zeros((data().size, 12), np.uint8)

@@ -43,13 +43,13 @@ def test_every_registered_task_has_an_example():
 
 FEW = [(2, 2)]
 ALL = [(devices, accumulation) for devices in (1, 2, 4) for accumulation in (1, 2, 4) if (devices, accumulation) != (1, 1)]
-RELATE_EXAMPLES = ("classification", "image_text", "masked_token", "self_distillation")
+QUICK = ("classification",)
 
 
 def cases():
-    """Every task in the slow tests, those that relate examples in the default ones too, and all cuts of all tasks at night."""
+    """One task in the default tests, the others in the slow ones, and all cuts of all tasks at night."""
     for task in REGISTERED:
-        yield pytest.param(task, FEW, id=f"{task}-few", marks=() if task in RELATE_EXAMPLES else pytest.mark.slow)
+        yield pytest.param(task, FEW, id=f"{task}-few", marks=() if task in QUICK else pytest.mark.slow)
         yield pytest.param(task, ALL, id=f"{task}-all", marks=pytest.mark.nightly)
 
 
