@@ -24,6 +24,7 @@ from ssl_jax.errors import UserError
 ALTERNATIONS = 5  # blocks of each side, taken in turn
 BLOCK_SECONDS = 2.0
 UNKNOWN_PEAK = "(a device that is not in the table, or a CPU too busy to be measured)"
+WINDOW = 4  # calls
 WARM_UP = 3  # steps before anything is timed
 
 
@@ -65,7 +66,10 @@ class Ours:
         self.run(WARM_UP)
 
     def run(self, steps: int) -> list[float]:
-        """Seconds of each of `steps` steps: from one step's metrics to the next one's, each read one step late."""
+        """Seconds of each of `steps` steps, as means over WINDOW calls, each call's metrics read one call late.
+
+        Single calls say less: a runtime that computes while it is called hands the results of two back at once.
+        """
         if self._batches is None:
             from ssl_jax.training.prefetch import Prefetch
 
@@ -82,7 +86,8 @@ class Ours:
         self.last_metrics = jax.device_get(pending)
         times.append(time.perf_counter())
         self.waited = self._batches.waited - waited
-        return [seconds / self.count for seconds in np.diff(times) for _ in range(self.count)]
+        windows = np.array_split(np.diff(times), max(1, calls // WINDOW))
+        return [float(np.mean(window)) / self.count for window in windows for _ in range(len(window) * self.count)]
 
     def close(self) -> None:
         """Stops reading data; the next `run` starts again."""

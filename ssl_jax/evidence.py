@@ -111,8 +111,8 @@ def evaluate_all(
             wd.write("timings.json", timings)
             wd.write("status.json", {**wd.status(), "evaluated": done})
         if found:
-            note = f"; {evaluator.note}" if evaluator.note else ""
-            log(f"{found[0].name} {found[0].value:.4g}  ({timings[key]:.1f} s){note}")
+            note = evaluator.notes.get(parts.task.name)
+            log(f"{found[0].name} {found[0].value:.4g}  ({timings[key]:.1f} s){f'; {note}' if note else ''}")
     if not parts.evaluators and name == "results.json":
         wd.write(file, {})
         wd.write(name, {})

@@ -2,8 +2,9 @@ r"""The config that the comparison of pretext tasks varies: a small ViT on Fashi
 
     ssl-jax run --config=experiments/pretext/base.py --workdir=runs/base
 
-Few-shot classification reads the mean of the last block's patch tokens, the linear probe and kNN the means of all three blocks
-beside each other; fine-tuning on 600 labels trains the whole encoder.
+Linear probe, kNN and few-shot classification read the means of all three blocks beside each other; a second kNN reads all
+tokens of the last block in their places, as kNN on raw pixels reads all pixels. Fine-tuning on 600 labels trains the whole
+encoder.
 """
 
 from ml_collections import ConfigDict
@@ -25,10 +26,11 @@ def get_config() -> ConfigDict:
         name="muon", lr=2e-3, matrix_lr=0.02, b1=0.9, b2=0.95, momentum=0.95, weight_decay=0.05, warmup="10 %"
     )  # fmt: skip
     config.checkpoint = dict(keep=1)
-    config.downstream = dict(
-        linear_probe=dict(representation=BLOCKS, l2=(1e-4, 1e-5), baselines=False),
-        knn=dict(representation=BLOCKS, k=20, baselines=False),
-        few_shot=dict(shots=(10,), baselines=False),
-        label_efficiency=dict(fractions=(0.01,), seeds=1, durations=("50 epochs",), scratch=None, linear_probe=None),
-    )
+    config.downstream = {
+        "linear_probe": dict(representation=BLOCKS, l2=(1e-4, 1e-5), baselines=False),
+        "knn": dict(representation=BLOCKS, k=20, baselines=False),
+        "knn:tokens": dict(representation="tokens", k=20, baselines=False),
+        "few_shot": dict(representation=BLOCKS, shots=(10,), baselines=False),
+        "label_efficiency": dict(fractions=(0.01,), seeds=1, durations=("50 epochs",), scratch=None, linear_probe=None),
+    }
     return config

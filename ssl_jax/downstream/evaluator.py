@@ -57,7 +57,7 @@ class Evaluator:
 
     requires_labels: ClassVar[tuple[str, ...]] = ()  # of "train", "test": splits without whose labels nothing is measured
     several_classes: ClassVar[bool] = False  # whether an example may have several classes (data.label_separator)
-    note: ClassVar[str] = ""  # a caution printed beside the result
+    notes: ClassVar[Mapping[str, str]] = {}  # by the name of a task: a caution printed beside its result
 
     def __post_init__(self):
         if self.weights not in ("ema", "student"):

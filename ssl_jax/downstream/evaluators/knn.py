@@ -33,7 +33,7 @@ class KNN(Evaluator):
     batch_size: int = 128  # of the encoder's pass
 
     requires_labels = ("train", "test")
-    note = "kNN says little about masked autoencoders; judge them by fine-tuning and the linear probe"
+    notes = {"masked_image": "kNN says little about masked autoencoders; judge them by fine-tuning and the linear probe"}
 
     def __post_init__(self):
         super().__post_init__()
