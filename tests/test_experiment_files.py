@@ -50,7 +50,7 @@ def in_turn():
         yield pytest.param(file, id=name_of(file), marks=getattr(pytest.mark, "slow" if name_of(file) in FIRST else "nightly"))
 
 
-@pytest.mark.parametrize("file", in_turn())
+@pytest.mark.parametrize("file", list(in_turn()))
 def test_every_experiment_runs(file, tmp_path, few_images):
     """Two steps of every arm, and the cheap evaluators."""
     if file.parent.name == "pretext":  # arms set their own lengths

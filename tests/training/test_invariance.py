@@ -53,7 +53,7 @@ def cases():
         yield pytest.param(task, ALL, id=f"{task}-all", marks=pytest.mark.nightly)
 
 
-@pytest.mark.parametrize("task, cuts", cases())
+@pytest.mark.parametrize("task, cuts", list(cases()))
 def test_devices_and_microbatches_change_no_loss_metric_or_gradient(task, cuts, root, child):
     """A failure here means that a loss relates the examples of a piece of the batch to each other, or averages terms with
     the wrong weight. What relates examples belongs into `Task.prepare`, or into `embed` and `joint_loss`."""
