@@ -5,7 +5,8 @@ r"""Which pretext task: masked images, I-JEPA, data2vec, DINO, SimCLR and VICReg
 Every task trains the same encoder for the same number of model FLOPs, forward and backward, a teacher's passes included:
 BUDGET divided by the FLOPs of a step. That does not depend on what else a machine does, as a time would; the times differ by
 what is no matrix product, such as crops, and the page's table of costs has them. Supervised training has the same budget and
-all labels, the random encoder none of either. Evaluators read the teacher where a task has one.
+all labels, the random encoder none of either; `results.json` of the latter has the raw pixels' scores. Evaluators read the
+teacher where a task has one.
 
 Each task has the learning rate that learning_rate.py beside this file found best on training images held out. Schedules, the
 loss's settings and the crops are one guess each, not tuned, except SimCLR's temperature (0.1 of 0.1, 0.2 and 0.5, on the same
@@ -15,7 +16,7 @@ images). So this compares six methods as they come, at the length of half a minu
 from ssl_jax.experiments import Arm
 
 BUDGET = 8e12  # FLOPs of a run
-RATES = {}  # of the matrices (Muon); the other parameters' is a tenth
+RATES = {"data2vec": 0.005}  # of the matrices (Muon), elsewhere 0.02; the other parameters' is a tenth
 CROPS = dict(crop=dict(scale=(0.3, 1.0)), jitter=dict(brightness=0.4, contrast=0.4, prob=0.8))
 SMALL = dict(crop=dict(scale=(0.1, 0.4)), jitter=dict(brightness=0.4, contrast=0.4, prob=0.8))
 PAIR = {"data.views": dict(pair=dict(count=2, augment=CROPS))}
@@ -57,6 +58,7 @@ def arm(task: str, budget: float, rate: float, name: str | None = None) -> Arm:
 
 def get_experiment() -> dict:
     untrained = {"training.duration": "1 steps", "optimizer.rules": dict(freeze=((".*", True),))}
+    untrained |= {f"downstream.{name}.baselines": True for name in ("linear_probe", "knn", "few_shot")}  # raw pixels
     return dict(
         config="base.py",
         arms=(*(arm(task, BUDGET, RATES.get(task, 0.02)) for task in TASKS), Arm("random encoder", untrained)),
