@@ -60,11 +60,39 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     config = config if isinstance(config, ConfigDict) else ConfigDict(dict(config))
     for key, value in (overrides or {}).items():
         override(config, key, value)
+    if not any(key.partition(".")[0] == "expected" for key in overrides or ()):
+        config.expected = still_expected(config.get("expected"), module.__doc__ or "", overrides or {})
     with one_line(spec, path):
         config = ConfigDict(_plain(config))  # references resolved
     check_sections(config, path)
     config.card = module.__doc__ or ""
     return config
+
+
+UNMEASURED = (  # settings that change no result, but by chance
+    "seed", "mesh", "checkpoint", "data.workers", "data.placement", "data.dir", "training.accumulation", "training.log_every",
+    "training.steps_per_call", "training.evaluate_every", "training.evaluators", "training.tensorboard", "training.wandb",
+)  # fmt: skip
+
+
+def still_expected(expected: Any, card: str, overrides: Mapping[str, str]) -> Any:
+    """Return the intervals that hold for a run with `overrides`: those of the recipe, if it is run as its card says.
+
+    The card's first command may set keys itself, such as data.train: then they must be set, a file under the same name.
+    Another evaluator's settings drop its own intervals only.
+    """
+    if not isinstance(expected, Mapping | ConfigDict):
+        return expected
+    command = re.search(r"^    ssl-jax \w+ (?:.*\\\n)*.*$", card, re.MULTILINE)
+    own = dict(re.findall(r"--config\.([\w.]+)=(\S+)", command[0] if command else ""))
+    below = lambda key, name: key == name or key.startswith(f"{name}.")
+    changed = {key: value for key, value in overrides.items() if not any(below(key, name) for name in UNMEASURED)}
+    evaluators = {key.split(".")[1] for key in changed if below(key, "downstream") and key != "downstream"}
+    changed = {key: value for key, value in changed.items() if not below(key, "downstream")}
+    name = lambda value: re.split(r"[:/]", str(value).strip("'\""))[-1]
+    if changed.keys() != own.keys() or any(name(changed[key]) != name(own[key]) for key in own):
+        return {}
+    return {key: ends for key, ends in expected.items() if key.partition("/")[0] not in evaluators}
 
 
 def _split_spec(spec: str) -> tuple[str, str]:

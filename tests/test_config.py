@@ -193,3 +193,41 @@ def test_none_and_false_switch_a_section_off_and_never_mean_its_defaults(off):
 def test_optional_sections_are_switched_off_from_the_command_line(tmp_path, name, text):
     (tmp_path / "c.py").write_text(CONFIG)
     assert name not in config.load(str(tmp_path / "c.py"), {f"{name}.knn.k": "5", name: text})
+
+
+CARD = '''
+r"""A recipe.
+
+    ssl-jax run --config=recipe.py {} --workdir=runs/x
+
+Faster: --config.training.dtype=bfloat16.
+"""
+from ml_collections import ConfigDict
+def get_config():
+    c = ConfigDict({{name: {{}} for name in ("data", "task", "model", "optimizer")}})
+    c.data.train, c.training = "bundled:shakespeare", dict(duration="9 steps", log_every=1)
+    c.downstream = dict(knn=dict(k=5))
+    c.expected = {{"knn/accuracy": (0, 1), "probe/accuracy": (0, 1)}}
+    return c
+'''
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides", "kept"),
+    [
+        ("", {}, {"knn", "probe"}),
+        ("", {"seed": "3", "training.log_every": "7", "mesh.data": "1"}, {"knn", "probe"}),
+        ("", {"training.duration": "20 steps"}, set()),
+        ("", {"data.train": "text:mine.txt"}, set()),
+        ("", {"downstream.knn.k": "7"}, {"probe"}),
+        ("", {"training.duration": "20 steps", "expected": "dict()"}, None),
+        ("--config.data.train=text:that.txt", {"data.train": "text:/somewhere/that.txt"}, {"knn", "probe"}),
+        ("\\\n        --config.data.train=text:that.txt", {"data.train": "text:that.txt"}, {"knn", "probe"}),
+        ("--config.data.train=text:that.txt", {"data.train": "text:other.txt"}, set()),
+        ("--config.data.train=text:that.txt", {}, set()),
+    ],
+)
+def test_what_is_expected_of_a_recipe_is_expected_of_it_as_its_card_says(tmp_path, command, overrides, kept):
+    (tmp_path / "recipe.py").write_text(CARD.format(command).lstrip())
+    found = config.load(str(tmp_path / "recipe.py"), overrides).get("expected")
+    assert found == "dict()" if kept is None else {name.partition("/")[0] for name in found} == kept

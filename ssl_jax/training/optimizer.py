@@ -92,7 +92,8 @@ class OptimizerSettings:
         """Raise UserError where the schedule does not fit a run of `total` steps with this peak learning rate."""
         self.check_end(peak)
         if warmup > total:
-            raise UserError(f"warmup={self.warmup!r}: {warmup:,} steps are longer than the run, {total:,} steps; shorten it")
+            longer = f"{warmup:,} steps are longer than the run, {total:,} steps"
+            raise UserError(f'warmup={self.warmup!r}: {longer}; shorten it, such as "5 %"')
         if self.schedule == "warmup_stable_decay" and warmup + cooldown > total:
             parts = f"the warm-up of {warmup:,} steps and the cool-down of {cooldown:,}"
             raise UserError(f"cooldown={self.cooldown!r}: {parts} are longer than the run, {total:,} steps; shorten one")
