@@ -17,6 +17,12 @@ from ssl_jax.target import Target
 TPUS = {"v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}  # a chip of these is one JAX device
 GPUS = {"h100": "NVIDIA H100 80GB HBM3"}
 SPELLINGS = "v5e:8x8, v5p:2x2x2, v6e:4x4, h100:8 or local:2"
+# libtpu asks a TPU VM's metadata server what it is on, and elsewhere warns until it is told something. Nothing runs on a chip,
+# so that several processes may compile.
+NO_TPU_HERE = {
+    "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}  # fmt: skip
 # What XLA has to know of a card to compile for it (tensorflow's `GpuTargetConfigProto`).
 H100 = """
 gpu_device_info {
@@ -75,8 +81,8 @@ class Topology:
             return jax.devices()[: self.target.count]
         try:
             if self.target.platform == "tpu":
-                os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # a host that is no TPU VM has nobody to ask
-                os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing runs on a chip: several may compile
+                for name, value in NO_TPU_HERE.items():
+                    os.environ.setdefault(name, value)
                 return topologies.get_topology_desc(self.text, "tpu").devices
             count = self.target.count
             return topologies.get_topology_desc(platform="cuda", target_config=H100, topology=f"1x1x{count}").devices
