@@ -16,6 +16,7 @@ from ssl_jax.downstream.evaluator import EvaluationData
 from ssl_jax.downstream.evaluators.features import Encoder
 from ssl_jax.downstream.evaluators.knn import KNN
 from ssl_jax.downstream.evaluators.language_modelling import Lambada, MaskedTokenLoss, NextTokenLoss, Perplexity
+from ssl_jax.downstream.evaluators.translation import TranslationMetrics, score
 from ssl_jax.downstream.supervised.text_classification import TextClassificationMetrics
 from ssl_jax.errors import UserError
 from ssl_jax.pretext.masked_token import MaskedToken
@@ -143,6 +144,59 @@ def test_half_a_surrogate_pair_is_the_replacement_character(tmp_path):
     )
     (found, (_, one)), (again, (_, other)) = measured(train, whole), measured(train, half)
     assert found == again and np.array_equal(one.arrays["tokens"], other.arrays["tokens"])
+
+
+# Parallel text ----------------------------------------------------------------------------------------------------------
+
+
+class Echo(Task):
+    """Translates every sentence by itself."""
+
+    name, data = "echo", "parallel_text"
+
+    def __init__(self, info):
+        self.info = info
+
+    def search(self, params, batch, search):
+        return batch["source"], jnp.zeros(len(batch["source"]))
+
+
+SENTENCES = [
+    ("a dog met a fox", "a dog met a fox"),
+    ("the brown dog sleeps", "the brown fox sleeps"),
+    ("1 2 3 4 5", "1 2 3 4 6"),
+]
+
+
+def write_parallel(path, kind, rows):
+    if kind != "parallel":  # the same tables, with columns of other names
+        return write(path, kind, rows)
+    for side in (0, 1):
+        path.with_suffix(f".{side}").write_text("".join(f"{row[side]}\n" for row in rows))
+    return f"parallel:{path}.0,{path}.1"
+
+
+def translated(train, test, kind, **keys):
+    """What the evaluator of translation yields of `Echo`, and the data sets."""
+    columns = {} if kind == "parallel" else dict(columns=dict(source="text", target="label"))
+    section = dict(train=train, test=test, tokenizer=toys.BYTES, max_source_length=40, max_target_length=40, **columns, **keys)
+    splits = [kinds.build("parallel_text", section, split=split, train=False) for split in ("train", "test")]
+    evaluator, data = TranslationMetrics(), EvaluationData(*splits)
+    evaluator.check(data)
+    return flat(evaluator(Encoder(Echo(splits[0].info), {}), data)), splits
+
+
+@pytest.mark.parametrize("bad", [("x y", ""), ("", "x y"), ("x y", " ")])
+@pytest.mark.parametrize("kind", ["parallel", *TABLES])
+def test_an_empty_side_of_parallel_text_is_named_or_left_out_and_counted(kind, bad, tmp_path):
+    """BLEU is sacreBLEU's of the pairs that are left; an empty reference would lower it."""
+    clean = write_parallel(tmp_path / "clean", kind, SENTENCES)
+    damaged = write_parallel(tmp_path / "damaged", kind, [SENTENCES[0], bad, *SENTENCES[1:]])
+    assert error_of(lambda: translated(clean, damaged, kind)).startswith(f"{damaged}: ")
+    found, (_, dataset) = translated(clean, damaged, kind, on_bad_example="skip")
+    sources, references = zip(*SENTENCES, strict=True)
+    assert found["bleu"] == pytest.approx(score(sources, references)[0]["bleu"]) and dataset.skipped() == 1
+    assert found == translated(clean, clean, kind)[0]
 
 
 # Corpora ----------------------------------------------------------------------------------------------------------------

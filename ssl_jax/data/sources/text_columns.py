@@ -13,6 +13,7 @@ from ssl_jax.data.sources.tables import check_column, json_lines, separated, tex
 from ssl_jax.errors import UserError
 
 SEPARATED: dict[str, dict[str, Any]] = {"csv": dict(separator=","), "tsv": dict(separator="\t", quotes=False)}
+SENTENCES = ("source", "target")  # columns that may not be empty: a reference without words has no score
 Column = str | int  # a name of the header (or a key), or a number from 0 on in a file without a header
 Rows = tuple[tuple[str, ...] | None, Iterator[tuple[str, Any]]]  # column names, (place, row) ...
 
@@ -50,8 +51,8 @@ def read_table(uri: str, columns: dict[str, Column], *, header: bool | None = No
 
     `header` says whether the first line of a tsv or csv names the columns; by default it does where a column is asked for
     by name. A tsv has no quotes (as GLUE's), a csv has. Files may be gzipped. Raises UserError for a column that is not
-    there, a row that is too short, an empty file, text that is not UTF-8, and text that is null. With `skip_bad` a line of
-    JSON that cannot be read, and a row whose text is null or no text, are passed over and counted.
+    there, a row that is too short, an empty file, text that is not UTF-8, text that is null, and an empty side of parallel
+    text. With `skip_bad` a line of JSON that cannot be read, and a row with one of the last two, are passed over and counted.
     """
     return _read_table(uri, tuple(sorted(columns.items())), header, skip_bad)
 
@@ -131,6 +132,10 @@ def _cell(uri: str, place: str, name: str, value: Any) -> str:
     if text is None and name != "label":
         raise UserError(
             f"{uri}: {place}: {name} is {'null' if value is None else 'NaN'}, expected text; fill it in or remove the row"
+        )
+    if name in SENTENCES and not text.strip():
+        raise UserError(
+            f'{uri}: {place}: {name} is empty, expected text; fill it in, remove the row, or set data.on_bad_example="skip"'
         )
     return "" if text is None else text.strip() if name == "label" else text
 
