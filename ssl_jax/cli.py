@@ -209,6 +209,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--topology", metavar="NAME", help="v5e:8x8, v5p:2x2x2, h100:8, local:2; default: the devices here")
     sub.add_argument("--json", action="store_true", help="print everything as JSON")
     sub.add_argument("--examples", type=int, metavar="N", help="training examples, for a duration in epochs")
+    sub.add_argument("--analyse", action="store_true", help="memory by analysis, in seconds; nothing is compiled")
     sub = command("data", _data, "list, inspect or prepare data sources", devices=False)
     sub.add_argument("action", choices=("list", "inspect", "prepare"))
     sub.add_argument("uri", nargs="?")
@@ -356,7 +357,8 @@ def _bench(arguments):
 def _plan(arguments):
     from ssl_jax import plan
 
-    return plan.main(arguments.settings, arguments.topology, as_json=arguments.json, examples=arguments.examples)
+    options = dict(as_json=arguments.json, examples=arguments.examples, analyse=arguments.analyse)
+    return plan.main(arguments.settings, arguments.topology, **options)
 
 
 def _data(arguments):

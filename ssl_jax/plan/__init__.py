@@ -16,10 +16,13 @@ USABLE = {"tpu": 0.98, "gpu": 0.92, "cpu": 0.9}  # of a device's memory; the res
 
 
 def main(
-    config: ConfigDict, topology: str | None, *, as_json: bool = False, examples: int | None = None, propose: bool = True,
-    say: Callable[[str], None] = print,
+    config: ConfigDict, topology: str | None, *, as_json: bool = False, examples: int | None = None, analyse: bool = False,
+    propose: bool = True, say: Callable[[str], None] = print,
 ) -> int:  # fmt: skip
-    """Plan a config, print what was found, and return the exit status: 0, or 3 where it does not fit."""
+    """Plan a config, print what was found, and return the exit status: 0, or 3 where it does not fit.
+
+    analyse: compile nothing, as where there is no compiler for the devices.
+    """
     from ssl_jax.plan import report
 
     set_up(topology)
@@ -27,7 +30,7 @@ def main(
         from ssl_jax.start import start_process
 
         start_process()
-    wanted = parse(topology)
+    wanted = dataclasses.replace(parse(topology), analysed=analyse)
     found = plan(config, wanted, examples=examples)
     if not found["memory"]["fits"] and propose:
         from ssl_jax.plan import auto, fit

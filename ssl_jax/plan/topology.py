@@ -45,15 +45,18 @@ class Topology:
 
     text: str
     target: Target
+    analysed: bool = False  # not to be compiled for
 
     @property
     def local(self) -> bool:
         return self.text.startswith("local")
 
     def missing(self) -> str | None:
-        """The command that installs the compiler for these devices; None where it is here."""
+        """What to do for a compiler for these devices, such as the command that installs it; None where it is here."""
         import jax
 
+        if self.analysed:
+            return "leave out --analyse"
         if self.local:
             return None
         if self.target.platform == "tpu":

@@ -65,6 +65,17 @@ def test_what_does_not_fit_is_told_with_a_setting_that_does(no_compiler, capsys)
     assert half["device_hours"] == pytest.approx(half["step_seconds"] * found["run"]["steps"] / 3600)
 
 
+@pytest.mark.parametrize("where", ["v5e:2x2", "local:1"])
+def test_a_plan_by_analysis_compiles_nothing(where, monkeypatch, capsys):
+    monkeypatch.setattr(compiled, "compile_step", None)
+    small = ["--config.model.depth=1", "--config.model.width=16", "--config.model.heads=2", "--config.data.batch_size=4"]
+    assert (
+        cli.main(["plan", "--config=configs/mae/fashion_mnist.py", f"--topology={where}", "--analyse", "--json", *small]) == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert found["method"] == "analysis; to compile it: leave out --analyse" and found["memory"]["by_kind"]["temporaries"] > 0
+
+
 @pytest.mark.parametrize("file, stacks", [
     ("configs/clip/vit_b32_laion400m.py", ["model.image", "model.text"]),
     ("configs/downstream/multi30k_en_de.py", ["model.encoder"]),
