@@ -68,3 +68,42 @@ def test_without_a_mesh_nothing_is_split():
     x = jnp.ones((2, 3, 4, 5))
     assert partition.free_axes(partition.AXES, 8) == ()
     np.testing.assert_array_equal(jax.jit(lambda x: partition.by_rows_and_heads(lambda a, b: a + 1, x, None))(x), x + 1)
+
+
+PAIRS = """
+import json
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, Mesh
+from ssl_jax import partition
+from ssl_jax.pretext.contrastive import infonce, sigmoid
+from ssl_jax.pretext.joint_embedding import nt_xent
+
+mesh_of = lambda *shape: Mesh(np.array(jax.devices()[: np.prod(shape)]).reshape(shape), partition.AXES,
+                              axis_types=(AxisType.Auto,) * 3)
+unit = lambda i: (lambda x: x / jnp.linalg.norm(x, axis=1, keepdims=True))(jax.random.normal(jax.random.key(i), (24, 8)))
+same = jnp.stack([jnp.arange(24, dtype=jnp.uint32) // 2, jnp.zeros(24, jnp.uint32)], axis=1)  # every text stands twice
+losses = {
+    "infonce": lambda a, b, s, chunks: infonce(a, b, s, chunks=chunks),
+    "infonce, equal texts": lambda a, b, s, chunks: infonce(a, b, s, same=same, chunks=chunks),
+    "sigmoid": lambda a, b, s, chunks: sigmoid(a, b, s, 0.1 * s, same=same, chunks=chunks),
+    "nt_xent": lambda a, b, s, chunks: nt_xent(a, b, 1 / s, chunks)[0],
+}
+found = {}
+for name, loss in losses.items():
+    run = lambda chunks: jax.jit(jax.value_and_grad(lambda *x: loss(*x, chunks), (0, 1, 2)))(unit(0), unit(1), jnp.float32(5))
+    values = lambda chunks: [np.asarray(x, float).tolist() for x in jax.tree.leaves(run(chunks))]
+    found[name] = [values(1)]
+    for shape, chunks in (((4, 1, 1), 1), ((4, 1, 1), 3), ((2, 2, 1), 4), ((2, 1, 2), 24)):
+        with jax.set_mesh(mesh_of(*shape)):
+            found[name].append(values(chunks))
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_losses_over_all_pairs_are_those_of_one_device(child):
+    """Values and gradients in embeddings and scale, however the rows lie and into however many pieces they are cut."""
+    for name, (whole, *others) in json.loads(child(PAIRS, devices=4).splitlines()[-1]).items():
+        for other in others:
+            for mine, theirs in zip(other, whole, strict=True):
+                np.testing.assert_allclose(mine, theirs, atol=2e-6 * np.abs(theirs).max(), err_msg=name)
