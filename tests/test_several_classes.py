@@ -79,6 +79,13 @@ def test_a_table_of_several_classes_an_example(folder, file):
     assert "1 to 2 examples a class, 0 to 2 classes an example, 1.0 in the mean" in inspect(uri, label_separator=separator)
 
 
+def test_a_table_whose_labels_look_like_several_classes_says_so(folder):
+    (folder / "cells.csv").write_text("path,label\na.png,red;green\nb.png,green\nc.png,red\nd.png,Bag/Box\n")
+    assert "'red;green' looks like several classes; data.label_separator=';'" in inspect(f"csv:{folder / 'cells.csv'}")
+    (folder / "other.csv").write_text("path,label\na.png,red;green\nb.png,green\n")  # one part is no class
+    assert "looks like" not in inspect(f"csv:{folder / 'other.csv'}")
+
+
 def test_parquet_has_lists_of_class_numbers_or_names(folder, monkeypatch):
     pyarrow = pytest.importorskip("pyarrow")
     pq = pytest.importorskip("pyarrow.parquet")

@@ -120,12 +120,29 @@ class ImageTable(Source):
     def remarks(self) -> tuple[str, ...]:
         lines, start = self.longest
         found = f"the row of line {start:,} goes on to line {start + lines:,}; if it should not, a quote is not closed there"
-        return (found,) if lines else ()
+        several = None if self.separator else joined_classes(self.classes)
+        hint = (
+            f"{several[0]!r} looks like several classes; data.label_separator={several[1]!r} reads them apart"
+            if several
+            else ""
+        )
+        return tuple(line for line in (found if lines else "", hint) if line)
 
     def fingerprint(self) -> str:
         texts = ("\0".join(texts).encode("utf-8", "surrogatepass") for texts in self.texts)
         contents = content_samples([self.root / path for path in self.paths])
         return digest([*self.keys(), *texts, *contents], self._labels, self.classes)
+
+
+def joined_classes(classes: Sequence[str]) -> tuple[str, str] | None:
+    """Return a class whose name is those of other classes with a separator between them, and the separator; else None."""
+    known = set(classes)
+    for separator in ("|", ";", ",", "/"):
+        for name in classes:
+            parts = [part.strip() for part in name.split(separator)]
+            if len(parts) > 1 and known.issuperset(parts):
+                return name, separator
+    return None
 
 
 class Records(Source):
