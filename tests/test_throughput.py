@@ -79,7 +79,7 @@ def test_operations_are_sorted_by_what_they_hold():
     x = jnp.ones((64, 32))
     known = breakdown.instructions(jax.jit(step).lower(x, jnp.ones((32, 48))).compile().as_text())
     kinds = {kind for kind, _ in known.values()}
-    assert {"matrix products, and what is fused to them", "activations (erf, tanh, exp, log)", "lookups"} <= kinds
+    assert {"matrix products, with fused operations", "activations (erf, tanh, exp, log)", "lookups"} <= kinds
     products = [where for kind, where in known.values() if kind.startswith("matrix") and where]
     assert products and {breakdown.part(where) for where in products} == {"MLP"}
 

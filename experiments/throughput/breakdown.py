@@ -28,7 +28,7 @@ from ssl_jax import config as configs  # noqa: E402
 from ssl_jax.reports.tables import markdown  # noqa: E402
 
 KINDS = {  # the first whose operations a fusion holds
-    "matrix products, and what is fused to them": ("dot", "convolution", "custom-call"),
+    "matrix products, with fused operations": ("dot", "convolution", "custom-call"),
     "sums of gradients over the devices, and waiting": ("all-reduce", "all-gather", "reduce-scatter"),
     "activations (erf, tanh, exp, log)": ("erf", "tanh", "exponential", "log", "logistic"),
     "sums and norms": ("reduce", "reduce-window"),
@@ -131,7 +131,7 @@ def main() -> None:
             sums[of(name)] += ms
         rows = [[key, f"{ms:.2f}", f"{100 * ms / clock:.0f} %"] for key, ms in sorted(sums.items(), key=lambda i: -i[1])]
         rows.append(["between operations", f"{clock - sum(sums.values()):.2f}", ""])
-        print(markdown([title, "ms", "share"], [*rows, ["a step by the clock", f"{clock:.2f}", ""]]), end="\n\n")
+        print(markdown([title, "ms", "share"], [*rows, ["wall time of a step", f"{clock:.2f}", ""]]), end="\n\n")
     print(memory)
     for name, ms in sorted(spent.items(), key=lambda i: -i[1])[: arguments.top]:
         print(f"{ms:7.3f}  {name:40s} {known[name][0][:16]:16s} {known[name][1][-90:]}")
