@@ -51,35 +51,43 @@ def gathered(x: Array) -> Array:
 gathered.defvjp(lambda x: (gathered(x), None), lambda _, g: (g,))
 
 
-def over_rows(function: Callable[..., Any], split: tuple, whole: tuple) -> tuple[Any, Any]:
-    """Return `function(split, whole)` = (sums, results) of each device's own examples: sums added up, results put together.
+def over_rows(function: Callable[..., Any], split: tuple, parts: tuple) -> tuple[Any, Any]:
+    """Return `function(split, parts, across)` = (sums, results) of each device's own examples: sums added up over the devices
+    that share the examples, results put together.
 
-    split: a tree of arrays [batch, ...]; whole: a tree of arrays that every device gets whole. The first axis of a sum of two
-    or more axes is left split over "fsdp" where that divides it, as a parameter's gradient is.
+    split: a tree of arrays [batch, ...]; parts: a tree of arrays [rows, ...], of which every device gets its part of the rows
+    over the mesh's axes `across` ("tensor", where that divides the rows), else all. What needs all rows the function itself
+    must sum over `across`; a sum of one axis or more has the device's own rows. A sum of two or more axes is left split over
+    "fsdp" where that divides it, as a parameter's gradient is.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = free_axes(ROWS, *(x.shape[0] for x in jax.tree.leaves(split)))
-    if not axes:
-        return function(split, whole)
-    parts = mesh.shape["fsdp"] if "fsdp" in axes else 1
-    scattered = lambda x: x.ndim > 1 and parts > 1 and x.shape[0] % parts == 0
+    across = free_axes(HEADS, *(x.shape[0] for x in jax.tree.leaves(parts)))
+    if not axes + across:
+        return function(split, parts, ())
+    fsdp, axis = mesh.shape["fsdp"] if "fsdp" in axes else 1, len(across)
+    scattered = lambda x: x.ndim > 1 and fsdp > 1 and x.shape[axis] % fsdp == 0
 
     def total(x: Array) -> Array:
         if not scattered(x):
-            return jax.lax.psum(x, axes)
-        x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=0, tiled=True)
+            return jax.lax.psum(x, axes) if axes else x
+        x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=axis, tiled=True)
         return jax.lax.psum(x, others) if others else x
 
-    def local(split: tuple, whole: tuple) -> tuple[Any, Any]:
-        sums, results = function(split, whole)
+    def local(split: tuple, parts: tuple) -> tuple[Any, Any]:
+        sums, results = function(split, parts, across)
         return jax.tree.map(total, sums), results
 
+    def spec(x: Any) -> P:
+        rows = [across] if across and x.ndim else []
+        return P(*rows, "fsdp") if scattered(x) else P(*rows)
+
     others = tuple(name for name in axes if name != "fsdp")
-    sums, results = jax.eval_shape(function, split, whole)
-    specs = (jax.tree.map(lambda x: P("fsdp") if scattered(x) else P(), sums), jax.tree.map(lambda x: P(axes), results))
-    names = {name for name in mesh.auto_axes if name in axes or mesh.shape[name] == 1}
-    mapped = jax.shard_map(local, in_specs=(P(axes), P()), out_specs=specs, axis_names=names, check_vma=False)
-    return mapped(split, whole)
+    sums, results = jax.eval_shape(lambda *arrays: function(*arrays, ()), split, parts)
+    specs = jax.tree.map(spec, sums), jax.tree.map(lambda x: P(axes), results)
+    names = {name for name in mesh.auto_axes if name in axes + across or mesh.shape[name] == 1}
+    mapped = jax.shard_map(local, in_specs=(P(axes), P(across)), out_specs=specs, axis_names=names, check_vma=False)
+    return mapped(split, parts)
 
 
 def by_rows(function: Callable[..., Any], split: tuple, whole: tuple = ()) -> Any:

@@ -107,3 +107,40 @@ def test_losses_over_all_pairs_are_those_of_one_device(child):
         for other in others:
             for mine, theirs in zip(other, whole, strict=True):
                 np.testing.assert_allclose(mine, theirs, atol=2e-6 * np.abs(theirs).max(), err_msg=name)
+
+
+OUTPUT_LAYER = """
+import json
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, Mesh
+from ssl_jax import partition
+from ssl_jax.models.cross_entropy import cross_entropy
+
+mesh_of = lambda *shape: Mesh(np.array(jax.devices()[: np.prod(shape)]).reshape(shape), partition.AXES,
+                              axis_types=(AxisType.Auto,) * 3)
+draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)
+found = {}
+for rows in (24, 23):  # a vocabulary that four devices divide, and one that they do not
+    given = draw(0, 8, 6, 4), draw(1, rows, 4), draw(2, rows)
+    labels, weights = jnp.arange(48).reshape(8, 6) * 7 % rows, jnp.abs(draw(3, 8, 6))
+    def value(hidden, weight, bias):
+        return cross_entropy(hidden, weight, labels, bias, label_weights=weights, z_loss=0.1, chunks=chunks)
+    run = lambda: jax.jit(lambda *x: jax.value_and_grad(value, (0, 1, 2), has_aux=True)(*x))(*given)
+    values = lambda: [np.asarray(x, float).tolist() for x in jax.tree.leaves(run())]
+    chunks = 1
+    found[rows] = [values()]
+    for shape in ((4, 1, 1), (2, 2, 1), (1, 1, 4), (2, 1, 2), (1, 2, 2)):
+        with jax.set_mesh(mesh_of(*shape)):
+            for chunks in (1, 3):
+                found[rows].append(values())
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_an_output_layer_split_over_devices_is_that_of_one(child):
+    """Loss, metrics and gradients, with rows split over data and fsdp and the vocabulary over tensor."""
+    for rows, (whole, *others) in json.loads(child(OUTPUT_LAYER, devices=4).splitlines()[-1]).items():
+        for other in others:
+            for mine, theirs in zip(other, whole, strict=True):
+                np.testing.assert_allclose(mine, theirs, atol=2e-6 * np.abs(theirs).max(), err_msg=rows)

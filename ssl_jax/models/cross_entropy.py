@@ -122,13 +122,17 @@ _summed.defvjp(_forward, _backward)
 
 
 def _run(z_loss, chunks, differentiate, features, weight, bias, labels, w):
-    """Return (sums, (gradients in features, weight and bias) or None) of each device's rows, the sums over all devices."""
+    """Return (sums, (gradients in features, weight and bias) or None) of each device's rows, the sums over all devices.
 
-    def local(split, whole):
-        (features, labels, w), (weight, bias) = split, whole
-        piece = functools.partial(_piece, z_loss, differentiate, weight, bias)
+    Each device has its part of the vocabulary, where the mesh's "tensor" axis divides it.
+    """
+
+    def local(split, parts, across):
+        (features, labels, w), (weight, bias) = split, parts
+        piece = functools.partial(_piece, z_loss, differentiate, across, weight, bias)
         if chunks <= 1:
-            return piece(features, labels, w)
+            sums, d_features = piece(features, labels, w)
+            return sums, _sum(d_features, across) if differentiate else d_features
         arrays = tuple(_split(x, chunks) for x in (features, labels, w))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(piece, *(x[0] for x in arrays))[0])
 
@@ -139,24 +143,36 @@ def _run(z_loss, chunks, differentiate, features, weight, bias, labels, w):
         sums, d_features = jax.lax.scan(add, zeros, arrays)
         if differentiate:
             batch, time, width = features.shape
-            d_features = jnp.moveaxis(d_features, 0, 1).reshape(batch, -1, width)[:, :time]
+            d_features = _sum(jnp.moveaxis(d_features, 0, 1).reshape(batch, -1, width)[:, :time], across)
         return sums, d_features
 
-    whole = (weight.astype(features.dtype), bias)
-    (sums, d_weight, d_bias), d_features = partition.over_rows(local, (features, labels, w), whole)
+    parts = (weight.astype(features.dtype), bias)
+    (sums, d_weight, d_bias), d_features = partition.over_rows(local, (features, labels, w), parts)
     return sums, (d_features, d_weight, d_bias)
 
 
-def _piece(z_loss, differentiate, weight, bias, features, labels, w):
-    """Return ((sums, weight's and bias's gradient), the features' gradient) of one chunk; None where not differentiated."""
+def _sum(x: Array, across: tuple[str, ...]) -> Array:
+    return jax.lax.psum(x, across) if across else x
+
+
+def _piece(z_loss, differentiate, across, weight, bias, features, labels, w):
+    """Return ((sums, weight's and bias's gradient), the features' gradient) of one chunk; None where not differentiated.
+
+    With `across` weight and bias are this device's part of the vocabulary, and the features' gradient is that part's.
+    """
     scores = logits(features, weight, bias)
     highest = jnp.max(scores, axis=-1, keepdims=True)
+    if across:
+        highest = jax.lax.pmax(highest, across)
+        labels = labels - jax.lax.axis_index(across) * scores.shape[-1]
     exponential = jnp.exp(scores - highest)
-    z = jnp.sum(exponential, axis=-1, keepdims=True)
+    z = _sum(jnp.sum(exponential, axis=-1, keepdims=True), across)
     log_z = (highest + jnp.log(z))[..., 0]
     own = _at(scores, labels)
+    if across:
+        own = _sum(jnp.where((labels >= 0) & (labels < scores.shape[-1]), own, 0), across)
     nll = log_z - own
-    ties = jnp.sum(scores == highest, axis=-1)
+    ties = _sum(jnp.sum(scores == highest, axis=-1), across)
     right = (own == highest[..., 0]) / ties
     loss = nll + z_loss * jnp.square(log_z) if z_loss else nll
     sums = tuple(jnp.sum(x * w) for x in (loss, nll, right))

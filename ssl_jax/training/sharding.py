@@ -15,11 +15,13 @@ from ssl_jax.training.settings import MeshSettings
 
 BATCH = PartitionSpec(ROWS)
 
-# Heads and the hidden units of an MLP are split over `tensor`: no communication inside attention or between up and down.
+# Heads and the hidden units of an MLP are split over `tensor`: no communication inside attention or between up and down. So is
+# the vocabulary: the output layer's loss exchanges a few numbers a token.
 TENSOR_RULES = (
     (r"(.*/)?(query|key|value|up|gate)/kernel", (None, "tensor")),
     (r"(.*/)?(query|key|value|up|gate)/bias", ("tensor",)),
     (r"(.*/)?(out|down)/kernel", ("tensor", None)),
+    (r"(.*/)?(token_embedding|head/weight)", ("tensor", None)),
     (r".*", ()),
 )
 

@@ -71,3 +71,13 @@ def test_contrastive_embeddings_are_gathered_once(accumulation):
     assert [c.count for c in found if c.kind == "all-gather"] == [1]
     assert not [c for c in found if c.loops]
     assert total(found, "all-reduce", "reduce-scatter") <= 1.2 * gradient
+
+
+def test_tensor_parallel_devices_share_the_vocabulary():
+    """The embedding table is gathered once, for the lookup. The output layer's loss and the blocks exchange a few numbers and
+    one activation a token, and no device gets another's part of a weight."""
+    gradient, found = compile_for("v5e:2x2", "gpt/gpt2_124m.py", GPT, training__accumulation=1, mesh__data=2, mesh__tensor=2)
+    assert [(c.count, c.bytes) for c in found if c.kind == "all-gather"] == [(1, 4 * 512 * 128)]
+    assert {c.kind for c in found} <= {"all-gather", "all-reduce", "reduce-scatter"}
+    parts = [c for c in found if c.op_name.endswith("shard_map/psum") and c.shape == "f32[256,128]"]
+    assert [c.count for c in parts] == [1]  # the gradient of half the vocabulary, over data
