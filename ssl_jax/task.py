@@ -15,7 +15,7 @@ Metrics = dict[str, Array]  # scalars are logged; arrays ("statistics") go to `a
 
 @dataclasses.dataclass(frozen=True)
 class DataInfo:
-    """What a data set tells a task about itself, before any array is allocated.
+    """A description of the data set for the task, available before any array is allocated.
 
     `shapes` holds one *example* of the batch: name -> jax.ShapeDtypeStruct without the batch axis, as the task sees it
     (after decoding, cropping and normalisation).
@@ -47,9 +47,9 @@ class Text:
 
 @flax.struct.dataclass
 class Context:
-    """What a step knows besides parameters and batch.
+    """Inputs of a step besides parameters and batch.
 
-    step: updates done so far; total: those of the whole run. teacher: the parameters' moving average (State.ema), or
+    step: completed updates; total: updates of the whole run. teacher: the parameters' moving average (State.ema), or
     None. variables: the task's own state (`Task.variables`). numbers: the task's `scheduled` numbers at this step.
     """
 
@@ -61,16 +61,16 @@ class Context:
 
 
 class Task:
-    """Everything the trainer, the evaluators and the report ask of a task. Array functions are pure and jittable.
+    """The interface of a task for the trainer, the evaluators and the report. Array functions are pure and jittable.
 
     A batch is a dict of arrays with a leading batch axis. `batch["position"]` (i32[batch]) is each example's place in the
-    global batch: draw what is random per example from `randomness.example_keys(key, batch["position"])`, so that no
+    global batch: use `randomness.example_keys(key, batch["position"])` for random choices per example, so that no
     result depends on devices or accumulation.
 
-    The trainer cuts the global batch over devices and `training.accumulation` microbatches, calls `loss` on each piece,
-    and averages losses, metrics and gradients by `metrics["weight"]`, the number of terms the loss is a mean over (by
-    default every example weighs the same). So `loss` must not relate the examples of a piece to each other. What does
-    belongs into `prepare` (mixing examples), or, with `relates_examples`, into `embed` and `joint_loss`.
+    The trainer divides the global batch over devices and `training.accumulation` microbatches, calls `loss` on each piece,
+    and averages losses, metrics and gradients by `metrics["weight"]`, the number of terms in the mean (by default all
+    examples have equal weight). So `loss` must not relate the examples of a piece to each other. Computations that do
+    belong into `prepare` (mixing examples), or, with `relates_examples`, into `embed` and `joint_loss`.
     """
 
     name: ClassVar[str]  # of the task in a config
@@ -79,7 +79,7 @@ class Task:
 
     @classmethod
     def from_config(cls, config: Any, info: DataInfo) -> "Task":
-        """Build the task from a config and what the data say; UserError where they do not fit."""
+        """Build the task from a config and the data's description; raise UserError if they do not fit together."""
         raise NotImplementedError(cls)
 
     def init(self, key: Key[Array, ""], batch: Batch) -> Params:
@@ -91,7 +91,7 @@ class Task:
         return {}
 
     def fit(self, variables: Mapping[str, Any], examples: Callable[[int], Batch]) -> Mapping[str, Any]:
-        """Compute variables that come from data (a PCA basis), once before step 0; `examples(n)` gives n training examples."""
+        """Compute variables from data (a PCA basis), once before step 0; `examples(n)` returns n training examples."""
         return variables
 
     def scheduled(self) -> dict[str, float]:
@@ -105,7 +105,7 @@ class Task:
     # The loss -----------------------------------------------------------------------------------------------------------
 
     def prepare(self, batch: Batch, key: Key[Array, ""], *, train: bool) -> Batch:
-        """Change the global batch before it is cut into pieces: mixup, counts over the whole batch."""
+        """Transform the global batch before it is divided into pieces: mixup, counts over the whole batch."""
         return batch
 
     def loss(
@@ -117,8 +117,8 @@ class Task:
 
     @property
     def relates_examples(self) -> bool:
-        """Whether the loss is one of all examples together (contrastive, batch norm): the trainer never cuts `joint_loss`,
-        and with accumulation computes `embed` piece by piece, forward and backward (GradCache: Gao et al. 2021)."""
+        """Whether the loss relates examples (contrastive, batch norm): the trainer computes `joint_loss` on the global batch,
+        and with accumulation `embed` piece by piece, forward and backward (GradCache: Gao et al. 2021)."""
         return False
 
     def embed(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool, context: Context | None) -> Any:
@@ -145,7 +145,7 @@ class Task:
         return {}
 
     def trouble(self, metrics: Mapping[str, float]) -> str | None:
-        """Return one line where the means of a line of the log show that training has failed (collapsed features)."""
+        """Return one line if the averaged metrics of a log line show that training has failed (collapsed features)."""
         return None
 
     # What is read off a trained model -------------------------------------------------------------------------------------
@@ -161,11 +161,11 @@ class Task:
     def panels(
         self, params: Params, batch: Batch, key: Key[Array, ""], *, context: Context | None = None
     ) -> dict[str, Images | Text]:
-        """Return what the report shows of a few examples."""
+        """Return the report's panels for a few examples."""
         return {}
 
     def tokenize(self, texts: Any) -> dict[str, np.ndarray]:
-        """Return the batch of some texts, for tasks that read text and images apart."""
+        """Return the batch of some texts, for tasks that embed text and images separately."""
         raise NotImplementedError(type(self))
 
     def flops(self) -> float:
@@ -174,7 +174,7 @@ class Task:
 
 
 def by_default(task: Task, method: str) -> bool:
-    """Whether a task leaves an optional method as it is here."""
+    """Whether a task inherits the default of an optional method."""
     return getattr(type(task), method, None) is getattr(Task, method)
 
 

@@ -1,4 +1,4 @@
-"""What happens when a loss or a gradient is not finite: stop with a report, or go back past the bad batches."""
+"""Handle a non-finite loss or gradient: stop with a report, or go back to a checkpoint and skip the bad batches."""
 
 import pathlib
 from typing import Any
@@ -26,7 +26,7 @@ class Rewind(Exception):
 
 
 def stop_or_rewind(run: Any, step: int, metric: str, group: str, *, rewinds: int | None) -> None:
-    """Raise Diverged, or Rewind where `rewinds` (None: not allowed) are fewer than MAX_REWINDS. Writes diverged.json.
+    """Raise Diverged, or Rewind if `rewinds` (None: not allowed) is below MAX_REWINDS. Writes diverged.json.
 
     run: the loop's Run. metric, group: the first metric and parameter group that are not finite after `step`.
     """
@@ -42,7 +42,7 @@ def stop_or_rewind(run: Any, step: int, metric: str, group: str, *, rewinds: int
 
 
 def diagnose(run: Any, number: int) -> str | None:
-    """Name an index (token, type, label) of batch `number` that lies outside its table: no learning rate is to blame then."""
+    """Name an index (token, type, label) of batch `number` outside its table, which is then the cause; else None."""
     task, stream = run.program.task, run.stream
     if jax.process_count() > 1 or not index_limits(task):
         return None
@@ -66,7 +66,7 @@ def report(
 
 
 def rewound(bad: Rewind, checkpoints: Checkpoints, abstract: State, mesh: Any, rewinds: int) -> tuple[int, State, dict]:
-    """Return (step, State, extra) of the last checkpoint before the bad step; the batches since then are passed over."""
+    """Return (step, State, extra) of the last checkpoint before the bad step; the batches since then are skipped."""
     checkpoints.wait()
     good = max(s for s in checkpoints.steps() if s < bad.step)
     state, extra = checkpoints.restore(good, abstract)

@@ -1,4 +1,4 @@
-"""How long a run is: durations in steps, and where its calls of several steps end."""
+"""The length of a run: durations in steps, and the boundaries of calls of several steps."""
 
 import dataclasses
 import itertools
@@ -21,7 +21,7 @@ from ssl_jax.training.program import Program
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """A run's steps, how many one call holds, and after how many it evaluates and saves (None: never)."""
+    """A run's total steps, steps per call, and the intervals of evaluation and saving in steps (None: never)."""
 
     total: int
     many: int = 1
@@ -34,8 +34,8 @@ class Length:
         return [interval for interval in (self.evaluate_every, self.save_every) if interval]
 
     def calls(self, step: int) -> Iterator[int]:
-        """Yield how many steps each call from `step` on holds. Calls end where the run evaluates or saves, wherever it was
-        started, so that a resumed run makes the same calls."""
+        """Yield the number of steps of each call from `step` on. Calls end where the run evaluates or saves, independent of
+        the first step, so that a resumed run makes the same calls."""
         many = self.many
         while step < self.total:
             ends = [self.total, *((step // m + 1) * m for m in (many, *self.boundaries))]
@@ -45,7 +45,7 @@ class Length:
             step += count
 
     def has_single_steps(self, step: int) -> bool:
-        """Whether some calls from `step` on hold one step although others hold several."""
+        """Whether some calls from `step` on have one step although others have several."""
         return any(m % self.many for m in (step, self.total, *self.boundaries))
 
     def evaluates(self, step: int) -> bool:
@@ -54,7 +54,7 @@ class Length:
 
 
 def in_steps(text: str, path: str, stream: Any, total: int | None = None) -> int | None:
-    """Return a duration in steps; None for a budget in minutes, which has to be measured."""
+    """Return a duration in steps; None for a budget in minutes, which needs a measurement."""
     duration = configs.Duration.parse(text, path)
     if duration.unit == "minute" and total is None:
         return None
@@ -65,7 +65,7 @@ def in_steps(text: str, path: str, stream: Any, total: int | None = None) -> int
 
 
 def at_least_one(text: str, path: str, stream: Any, total: int | None = None) -> int | None:
-    """Return `in_steps`; UserError where that is less than one step."""
+    """Return `in_steps`; raise UserError if that is less than one step."""
     steps = in_steps(text, path, stream, total)
     if steps is not None and steps < 1:
         raise UserError(f"{path}={text!r}: is less than one step of {stream.batch_size} examples")
@@ -75,7 +75,7 @@ def at_least_one(text: str, path: str, stream: Any, total: int | None = None) ->
 def hyper(program: Program, stream: Any, seed: int, total: int | None, **given: Any) -> dict[str, Any]:
     """Return the hyper-parameters of a run of `total` steps (None: not known yet).
 
-    given: lr and weight_decay where they are not the config's. Raises UserError for a schedule that does not fit the run.
+    given: lr and weight_decay that replace the config's. Raises UserError for a schedule that does not fit the run.
     """
     settings, steps = program.settings, 1 if total is None else total
     steps_of = lambda name, schedule: in_steps(schedule.over, f"schedules.{name}.over", stream, steps)
@@ -94,13 +94,13 @@ def hyper(program: Program, stream: Any, seed: int, total: int | None, **given: 
     return found
 
 
-EXTENDABLE = ("constant", "warmup_stable_decay")  # schedules whose rate so far does not depend on the length of the run
+EXTENDABLE = ("constant", "warmup_stable_decay")  # schedules whose past rates do not depend on the length of the run
 
 
 def extended(program: Program, saved: dict[str, Any], wanted: dict[str, Any], step: int) -> dict[str, Any]:
-    """Return the hyper-parameters of a run that `step` steps have been taken of, with the length that is `wanted` now.
+    """Return the hyper-parameters of a run after `step` steps, with the length changed to that of `wanted`.
 
-    Raises UserError where another length would have changed one of these steps.
+    Raises UserError if the new length would have changed one of these steps.
     """
     number = lambda values, name: int(np.ravel(values[name])[0])
     old, new, warmup = number(saved, "total_steps"), number(wanted, "total_steps"), number(saved, "warmup_steps")
@@ -123,7 +123,7 @@ def extended(program: Program, saved: dict[str, Any], wanted: dict[str, Any], st
 
 
 def measured(program: Program, state: Any, stream: Any, resident: Any, minutes: float, seconds: float = 5.0) -> int:
-    """Return how many steps fit into `minutes`, at the speed of a few seconds on a copy of the state."""
+    """Return how many steps fit into `minutes`, at the speed measured for a few seconds on a copy of the state."""
     count = program.steps_per_call
     run, state = program.compiled(count, resident), jax.tree.map(jnp.copy, state)
     batches = Prefetch(stream.iterate(0, program.rows), itertools.repeat(count), program.put)

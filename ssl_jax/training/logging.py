@@ -1,7 +1,7 @@
 """A run's log: metrics.jsonl, TensorBoard, Weights & Biases, and one line on the console.
 
-metrics.jsonl holds what the training computed and nothing of the clock, so that a run that was killed and resumed has the
-same file, byte for byte; speed.jsonl holds the speed.
+metrics.jsonl holds computed metrics and no times, so that a killed and resumed run has the same file, byte for byte;
+speed.jsonl holds the speed.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ class MetricsFile:
     """JSON lines that survive a kill at any byte: each is written at once, and a partial last line is removed on opening."""
 
     def __init__(self, path: pathlib.Path, step: int):
-        """Open for appending what follows `step`; remove lines beyond it, of steps that are done again."""
+        """Open for appending after `step`; remove later lines, whose steps are repeated."""
         self.path = path
         whole = [text for number, text in read_lines(path) if number <= step] if path.exists() else []
         content = "".join(whole).encode()
@@ -51,7 +51,7 @@ class MetricsFile:
 
 
 def read_lines(path: pathlib.Path) -> list[tuple[int, str]]:
-    """Return (step, text with its newline) of every whole line up to the first that is not one."""
+    """Return (step, text with its newline) of every complete line, up to the first incomplete or invalid one."""
     lines = []
     for text in path.read_text(errors="replace").splitlines(keepends=True):
         try:
@@ -91,7 +91,7 @@ class Speed:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Leave out the time of a block from what is measured."""
+        """Exclude the time of a block from the measurement."""
         started = time.monotonic()
         yield
         self.paused += time.monotonic() - started
@@ -147,7 +147,7 @@ class Console:
         print(f"{self.name} {step}/{self.total}  {text}", file=sys.stderr, flush=True)
 
     def say(self, line: str) -> None:
-        """Print a line of its own, even where the run is quiet."""
+        """Print a separate line, even if the run is quiet."""
         if jax.process_index() != 0:
             return
         if self._progress is not None:
@@ -167,7 +167,7 @@ def duration(seconds: float) -> str:
 
 
 class Logger:
-    """Everything above for one run. Without a work directory only the console.
+    """Log one run to all of the above; without a work directory only to the console.
 
     Keeps the sums of the metrics since the last line; they are part of a checkpoint (`state`), so that a line whose
     interval spans a restart is the same.
@@ -185,7 +185,7 @@ class Logger:
         console: Console,
         trouble: Callable[[Mapping[str, float]], str | None] = lambda metrics: None,
     ):
-        """trouble: `Task.trouble`; its first answer is printed."""
+        """trouble: `Task.trouble`; its first message is printed."""
         self.trouble, self.troubled = trouble, bool(state and state.get("troubled"))
         self.every, self.total, self.speed, self.step = training.log_every, total, speed, step
         state = state or {}
@@ -201,12 +201,12 @@ class Logger:
             self._wandb = _wandb(workdir, training.wandb) if training.wandb else None
 
     def state(self) -> dict[str, Any]:
-        """Return a copy, since it is written to disk while the run goes on."""
+        """Return the state for a checkpoint, copied because it is written while the run continues."""
         sums = {name: list(pair) for name, pair in self.sums.items()}
         return {"sums": sums, "line": self.line and dict(self.line), "troubled": self.troubled}
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Add the metrics of one step; every `every`-th step and the last end a line with the means since the line before."""
+        """Add the metrics of one step; every `every` steps and at the end, complete a line of means since the previous line."""
         self.last = dict(values)
         self.step = step
         for name, value in values.items():
@@ -248,7 +248,7 @@ class Logger:
                 self.speeds.write({"step": self.step, **speed})
 
     def sync(self) -> None:
-        """Flush what is written to the disk, before a checkpoint that relies on it."""
+        """Flush the files to disk, before a checkpoint that relies on them."""
         if self.metrics is not None:
             self.metrics.sync()
 
@@ -260,11 +260,11 @@ class Logger:
             self._wandb.finish()
 
 
-LAST = ("lr", "skipped", "rewinds")  # in a line, the last value rather than the mean
+LAST = ("lr", "skipped", "rewinds")  # logged by their last value instead of the mean
 
 
 def _tensorboard(workdir: pathlib.Path, step: int) -> Any:
-    torch = sys.modules.setdefault("torch", None)  # where it is installed tensorboardX imports it for nothing: 1.7 s
+    torch = sys.modules.setdefault("torch", None)  # tensorboardX would import torch without using it: 1.7 s
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

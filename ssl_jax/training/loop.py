@@ -1,9 +1,9 @@
 """The one loop that trains any task.
 
-    evaluate -> save -> take the next batch -> step -> record the step before
+    evaluate -> save -> take the next batch -> step -> record the previous step
 
-so that what a checkpoint holds has been evaluated and no batch is taken twice. The metrics of a call are read after the
-next one is dispatched; the loop waits for the device nowhere else.
+In this order a saved state has been evaluated, and no batch is taken twice. The metrics of a call are read after the
+next call is dispatched; the loop waits for the device nowhere else.
 """
 
 import contextlib
@@ -65,12 +65,13 @@ class Trainer:
         quiet: bool = False,
         console: Console | None = None,
     ) -> State:
-        """Train to the end, from the newest checkpoint in `workdir` where there is one.
+        """Train to the end, from the newest checkpoint in `workdir` if there is one.
 
-        total_steps: default, from training.duration. stream: other data of the same shapes and transforms. init_params:
-        parameters, or a function of the task's own; init_variables: a function of the task's own. evaluate: State -> numbers,
-        at every training.evaluate_every. console: default, one line under `name`. Without a workdir nothing is written.
-        Raises Preempted, Diverged, ReadingFailed or SaveFailed when the run stops before its end.
+        total_steps: by default from training.duration. stream: other data of the same shapes and transforms. init_params:
+        parameters, or a function that changes the task's initial ones; init_variables: the same for its variables.
+        evaluate: State -> {name: number}, called at every training.evaluate_every. console: by default one line under
+        `name`. Without a workdir nothing is written. Raises Preempted, Diverged, ReadingFailed or SaveFailed if the run
+        stops before its end.
         """
         saving = checkpoint or CheckpointSettings()
         with contextlib.ExitStack() as stack:
@@ -81,7 +82,7 @@ class Trainer:
                 stack.enter_context(locked(workdir))
                 rewinds = self.program.training.on_nonfinite == "rewind"
                 checkpoints = Checkpoints(workdir / "checkpoints", saving, first=rewinds)
-                stack.callback(checkpoints.join)  # whatever ends the run, a save that has begun is finished
+                stack.callback(checkpoints.join)  # a save that has begun is finished, however the run ends
             stream = stream or self.program.stream
             hyper = functools.partial(lengths.hyper, self.program, stream, seed, lr=lr, weight_decay=weight_decay)
             begun = startup.begin(
@@ -96,7 +97,7 @@ class Trainer:
 
 
 class Run:
-    """One run of a program: where it stands, and what it reports to."""
+    """One run of a program: its progress, logger, checkpoints and signals."""
 
     def __init__(self, program: Program, stream: Any, begun: startup.Begun, evaluate: Evaluate | None,
                  saving: CheckpointSettings, workdir: pathlib.Path | None, checkpoints: Checkpoints | None,
@@ -104,7 +105,7 @@ class Run:
         self.program, self.stream, self.evaluate, self.saving = program, stream, evaluate, saving
         self.workdir, self.checkpoints, self.signals = workdir, checkpoints, signals
         self.step, self.state, self.length = begun.step, begun.state, begun.length
-        self.extra = begun.extra  # saved beside the State: the logger's sums, the last evaluation, rewinds
+        self.extra = begun.extra  # saved with the State: the logger's sums, the last evaluation, rewinds
         self.resident, self.batches = begun.resident, begun.batches
         self.speed = Speed(program.task, stream, program.training.dtype)
         self.selection = Selection.of(saving, program.training, self.extra)
@@ -133,8 +134,8 @@ class Run:
                       state=self.extra.get("logger"), console=console, trouble=self.program.task.trouble)  # fmt: skip
 
     def loop(self) -> None:
-        """Take a batch, step, record; between calls evaluate, save and stop if asked to."""
-        pending, programs = None, {}  # pending: the metrics of the call before, still on the device
+        """Take a batch, step, record; between calls evaluate, save, and stop after a signal."""
+        pending, programs = None, {}  # pending: the metrics of the previous call, still on the device
         for count in self.length.calls(self.step):
             if count not in programs:
                 self.record(pending)
@@ -154,7 +155,7 @@ class Run:
         self.between_calls(pending, ahead=0)
 
     def next_batch(self, pending: Any) -> tuple[Any, Any]:
-        """Return the next call's batch and the metrics still to be read; a slow or dead reader loses no work done so far."""
+        """Return the next call's batch and the metrics still to be read; if the reader is slow or dead, no work is lost."""
         try:
             if not self.batches.is_ready(seconds=1.0):
                 self.record(pending)
@@ -169,7 +170,7 @@ class Run:
             raise
 
     def between_calls(self, pending: Any, ahead: int) -> Any:
-        """Evaluate, save, stop when asked; return the metrics still to be read. `ahead`: the next call's steps."""
+        """Evaluate, save, stop after a signal; return the metrics still to be read. `ahead`: the next call's steps."""
         step, last = self.step, self.step == self.length.total
         if self.signals and self.signals.must_stop(step, ahead):
             self.record(pending)
@@ -196,7 +197,7 @@ class Run:
         return {name: float(value) for name, value in self.evaluate(self.state).items()}
 
     def record(self, pending: Any) -> None:
-        """Read the metrics of a call, which the device has finished by now or soon will, check and log them."""
+        """Read, check and log the metrics of a dispatched call; waits until the device has finished it."""
         if pending is None:
             return
         start, count, metrics = pending
@@ -227,7 +228,7 @@ class Run:
             self.checkpoints.wait()
 
     def may_block(self) -> contextlib.AbstractContextManager:
-        """Around compilations and evaluations: a signal then saves this step from another thread."""
+        """Return a context for compilations and evaluations, in which a signal saves this step from another thread."""
         return startup.may_block(self.signals, self.save_now)
 
     def go_back(self, bad: divergence.Rewind) -> None:

@@ -1,4 +1,4 @@
-"""Optimizers: clip, scale by the method, decay the weights, scale by the learning rate; all behind the rules."""
+"""Optimizers: clip, scale by the method, decay the weights, scale by the learning rate; per parameter by rules."""
 
 import dataclasses
 import math
@@ -84,12 +84,12 @@ class OptimizerSettings:
                 raise UserError(f"rules.{key}={value!r}: write ((regular expression, value), ...)")
 
     def check_end(self, peak: float) -> None:
-        """Raise UserError where the schedule would end above its peak."""
+        """Raise UserError if the schedule would end above its peak."""
         if self.min_lr is not None and self.min_lr > peak:
             raise UserError(f"min_lr={self.min_lr:g}: the schedule would end above its peak, {peak:g}; lower min_lr")
 
     def check_lengths(self, *, peak: float, total: int, warmup: int, cooldown: int) -> None:
-        """Raise UserError where the schedule does not fit a run of `total` steps with this peak learning rate."""
+        """Raise UserError if the schedule does not fit a run of `total` steps with this peak learning rate."""
         self.check_end(peak)
         if warmup > total:
             longer = f"{warmup:,} steps are longer than the run, {total:,} steps"
@@ -187,7 +187,7 @@ METHODS = {
 
 @dataclasses.dataclass(frozen=True)
 class Multipliers:
-    """What the rules say of each parameter: trees of the parameters' structure."""
+    """The rules' values for each parameter, as trees of the parameters' structure."""
 
     weight_decay: Any  # float, times hyper.weight_decay
     lr: Any  # float, times the scheduled learning rate
@@ -215,7 +215,7 @@ def multipliers(settings: OptimizerSettings, params: Any) -> Multipliers:
         table = rules.layer_decay_multipliers(list(rules.flatten(params)), None, settings.layer_decay)
         lr = jax.tree_util.tree_map_with_path(lambda k, v: v * table[rules.path_of(k)], lr)
     if settings.name == "muon" and settings.matrix_lr is not None:
-        # the ratio is of peaks before the batch scales them, so both scale alike
+        # a ratio of peaks before scaling with the batch, so that both scale equally
         ratio = settings.matrix_lr / settings.peak(256)
         matrix = lambda k, v, p: v * ratio if is_matrix(rules.path_of(k), p.shape) else v
         lr = jax.tree_util.tree_map_with_path(matrix, lr, params)
@@ -239,8 +239,8 @@ def build(
     """Build the optimizer of a parameter tree (arrays or shapes).
 
     `update(grads, state, params, hyper=, step=)` takes learning rate, weight decay and schedule lengths from `hyper`, so that
-    replicas may differ in them; `total_steps` stands in where hyper has no "total_steps". Frozen parameters get no update
-    and no optimizer state; where a schedule multiplies the learning rate by 0, moments move on.
+    replicas may differ in them; `total_steps` is used if hyper has no "total_steps". Frozen parameters get no update
+    and no optimizer state; if a schedule multiplies the learning rate by 0, moments are still updated.
     """
     table = multipliers(settings, params)
     rules_of_lr = tuple((rule[0], i) for i, rule in enumerate(scheduled.lr))
@@ -281,8 +281,8 @@ def _kept(params: Any, keep: Any) -> Any:
 
 
 def _lars(grads: Any, params: Any, multiplier: Any, decay: Float[Array, ""], trust: float) -> Any:
-    """Scale as MAE's util/lars.py: for parameters of two or more axes, weight decay joins the gradient, which is then scaled to
-    trust * |p| / |g|; others are left alone (You et al. 2017)."""
+    """Scale as MAE's util/lars.py: for parameters of two or more axes, weight decay is added to the gradient, which is then
+    multiplied by trust * |p| / |g|; others are unchanged (You et al. 2017)."""
 
     def scaled(g, p, m):
         if p.ndim <= 1:

@@ -1,7 +1,7 @@
 """Save the last completed step and end on a shutdown signal, even while the main thread is inside a compilation.
 
-The C-level handler writes the signal's number to a pipe; a thread reads it. Between steps the loop asks `must_stop`. While the
-main thread cannot ask (compilation, evaluation: `may_block`), the thread itself saves the state of the last completed
+The C-level handler writes the signal's number to a pipe; a thread reads it. Between steps the loop calls `must_stop`. While the
+main thread is blocked (compilation, evaluation: `may_block`), the thread itself saves the state of the last completed
 step and ends the process. Several processes agree on the step to stop at through the coordinator's key-value store.
 """
 
@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 
 from ssl_jax.signals import SHUTDOWN
 
-INSISTENT = (signal.SIGTERM, signal.SIGINT)  # of these, a second one ends the process at once
-SAME_REQUEST = 0.5  # seconds within which several signals are one request: launchers and shells pass on what the group got too
+INSISTENT = (signal.SIGTERM, signal.SIGINT)  # a second one of these ends the process at once
+SAME_REQUEST = 0.5  # seconds within which signals count as one: launchers and shells forward signals that the group also got
 _active: "Preemption | None" = None
 
 
@@ -76,7 +76,7 @@ class Preemption:
             self._committed = step
 
     def end(self) -> None:
-        """Training is over and saved; end the process now if a signal came meanwhile."""
+        """Mark training as complete and saved; end the process now if a signal has arrived."""
         with self._condition:
             self._committed = None
             if self.signal is not None:
@@ -93,7 +93,7 @@ class Preemption:
 
     @contextlib.contextmanager
     def may_block(self, saver: Callable[[], None] | None) -> Iterator[None]:
-        """Mark a block in which the main thread cannot ask; `saver` saves the last completed step from another thread."""
+        """Mark a block in which the main thread cannot respond; `saver` saves the last completed step from another thread."""
         with self._condition:
             self._saver = saver
             if self.signal is not None and saver is not None:

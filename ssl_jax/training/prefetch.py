@@ -14,7 +14,7 @@ from ssl_jax.training.exceptions import ReadingFailed
 
 
 class Prefetch:
-    """An iterator of device batches. `counts` says how many steps each holds (1: without an axis of steps)."""
+    """An iterator of device batches. `counts`: the steps of each (1: without an axis of steps)."""
 
     def __init__(self, batches: Iterator[dict], counts: Iterator[int], put: Callable[[dict, int], Any], depth: int = 2):
         self._queue: queue.Queue = queue.Queue(depth)
@@ -53,7 +53,7 @@ class Prefetch:
         return False
 
     def is_ready(self, seconds: float | None = None) -> bool:
-        """Wait, for so many seconds at most, and return whether the next batch, or the error in its place, is there."""
+        """Wait for at most `seconds`, and return whether the next batch, or an error instead, is available."""
         started = time.monotonic()
         if self._taken is None:
             with contextlib.suppress(queue.Empty):

@@ -26,7 +26,7 @@ from ssl_jax.training.state import State
 from ssl_jax.training.step import TrainStep, several
 
 LOWERED = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}  # names of platforms for lowering
-SECONDS_PER_CALL, SHORT_RUN = 8.0, 1000  # on a CPU: the longest call, by a formula; the steps of a run too short for long calls
+SECONDS_PER_CALL, SHORT_RUN = 8.0, 1000  # on a CPU: longest call by estimate; runs of fewer steps use one step per call
 
 
 class Program:
@@ -46,7 +46,7 @@ class Program:
         self.averages = training.ema is not None or schedules.ema is not None
         if task.needs_teacher and not self.averages:
             raise UserError(f"training.ema: task {task.name} has a teacher; set its decay here or as schedules.ema")
-        # of a mesh that is made already, `mesh_rules` (the settings' own) say where parameters lie
+        # for a given mesh, `mesh_rules` (those of the settings) shard the parameters
         self.layout = mesh if isinstance(mesh, MeshSettings) else MeshSettings(rules=mesh_rules)
         rows = sharding.shared_rows(stream.batch_size, training.accumulation, task.relates_examples)
         self.mesh = sharding.fitted(mesh, rows) if isinstance(mesh, Mesh) else sharding.make_mesh(self.layout, rows=rows)
@@ -67,7 +67,7 @@ class Program:
         self.shardings = sharding.state_shardings(abstract, self.mesh, self.layout)
         self.abstract = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, self.shardings
-        )  # the State's shapes and where its arrays lie
+        )  # the State's shapes and shardings
         held = sum(np.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(self.abstract))
         check_memory(self.mesh, held, "parameters and optimizer state", "make the model smaller, or split it with mesh.fsdp")
 
@@ -126,7 +126,7 @@ class Program:
     # Compiling ----------------------------------------------------------------------------------------------------------
 
     def _steps_per_call(self) -> int:
-        """Return how many steps one call holds: several amortise dispatch, and on a CPU page faults, where steps are short."""
+        """Return the steps per call: if steps are short, several amortise dispatch and, on a CPU, page faults."""
         if self.training.steps_per_call != "auto":
             return self.training.steps_per_call
         flops = self.task.flops() * self.stream.batch_size
@@ -135,7 +135,7 @@ class Program:
         return int(np.clip(0.02 / max(flops / (2e14 * self.mesh.size), 1e-9), 1, 20))
 
     def steps_per_call_of(self, total: int) -> int:
-        """Return the same for a run of `total` steps: a short one on a CPU is over before a program of several is compiled."""
+        """Return the same for a run of `total` steps: on a CPU, compiling several steps does not pay for a short run."""
         chosen = self.training.steps_per_call == "auto" and target.current().platform == "cpu"
         return 1 if chosen and total < SHORT_RUN else self.steps_per_call
 
@@ -144,14 +144,14 @@ class Program:
         return self._programs.get(count, shapes_key(resident), resident)
 
     def compile_ahead(self, count: int, resident: Any) -> None:
-        """Compile in another thread what `compiled` will be asked for."""
+        """Start compiling, in another thread, the program that `compiled` will return."""
         self._programs.begin(count, shapes_key(resident), resident)
 
     def compile(self, count: int, resident: Any) -> Callable:
         return self.lowered(count, resident).compile()
 
     def lowered(self, count: int, resident: Any) -> jax.stages.Lowered:
-        """Return the program of `count` steps, traced and lowered for the platform of the mesh, which may be elsewhere."""
+        """Return the program of `count` steps, traced and lowered for the mesh's platform, which need not be present."""
         replicated = sharding.replicated(self.mesh)
         spec = sharding.BATCH if count == 1 else PartitionSpec(None, *sharding.BATCH)
         rows, lead = NamedSharding(self.mesh, spec), () if count == 1 else (count,)
@@ -168,9 +168,9 @@ class Program:
 
 
 class CompiledAhead:
-    """Programs by name, each compiled once, perhaps in another thread before it is asked for: it saves start-up time only.
+    """Programs by name, each compiled once, optionally ahead of its first use in another thread, to save start-up time.
 
-    Several processes compile the same programs in the same order, so there nothing is begun ahead.
+    Several processes must compile the same programs in the same order, so they compile nothing ahead.
     """
 
     def __init__(self, make: Callable[[int, Any], Callable]):
@@ -193,7 +193,7 @@ class CompiledAhead:
         try:
             found.set_result(self._make(count, resident))
         except BaseException as error:
-            del self.futures[count, key]  # who asks next tries again
+            del self.futures[count, key]  # the next request tries again
             found.set_exception(error)
         return found
 
@@ -206,13 +206,13 @@ def check_memory(mesh: Mesh, needed: float, what: str, advice: str) -> None:
 
 
 def memory_of(device: Any) -> float | None:
-    """Return the bytes of a device's memory, of the host's for a CPU device, or None where that is not known."""
+    """Return the bytes of a device's memory (for a CPU device, the host's), or None if unknown."""
     if device is None:
         return None
     if device.platform != "cpu":
         try:
             return (device.memory_stats() or {}).get("bytes_limit")
-        except jax.errors.JaxRuntimeError:  # a device that is not here, for which a program is only compiled
+        except jax.errors.JaxRuntimeError:  # an absent device, for which programs are only compiled
             return None
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,8 +1,8 @@
 """K runs of one program at once: every array of the State has a leading replica axis, and the loop is the same.
 
-A replica has its own seed, learning rate, weight decay, initial parameters, masks and data order, and computes what its
-single run computes, up to the order of sums. On several devices replicas lie over the devices, each whole on its own, and
-need no communication; those of one device share its program by `jax.vmap`, on a CPU one after another (`jax.lax.map`).
+A replica has its own seed, learning rate, weight decay, initial parameters, masks and data order, and computes the same as
+a single run, up to the order of sums. Replicas are distributed over the devices without communication, each on one device;
+the replicas of a device share its program by `jax.vmap`, or on a CPU run one after another (`jax.lax.map`).
 """
 
 import contextlib
@@ -34,7 +34,7 @@ AXIS = "replica"
 
 @dataclasses.dataclass(frozen=True)
 class Replica:
-    """One of the runs: what it has of its own. The options are those of `Trainer.run`."""
+    """The options in which one of the runs differs, as in `Trainer.run`."""
 
     seed: int
     stream: Any
@@ -52,9 +52,9 @@ def train_replicas(
 ) -> list[State | Diverged]:  # fmt: skip
     """Train all replicas to the end, and return each one's last State (of NumPy arrays), or why it diverged.
 
-    workdir: where the checkpoints of the stack lie while it trains; a start continues at the newest. At the end every
-    replica has its own checkpoint in its own work directory, as its single run has. share_data: all read the batches of
-    the first, decoded once. Raises ValueError where `can_be_replicated` is False, and else what `Trainer.run` raises.
+    workdir: for the checkpoints of all replicas while they train; a start resumes from the newest. At the end every
+    replica has its own checkpoint in its own work directory, like a single run. share_data: all read the batches of
+    the first, decoded once. Raises ValueError if `can_be_replicated` is False, and otherwise as `Trainer.run`.
     """
     saving, count = checkpoint or CheckpointSettings(), len(replicas)
     if not can_be_replicated(trainer.program, saving):
@@ -85,7 +85,7 @@ def train_replicas(
 
 
 def can_be_replicated(program: Program, saving: CheckpointSettings) -> bool:
-    """Whether several runs of the program can train together: none goes back, stops early or keeps a best checkpoint."""
+    """Whether several runs of the program can train together: not with rewinding, early stopping or a best checkpoint."""
     training = program.training
     alike = training.on_nonfinite != "rewind" and training.patience is None and saving.best is None
     return alike and "minute" not in training.duration and jax.process_count() == 1
@@ -94,7 +94,7 @@ def can_be_replicated(program: Program, saving: CheckpointSettings) -> bool:
 class ReplicaProgram(Program):
     """A program's step for `replicas` runs, (state, batch, resident) -> (state, metrics), all with a leading replica axis."""
 
-    def __init__(self, single: Program, replicas: int):  # all that it does not say is the single program's
+    def __init__(self, single: Program, replicas: int):  # other attributes are those of the single program
         vars(self).update(vars(single))
         self.single, self.replicas = single, replicas
         self.mesh = replica_mesh(single, replicas)
@@ -132,7 +132,7 @@ class ReplicaProgram(Program):
 
 
 def replica_mesh(program: Program, replicas: int) -> Mesh:
-    """Return the devices over which replicas lie: of those that the program may use, as many as divide the replicas."""
+    """Return a mesh for the replicas: as many of the program's devices as divide the number of replicas."""
     allowed = jax.local_devices() if program.layout.data == -1 else list(program.mesh.devices.flat)
     count = max(n for n in range(1, len(allowed) + 1) if replicas % n == 0)
     return Mesh(np.array(allowed[:count]), (AXIS,))
@@ -186,7 +186,7 @@ class AllDiverged(Exception):
 
 
 class ReplicaRun(Run):
-    """The run of a stack. A replica that diverges is not logged any more, and gets no checkpoint; the others go on."""
+    """The run of several replicas. A diverged replica is no longer logged and gets no checkpoint; the others continue."""
 
     def __init__(self, replicas: Sequence[Replica], *arguments: Any):
         super().__init__(*arguments)
@@ -227,7 +227,7 @@ class ReplicaRun(Run):
                 self.logger.logs[k].flush_line()
 
     def finished(self) -> list[State | Diverged]:
-        """Write every replica's own checkpoint, and return its State, or why it has none."""
+        """Write every replica's own checkpoint; return its State, or the reason why it diverged."""
         state, found = jax.device_get(self.state), []
         for k, r in enumerate(self.replicas):
             if str(k) in self.diverged:
@@ -242,7 +242,7 @@ class ReplicaRun(Run):
         return found
 
     def extra_of(self, k: int) -> dict[str, Any]:
-        """Return what the checkpoint of replica `k`'s single run would hold beside the State."""
+        """Return the extra state in the checkpoint of a single run, for replica `k`."""
         extra = {name: self.extra[name] for name in ("evaluated",) if name in self.extra}
         extra |= {name: self.extra[name][k] for name in ("evaluation", "logger") if name in self.extra}
         return {**extra, "selection": self.selection.state()}
@@ -260,7 +260,7 @@ class ReplicaLog:
                 log.flush_line(extra, step)
 
     def report(self) -> None:
-        """Show the console's line when it is due, and after the last step; every replica's speed is that of its share."""
+        """Show the console's line when it is due, and after the last step; each replica's speed is its share of the total."""
         step = max(log.step for log in self.logs)
         shown = [log.last for log in self.logs if log.step == step and log.last]
         if shown and (step == self.total or self.console.due()):
@@ -283,5 +283,5 @@ class ReplicaLog:
 
 
 def forget(workdir: pathlib.Path) -> None:
-    """Remove the stack's checkpoints, which its replicas' own have replaced."""
+    """Remove the common checkpoints, which the replicas' own have replaced."""
     shutil.rmtree(workdir, ignore_errors=True)

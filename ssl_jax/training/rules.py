@@ -12,7 +12,7 @@ import jax
 from ssl_jax.errors import UserError
 from ssl_jax.models import block_number
 
-FIRST_LAYER = (  # what feeds block 0
+FIRST_LAYER = (  # the parameters before block 0
     "patch_embedding", "positions", "class_token", "registers", "mask_token", "token_embedding", "position_embedding",
     "position_scale", "type_embedding", "embedding_norm",
 )  # fmt: skip
@@ -21,17 +21,17 @@ NOT_DECAYED = ("bias", "scale", "positions", "position_embedding")
 
 
 def path_of(keys: tuple) -> str:
-    """A path of jax.tree_util as text: "encoder/block03/mlp/up/kernel"."""
+    """Return a path of jax.tree_util as text: "encoder/block03/mlp/up/kernel"."""
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in keys)
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """Leaves by path, in the tree's own order."""
+    """Return the leaves by path, in the tree's order."""
     return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def first_match(rules: Sequence[Any], tree: Any, where: str) -> Any:
-    """A tree of the values of the first rule whose expression matches each leaf's whole path.
+    """Return a tree with, for each leaf, the value of the first rule whose expression matches its whole path.
 
     Raises UserError for an expression that does not compile, and for a leaf that no rule matches.
     """
@@ -57,20 +57,20 @@ def first_match(rules: Sequence[Any], tree: Any, where: str) -> Any:
 def decays(path: str, shape: tuple[int, ...]) -> bool:
     """Whether weight decay acts on a parameter by default.
 
-    Not on biases, norms' scales, positions and anything else of one axis; but on class and mask tokens, as the parameter
-    groups of the MAE code do, where these have three axes (timm's rule looks at the number of axes only).
+    It does not act on biases, norms' scales, positions and other parameters of one axis. It does act on class and mask
+    tokens, as in the parameter groups of the MAE code, where these have three axes (timm's rule only counts axes).
     """
     name = path.rsplit("/", 1)[-1]
     return name in TOKENS or (len(shape) > 1 and name not in NOT_DECAYED)
 
 
 def block_of(path: str) -> int | None:
-    """The number of the (first) block that a parameter lies in; None outside of blocks."""
+    """Return the number of the (first) block that contains a parameter; None outside of blocks."""
     return next((i for part in path.split("/") if (i := block_number(part)) is not None), None)
 
 
 def layer_ids(paths: Sequence[str], depth: int | None = None) -> dict[str, int]:
-    """Each parameter's layer: 0 for what feeds block 0, N + 1 for block N, depth + 1 for everything else."""
+    """Return each parameter's layer: 0 before block 0, N + 1 in block N, depth + 1 for everything else."""
     blocks = {path: i for path in paths if (i := block_of(path)) is not None}
     if depth is None:
         depth = 1 + max(blocks.values(), default=-1)
@@ -84,7 +84,7 @@ def layer_ids(paths: Sequence[str], depth: int | None = None) -> dict[str, int]:
 
 
 def layer_decay_multipliers(paths: Sequence[str], depth: int | None, decay: float) -> Mapping[str, float]:
-    """Learning-rate multipliers decay**(depth + 1 - id) (BEiT and MAE fine-tuning, util/lr_decay.py; Clark et al. 2020).
+    """Return learning-rate multipliers decay**(depth + 1 - id) (BEiT and MAE fine-tuning, util/lr_decay.py; Clark et al. 2020).
 
     The path's prefix does not matter. `depth` defaults to the number of blocks among `paths`.
     """

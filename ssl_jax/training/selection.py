@@ -1,4 +1,4 @@
-"""Which checkpoint is the best by a metric of the evaluation during training, and when to stop for want of a better one."""
+"""Select the best checkpoint by a metric of the evaluation during training, and stop early without improvement."""
 
 import dataclasses
 import math
@@ -13,18 +13,18 @@ from ssl_jax.training.settings import CheckpointSettings, TrainingSettings
 
 @dataclasses.dataclass
 class Selection:
-    """The best value so far of the metric that checkpoint.best names; part of a checkpoint (`state`)."""
+    """The best value so far of the metric checkpoint.best; saved in checkpoints (`state`)."""
 
     metric: str | None  # None: nothing is selected
     mode: str = "max"
-    patience: int | None = None  # evaluations without a better value after which training stops
+    patience: int | None = None  # evaluations without improvement after which training stops
     value: float | None = None
     step: int | None = None  # of the best value
     without: int = 0  # evaluations since
 
     @classmethod
     def of(cls, saving: CheckpointSettings, training: TrainingSettings, extra: Mapping[str, Any]) -> "Selection":
-        """Return the selection of a run as `extra`, what its checkpoint holds, left it."""
+        """Return a run's selection, restored from `extra`, the additional content of its checkpoint."""
         stored = extra.get("selection") or {}
         mode = saving.mode or "max"
         same = (stored.get("metric"), stored.get("mode")) == (saving.best, mode)
@@ -36,8 +36,8 @@ class Selection:
         return self.patience is not None and self.without >= self.patience
 
     def update(self, step: int, results: Mapping[str, float]) -> bool:
-        """Take the results of the evaluation after `step`; return whether its state must be saved: it is the best so far, or
-        the last one. A value that is not finite is never the best. Raises UserError where the results lack the metric.
+        """Record the results of the evaluation after `step`; return whether its state must be saved: if it is the best so
+        far, or the last. A non-finite value is never the best. Raises UserError if the results lack the metric.
         """
         if self.metric is None:
             return False
@@ -54,7 +54,7 @@ class Selection:
         return self.without == 0 or self.over
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of it."""
+        """Return the selection as saved in a checkpoint."""
         return {name: getattr(self, name) for name in ("metric", "mode", "value", "step", "without")}
 
 
@@ -66,7 +66,7 @@ def is_better(value: float, than: float, mode: str) -> bool:
 def best_step(evaluations: Mapping[int, Mapping[str, Any]], metric: str, mode: str) -> int | None:
     """Return the step with the best finite value of `metric`, the earliest of equal ones.
 
-    evaluations: what the checkpoint of each step holds beside its State. Only an evaluation of that very step counts.
+    evaluations: step -> additional content of its checkpoint. An evaluation counts only for the step that it measured.
     """
     best: tuple[float, int] | None = None
     for step, extra in sorted(evaluations.items()):

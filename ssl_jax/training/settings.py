@@ -8,20 +8,20 @@ from ssl_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSettings:
-    """How long and how a task is trained."""
+    """Length of the training, precision, evaluation, and the handling of non-finite losses."""
 
     duration: str = "1 epochs"
-    accumulation: int = 1  # microbatches a step; the batch is the same
+    accumulation: int = 1  # microbatches per step; the global batch does not change
     dtype: str = "float32"  # of the matmuls: "float32" or "bfloat16"
     ema: float | None = None  # decay of the parameters' moving average
-    steps_per_call: int | str = "auto"  # several steps in one program, where steps are short
-    log_every: int = 50  # steps; a line holds the mean since the last one
+    steps_per_call: int | str = "auto"  # "auto": several steps per call if steps are short
+    log_every: int = 50  # steps; a log line holds the means since the previous line
     evaluate_every: str | None = None  # a duration; None: not during training
     evaluators: tuple = ()  # names in `downstream`; empty: all of them
-    patience: int | None = None  # stop after so many evaluations in which checkpoint.best got no better
-    validation: float = 0.1  # share of the training examples held out for checkpoint.best to select on
-    on_nonfinite: str = "stop"  # "stop", "skip" (the update) or "rewind" (to the last checkpoint, past the batches since)
-    skip_outliers: float | None = None  # skip updates whose gradient norm lies so many standard deviations above the mean
+    patience: int | None = None  # stop after this many evaluations without improvement of checkpoint.best
+    validation: float = 0.1  # share of the training examples held out to evaluate checkpoint.best
+    on_nonfinite: str = "stop"  # "stop", "skip" (the update) or "rewind" (to the last checkpoint; skip the batches since)
+    skip_outliers: float | None = None  # skip updates whose gradient norm is this many standard deviations above its mean
     tensorboard: bool = True
     wandb: str | None = None  # project name
 
@@ -52,15 +52,15 @@ class TrainingSettings:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSettings:
-    """When checkpoints are saved, and which stay. The last step is always saved."""
+    """When checkpoints are saved, and which are not deleted. The last step is always saved."""
 
     every: int | None = None  # steps
     every_minutes: float | None = 5.0
     keep: int = 2  # the newest
     keep_every: int | None = None  # also keep every N-th step
     best: str | None = None  # also keep the best by this result of training.evaluate_every, such as "linear_probe/accuracy"
-    mode: str | None = None  # whether its "max" or "min" is the best; default: as the result says
-    features: bool = False  # cache what the evaluators extract in the work directory, for the next evaluation
+    mode: str | None = None  # "max" or "min" is the best; default: the metric's own direction
+    features: bool = False  # cache the evaluators' features in the work directory, for the next evaluation
     grace: float = 25.0  # seconds from a shutdown signal to the end of the process
 
     def __post_init__(self):
@@ -78,7 +78,7 @@ class CheckpointSettings:
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings:
-    """Devices along each axis; one of them may be -1: what is left. A CPU's devices are its cores (sharding.prepare_cpu)."""
+    """Devices along each axis; one axis may be -1: all remaining devices. A CPU's devices are its cores (`cpu.split_cores`)."""
 
     data: int = -1
     fsdp: int = 1
@@ -90,6 +90,6 @@ class MeshSettings:
         for name in ("data", "fsdp", "tensor"):
             value = getattr(self, name)
             if value < 1 and value != -1:
-                raise UserError(f"{name}={value}: must be at least 1, or -1 for what is left")
+                raise UserError(f"{name}={value}: must be at least 1, or -1 for all remaining devices")
         if sizes.count(-1) > 1:
             raise UserError("data: only one of data, fsdp and tensor may be -1")

@@ -1,4 +1,4 @@
-"""One mesh with the axes (data, fsdp, tensor); where each array lies on it."""
+"""One mesh with the axes (data, fsdp, tensor), and the sharding of each array."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,13 +26,13 @@ TENSOR_RULES = (
 )
 
 
-FEWEST_ROWS = 4  # of a core: with fewer, the sum over cores costs more than sharing the rows saves
+FEWEST_ROWS = 4  # per core: with fewer, the sum over cores costs more than dividing the rows saves
 
 
 def make_mesh(settings: MeshSettings, devices: Sequence[Any] | None = None, rows: int | None = None) -> Mesh:
-    """The mesh over all devices; UserError when they do not divide.
+    """Return the mesh over all devices; raise UserError if the axes do not match their number.
 
-    Of a CPU's cores (`cpu.split_cores`), as many are used as divide `rows`.
+    Of a CPU's cores (`cpu.split_cores`), only as many are used as divide `rows`.
     """
     devices = jax.devices() if devices is None else devices
     if cpu.cores_are_devices and rows is not None and settings.data == -1 and devices[0].platform == "cpu":
@@ -54,30 +54,30 @@ def make_mesh(settings: MeshSettings, devices: Sequence[Any] | None = None, rows
 
 
 def most_cores(count: int, rows: int) -> int:
-    """How many of `count` cores share `rows` rows evenly, some each."""
+    """Return the largest number of cores, at most `count`, that divides `rows` rows with at least FEWEST_ROWS each."""
     return max(n for n in range(1, max(count, 1) + 1) if rows % n == 0 and (n == 1 or rows // n >= FEWEST_ROWS))
 
 
 def fitted(mesh: Mesh, rows: int) -> Mesh:
-    """`mesh`; of cores, a smaller one where they do not divide `rows`."""
+    """Return `mesh`, or a smaller mesh of CPU cores if they do not divide `rows`."""
     if not (cpu.cores_are_devices and mesh.devices.flat[0].platform == "cpu" and mesh.shape["data"] == mesh.size):
         return mesh
     return Mesh(mesh.devices[: most_cores(mesh.size, rows)], mesh.axis_names, axis_types=mesh.axis_types)
 
 
 def shared_rows(batch_size: int, accumulation: int, relates_examples: bool) -> int:
-    """The rows that cores share. A loss over the whole batch is left to one device: split, it was slower."""
+    """Return the rows that cores divide. A loss over the whole batch uses one device: divided, it was slower."""
     return 1 if relates_examples else batch_size // accumulation
 
 
 def data_parallel(mesh: Mesh, rows: int) -> Mesh | None:
-    """`mesh` where it splits `rows` rows over its devices and nothing else; they then sum gradients by hand (TrainStep)."""
+    """Return `mesh` if it only shards `rows` rows over `data`, else None; TrainStep then sums gradients explicitly."""
     alone = mesh.size > 1 and mesh.shape["data"] == mesh.size and rows % mesh.size == 0
     return mesh if alone else None
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulation: int, relates_examples: bool = False) -> None:
-    """UserError unless devices and accumulation divide the global batch."""
+    """Raise UserError unless devices and accumulation divide the global batch."""
     split = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % accumulation:
         raise UserError(f"training.accumulation={accumulation} does not divide data.batch_size={batch_size}")
@@ -91,7 +91,7 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation: int, relates_examples
 
 
 def parameter_specs(params: Any, mesh: Mesh, settings: MeshSettings) -> dict[str, PartitionSpec]:
-    """A PartitionSpec for each parameter path: the rules' axes, then `fsdp` over the largest axis that it divides."""
+    """Return a PartitionSpec for each parameter path: the rules' axes, then `fsdp` over the largest axis that it divides."""
     matched = rules.first_match((*settings.rules, *TENSOR_RULES), params, "mesh.rules")
     matched = jax.tree_util.tree_flatten_with_path(matched, is_leaf=lambda x: isinstance(x, tuple | list))[0]
     matched = {rules.path_of(keys): value for keys, value in matched}
@@ -112,9 +112,9 @@ def spec_of(shape: tuple[int, ...], axes: tuple, mesh: Mesh) -> PartitionSpec:
 
 
 def state_shardings(state: Any, mesh: Mesh, settings: MeshSettings) -> Any:
-    """A NamedSharding for each leaf of a State of shapes.
+    """Return a NamedSharding for each leaf of a State of shapes.
 
-    Optimizer state and moving average lie as their parameter does (their path ends with its path); scalars everywhere.
+    Optimizer state and moving average are sharded like their parameter (their path ends with its path); scalars are replicated.
     """
     specs = parameter_specs(state.params, mesh, settings)
     shapes = {path: leaf.shape for path, leaf in rules.flatten(state.params).items()}
@@ -131,7 +131,7 @@ def state_shardings(state: Any, mesh: Mesh, settings: MeshSettings) -> Any:
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> slice:
-    """The rows of the global batch that this process reads."""
+    """Return the rows of the global batch that this process reads."""
     if jax.process_count() == 1:
         return slice(0, batch_size)
     rows = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,)).values()
@@ -142,7 +142,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> slice:
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int, steps: int | None = None) -> dict[str, jax.Array]:
-    """Host arrays as global device arrays; with `steps`, a leading axis of steps that no device splits."""
+    """Return host arrays as global device arrays; with `steps`, they have a leading axis of steps, which is not sharded."""
     if jax.process_count() == 1 and mesh.size == 1:
         return jax.device_put(dict(batch), mesh.devices.flat[0])
     sharding = NamedSharding(mesh, BATCH if steps is None else PartitionSpec(None, ROWS))
@@ -155,12 +155,12 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int, step
 
 
 def replicated(mesh: Mesh) -> Any:
-    """The sharding of an array that every device holds whole."""
+    """Return the sharding of a replicated array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
-    """Host arrays, equal in all processes, held whole by every device."""
+    """Return host arrays, equal in all processes, as replicated device arrays."""
     sharding = replicated(mesh)
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
@@ -168,7 +168,7 @@ def put_replicated(tree: Any, mesh: Mesh) -> Any:
 
 
 def put_state(tree: Any, shardings: Any) -> Any:
-    """Host arrays, equal in all processes, laid out as `shardings` say."""
+    """Return host arrays, equal in all processes, as device arrays with these shardings."""
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
     place = lambda x, s: jax.make_array_from_callback(np.shape(x), s, lambda i: np.asarray(x)[i])
@@ -176,7 +176,7 @@ def put_state(tree: Any, shardings: Any) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """Arrays of any layout, whole, as NumPy arrays in every process."""
+    """Return arrays of any sharding as whole NumPy arrays in every process."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     from jax.experimental import multihost_utils
@@ -185,7 +185,7 @@ def to_host(tree: Any) -> Any:
 
 
 def from_primary(value: Any) -> Any:
-    """A number of the first process, in all processes."""
+    """Return a number of the first process in all processes."""
     if jax.process_count() == 1:
         return value
     from jax.experimental import multihost_utils

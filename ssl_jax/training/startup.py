@@ -1,4 +1,4 @@
-"""How a run begins: its state created or restored, while programs compile and the first batch is read."""
+"""Start a run: create or restore its state while programs compile and the first batch is read."""
 
 import contextlib
 import dataclasses
@@ -20,13 +20,13 @@ from ssl_jax.training.program import Program
 
 @dataclasses.dataclass
 class Begun:
-    """Where a run stands before its first call. Of a complete run, only state and length are there."""
+    """A run before its first call. For a complete run only state and length are set."""
 
     step: int
     state: Any  # State
     length: Length
-    extra: dict[str, Any] = dataclasses.field(default_factory=dict)  # what a checkpoint holds beside the State
-    resident: Any = None  # the data that lie on the devices whole
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)  # what a checkpoint holds besides the State
+    resident: Any = None  # the data set's arrays on the devices (placement "device")
     batches: Prefetch | None = None
 
 
@@ -37,8 +37,8 @@ def begin(
 ) -> Begun:  # fmt: skip
     """Begin a run at the newest checkpoint, or at step 0.
 
-    hyper: steps in all (None: not known yet) -> the hyper-parameters. total: steps; default, from training.duration.
-    evaluates: whether the run has something to call at training.evaluate_every.
+    hyper: total steps (None: not known yet) -> the hyper-parameters. total: steps; by default from training.duration.
+    evaluates: whether the run has an evaluation to call at training.evaluate_every.
     """
     training = program.training
     newest = checkpoints.newest() if checkpoints else None
@@ -76,7 +76,7 @@ def resumed(
     program: Program, stream: Any, checkpoints: Checkpoints, signals: Preemption | None, step: int, of: Callable[[int], Length],
     hyper: Callable[[int | None], dict[str, Any]], total: int | None,
 ) -> Begun:  # fmt: skip
-    """Restore the checkpoint of `step`, as part of a run of `total` steps (None: of the length that it was begun with)."""
+    """Restore the checkpoint of `step`, for a run of `total` steps (None: the length that it was started with)."""
     state, extra = checkpoints.restore(step, program.abstract)
     if total is not None and total != first_of(state.hyper["total_steps"]):
         numbers = lengths.extended(program, sharding.to_host(state.hyper), hyper(total), step)
@@ -93,19 +93,19 @@ def resumed(
 
 
 def first_of(number: Any) -> int:
-    """Return a whole number of State.hyper; replicas share it."""
+    """Return an integer of State.hyper that all replicas share."""
     return int(np.ravel(number)[0])
 
 
 def length_of(program: Program, stream: Any, total: int, evaluates: bool, save_every: int | None) -> Length:
-    """Return the run's length in steps, and with it where calls end."""
+    """Return the run's Length, which also determines the boundaries of calls."""
     every = program.training.evaluate_every if evaluates else None
     evaluate_every = lengths.at_least_one(every, "training.evaluate_every", stream, total) if every else None
     return Length(total, program.steps_per_call_of(total), evaluate_every, save_every)
 
 
 def read_ahead(program: Program, stream: Any, length: Length, step: int, offset: int = 0) -> Prefetch:
-    """Read the batches of the calls from `step` on in the background; `offset`: batches passed over by rewinding."""
+    """Read the batches of the calls from `step` on in the background; `offset`: batches skipped by rewinding."""
     return Prefetch(stream.iterate(step + offset, program.rows), length.calls(step), program.put)
 
 
@@ -115,5 +115,5 @@ def save(checkpoints: Checkpoints, begun: Begun) -> None:
 
 
 def may_block(signals: Preemption | None, saver: Callable[[], Any]) -> contextlib.AbstractContextManager:
-    """Around what keeps the main thread busy: a signal then calls `saver` from another thread and ends the process."""
+    """Return a context for blocking work in the main thread: a signal calls `saver` from another thread, then exits."""
     return contextlib.nullcontext() if signals is None else signals.may_block(saver)

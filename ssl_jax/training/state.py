@@ -1,4 +1,4 @@
-"""Everything a run is, in one pytree."""
+"""The complete state of a run as one pytree."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -35,7 +35,7 @@ class State:
 
     @property
     def evaluated(self) -> Params:
-        """The parameters that evaluators read by default: the moving average where there is one."""
+        """The parameters that evaluators read by default: the moving average if there is one."""
         return self.params if self.ema is None else self.ema
 
 

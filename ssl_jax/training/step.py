@@ -39,15 +39,15 @@ class TrainStep:
     settings: OptimizerSettings
     schedules: Schedules = NO_SCHEDULES
     accumulation: int = 1
-    ema: float | None = None  # constant decay of the moving average, where no schedule gives it
+    ema: float | None = None  # constant decay of the moving average, unless a schedule gives it
     guard: bool = False  # skip the update when the loss or a gradient is not finite
     outliers: float | None = None
-    replicas: Mesh | None = None  # devices that hold all parameters, each of which takes the gradients of its own rows
+    replicas: Mesh | None = None  # data-parallel devices: each holds all parameters and computes the gradients of its own rows
 
     def __call__(self, state: State, raw: Batch, resident: Any) -> tuple[State, Metrics]:
         seed, data_step = state.hyper["seed"], state.step + state.hyper["data_offset"]
         batch = self.on_device(resident, raw, randomness.stream(seed, "augment", data_step))
-        bad = {"bad_examples": jnp.sum(batch.pop("bad"))} if "bad" in batch else {}  # skipped; others stand in their place
+        bad = {"bad_examples": jnp.sum(batch.pop("bad"))} if "bad" in batch else {}  # skipped, and replaced by others
         key, context = randomness.stream(seed, "task", data_step), self.context(state)
         batch = dict(self.task.prepare(batch, key, train=True))
         loss, outputs, grads = self.gradients(state.params, batch, key, context)
@@ -77,7 +77,7 @@ class TrainStep:
         return new, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
     def context(self, state: State) -> Context:
-        """Return what the task is told besides parameters and batch."""
+        """Return the task's context at this step."""
         numbers = dict(state.hyper["numbers"])
         numbers |= {name: self.schedules.value(f"task/{name}", state.hyper, state.step) for name in self.schedules.task}
         return Context(state.step, state.hyper["total_steps"], state.ema, state.variables, numbers)
@@ -90,8 +90,8 @@ class TrainStep:
     def gradients(self, params: Any, batch: Batch, key: Array, context: Context) -> tuple[Array, Metrics, Any]:
         """Return loss, metrics and gradients of the global batch.
 
-        Each microbatch, and with `replicas` each device's rows, weighs by its metric "weight". A loss that relates all
-        examples is computed whole, its embeddings piece by piece.
+        Each microbatch, and with `replicas` each device's rows, is weighted by its metric "weight". A loss that relates
+        examples is computed on the global batch, its embeddings piece by piece.
         """
         frozen = multipliers(self.settings, params).frozen
 
@@ -105,7 +105,7 @@ class TrainStep:
             (value, metrics), grads = gradient(params, batch, key, context)
             return value, metrics, grads
 
-        weighs = False  # whether the task names a weight, known once its loss is traced
+        weighs = False  # whether the task returns a weight, known once its loss is traced
 
         def weighted(params, batch, key, context):
             nonlocal weighs
@@ -176,7 +176,7 @@ class TrainStep:
 
 
 def split_outputs(outputs: Metrics) -> tuple[Metrics, Metrics]:
-    """Return (scalars, arrays) of what a loss gave besides its value."""
+    """Return (scalars, arrays) of the metrics that a loss returned."""
     arrays = {name: value for name, value in outputs.items() if jnp.ndim(value)}
     return {name: value for name, value in outputs.items() if name not in arrays}, arrays
 
@@ -185,17 +185,17 @@ def split_outputs(outputs: Metrics) -> tuple[Metrics, Metrics]:
 def applied(params: Any, updates: Any) -> tuple[Any, Float[Array, ""]]:
     """Return the parameters after the updates, and the updates' norm.
 
-    Not inlined, since the updates have two consumers here, in each of which XLA's CPU compiler would otherwise recompute
-    them from the old parameters, and so copy all of those.
+    Not inlined: XLA's CPU compiler would otherwise recompute the updates from the old parameters in each of their two
+    consumers, and copy the old parameters for it.
     """
     return optax.apply_updates(params, updates), optax.tree.norm(updates)
 
 
 def over_devices(sums: Callable, mesh: Mesh) -> Callable:
-    """Return `sums(params, batch, key, context)` of each device's rows, added up over the devices once a step.
+    """Return `sums(params, batch, key, context)` of each device's rows, summed over the devices once a step.
 
-    On a CPU they are added as one vector: XLA's CPU runtime synchronises all cores once an array. Elsewhere XLA puts arrays
-    together itself, and begins before the last is there.
+    On a CPU they are summed as one vector, since XLA's CPU runtime synchronises all cores for each array. Elsewhere XLA
+    combines all-reduces itself, and starts them before the last gradient is computed.
     """
 
     def local(params, batch, key, context):
@@ -243,8 +243,8 @@ def lines_of(metrics: Mapping[str, np.ndarray], count: int) -> list[dict[str, An
 
 
 def logged(line: Mapping[str, float]) -> dict[str, float]:
-    """Return what the log shows of a step's metrics: no group norms; of a skipped update, only what is finite, since the
-    rest would spoil the means."""
+    """Return the metrics of a step for the log: without group norms and, for a skipped update, without non-finite values,
+    which would spoil the means."""
     skipped = nonfinite(line) is not None
     return {name: v for name, v in line.items() if not name.startswith(GROUP) and (np.isfinite(v) or not skipped)}
 
