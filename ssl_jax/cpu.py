@@ -1,6 +1,6 @@
-"""Forms of a program that XLA's CPU compiler and runtime run well; on GPU and TPU each is its plain definition.
+"""Workarounds for XLA's CPU compiler and runtime; on GPU and TPU each function has its plain definition.
 
-docs/cpu.md says of each what XLA does without it, what that costs, measured, and when it can be deleted.
+docs/cpu.md lists for each what XLA does without it, the measured cost, and when it can be removed.
 """
 
 import ctypes
@@ -49,12 +49,12 @@ def materialize(x: Array) -> Array:
 
 @no_inline
 def _materialize(x):
-    return jax.lax.optimization_barrier(x)  # some operation, or the call would vanish
+    return jax.lax.optimization_barrier(x)  # without any operation, the call would be removed
 
 
 @jax.custom_vjp
 def materialize_cotangent(x: Array) -> Array:
-    """Return `x`, whose cotangent is written to memory instead of recomputed in each consumer."""
+    """Return `x`; its cotangent is written to memory instead of being recomputed in each consumer."""
     return x
 
 
@@ -65,7 +65,7 @@ materialize_cotangent.defvjp(lambda x: (x, None), lambda _, g: (materialize(g),)
 
 
 def is_cpu_bf16(*factors: Array) -> bool:
-    """Whether these are bf16 factors of a product on a CPU, which has fast kernels for one form only."""
+    """Whether these are bf16 operands of a product on a CPU, for which only one layout has a fast kernel."""
     return all(x.dtype == jnp.bfloat16 for x in factors) and traced_for()
 
 
@@ -74,19 +74,19 @@ def matmul(
 ) -> Float[Array, "... m n"]:
     """Return x @ y in `dtype` (default: that of x), accumulated in f32.
 
-    In bf16 on a CPU a call of its own with an f32 result; elsewhere rounded to `accumulate` (default: the dtype of x) on the
-    way.
+    In bf16 on a CPU this is a separate call with an f32 result; elsewhere the product is rounded to `accumulate` (default:
+    the dtype of x) first.
     """
     dtype = dtype or x.dtype
     if is_cpu_bf16(x, y):
         return _matmul_f32(x, y).astype(dtype)
     if accumulate is not None:
         return jnp.matmul(x, y, preferred_element_type=accumulate).astype(dtype)
-    return jnp.matmul(x, y).astype(dtype)  # an f32 result would make the gradient's products f32's, and slow
+    return jnp.matmul(x, y).astype(dtype)  # with an f32 result, the gradient's products would be in f32, and slow
 
 
 def transpose(x: Float[Array, "*batch m n"]) -> Float[Array, "*batch n m"]:
-    """Swap the last two axes of a factor of a `matmul`; in bf16 on a CPU ahead of the product."""
+    """Swap the last two axes of an operand of a `matmul`; in bf16 on a CPU, materialize the result before the product."""
     return _transpose(x) if is_cpu_bf16(x) else x.swapaxes(-1, -2)
 
 
@@ -153,10 +153,10 @@ def _rows(x: Float[Array, "... n"]) -> Float[Array, "rows n"]:
 
 
 def written_out_gradient(weights_of: Callable[..., Array]) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
-    """Decorate attention(rate, q, k, v, mask, kept), the values of `weights_of(q, k, mask)`, with its gradient.
+    """Decorate attention(rate, q, k, v, mask, kept), with the weights `weights_of(q, k, mask)`, with an explicit gradient.
 
-    The softmax's gradient needs, of every query, sum_t p_t dp_t = o . do (Dao et al. 2022, appendix B.4): a sum over the head's
-    width. Autodiff takes it over the keys, through a division that XLA:CPU then repeats for every weight.
+    The softmax's gradient needs sum_t p_t dp_t = o . do for each query (Dao et al. 2022, appendix B.4), a sum over the head's
+    width. Autodiff sums over the keys instead, through a division that XLA:CPU then repeats for every weight.
     """
 
     def decorate(attention):
@@ -192,7 +192,7 @@ def _attention_backward(rate, residual, dy):
     dy = jax.lax.optimization_barrier(dy)
     dweights = drop(grouped_matmul(dy, transpose(v), jnp.float32), kept, rate)
     dscores = weights * (dweights - jnp.sum((dy * y).astype(jnp.float32), axis=-1, keepdims=True))
-    if mask is not None:  # a query that may read nothing weighs all keys alike, yet moves no score
+    if mask is not None:  # a fully masked query has uniform weights, and its scores get no gradient
         dscores = jnp.where(mask[:, None, None], dscores, 0)
     dscores = jax.lax.optimization_barrier(dscores.astype(q.dtype))
     used = drop(weights, kept, rate).astype(v.dtype)
@@ -200,7 +200,7 @@ def _attention_backward(rate, residual, dy):
 
 
 def _over_queries(scores: Float[Array, "batch kv_heads group q kv"], x: Float[Array, "batch kv_heads group q width"]):
-    """scores^T @ x, summed over queries and group. One factor must be transposed: the narrow one, and then the result."""
+    """Return scores^T @ x, summed over queries and group; transposes the narrow operand and the result, not the scores."""
     merged = lambda a: a.reshape(*a.shape[:2], -1, a.shape[-1])
     return matmul(transpose(merged(x)), merged(scores)).swapaxes(-1, -2)
 
@@ -208,13 +208,13 @@ def _over_queries(scores: Float[Array, "batch kv_heads group q kv"], x: Float[Ar
 # Devices and memory of the process: called by `start.start_process`, never on import ------------------------------------
 
 MOST_CORES = 4  # each device holds a copy of the state
-cores_are_devices = False  # whether `split_cores` chose the number of devices; some may then be left idle by a mesh
+cores_are_devices = False  # whether `split_cores` chose the number of devices; a mesh may then use fewer of them
 
 
 def configure() -> None:
-    """Make each core a JAX device, and run a program of one device on the thread that calls it.
+    """Make each core a JAX device, and run programs of one device on the calling thread.
 
-    Must come before JAX's first use of a device. JAX otherwise hands a program of one device to a thread pool, in whose
+    Call it before JAX's first use of a device. Otherwise JAX runs a program of one device in a thread pool, in whose
     threads the C library returns blocks of over 64 MB to the kernel after every call (see `keep_freed_memory`).
     """
     if "JAX_CPU_ENABLE_ASYNC_DISPATCH" not in os.environ:
@@ -223,12 +223,12 @@ def configure() -> None:
 
 
 def split_cores() -> None:
-    """Make each core, up to MOST_CORES, a JAX device; no change where the user or several processes have chosen already.
+    """Make each core, up to MOST_CORES, a JAX device, unless the user has chosen devices or there are several processes.
 
-    Two cores that each work on half the rows are faster than two that share every operation (experiments/throughput).
+    Two devices with half of the rows each are faster than one device on two cores (docs/cpu.md).
     """
     global cores_are_devices
-    from jax._src import distributed  # the public module does not say in every version whether it was initialised
+    from jax._src import distributed  # not every version's public module has `is_initialized`
 
     chosen = jax.config.jax_num_cpu_devices != -1 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if chosen or distributed.global_state.client is not None:
@@ -241,10 +241,10 @@ def split_cores() -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep what a CPU program frees for its next call; True where that worked (glibc).
+    """Let the C library reuse the memory that a CPU program frees; return whether that is supported (glibc).
 
-    Blocks of over 32 MiB are otherwise returned to the kernel after every step and come back page by page, zeroed: a third
-    of the time of a small GPT's step.
+    Otherwise blocks of over 32 MiB are returned to the kernel after every step and allocated again page by page, zeroed: a
+    third of the time of a small GPT's step.
     """
     if not traced_for():
         return False
@@ -257,7 +257,7 @@ def keep_freed_memory() -> bool:
 
 
 def return_freed_memory() -> None:
-    """Forget compiled programs, and give back to the kernel what nothing refers to and `keep_freed_memory` keeps."""
+    """Drop compiled programs, and return to the kernel the unused memory that `keep_freed_memory` retains."""
     jax.clear_caches()
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

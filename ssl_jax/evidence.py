@@ -1,4 +1,4 @@
-"""The evidence of a run: its evaluators' records, during training and at the end, panels, the short table, the page."""
+"""The evidence of a run: results of its evaluators during training and at the end, panels, summary table, report."""
 
 import contextlib
 import dataclasses
@@ -32,10 +32,10 @@ def check_evaluation(parts: Any) -> None:
 
 
 def check_selection(parts: Any, wd: Workdir, log: Callable[[str], None] = say) -> Any:
-    """Measure the result that checkpoint.best names once, on untrained parameters, to find a wrong name before training.
+    """Evaluate the metric checkpoint.best once, on untrained parameters, to find a wrong name before training.
 
-    Return the parts with its direction, checkpoint.mode. Raises UserError for a name that no evaluator yields, with the
-    nearest one.
+    Return the parts with the metric's direction as checkpoint.mode. Raises UserError, with the nearest name, for a metric
+    that no evaluator yields.
     """
     best, evaluation = parts.checkpoint.best, parts.selection
     if best is None:
@@ -56,7 +56,7 @@ def check_selection(parts: Any, wd: Workdir, log: Callable[[str], None] = say) -
 
 
 def untrained(parts: Any, evaluation: Any, name: str, best: str, log: Callable[[str], None]) -> Any:
-    """Return the record `best` of the evaluator `name` on parameters as they are initialised."""
+    """Return the record `best` of the evaluator `name` on untrained parameters."""
     import jax
 
     from ssl_jax.randomness import stream
@@ -78,9 +78,9 @@ def evaluate_all(
     parts: Any, wd: Workdir, params: Params, step: int, *, name: str = "results.json", again: bool = False,
     quiet: bool = False,
 ) -> None:  # fmt: skip
-    """Run every evaluator once and write its results as soon as it ends, so that a killed run goes on with the next.
+    """Run every evaluator and write its results as soon as it ends, so that a resumed run continues with the next one.
 
-    Results of other evaluators stay. again: also those that are measured already. name: the file of the results.
+    Results of other evaluators are not changed. again: repeat completed evaluators. name: the file of the results.
     """
     from ssl_jax.reports import records
     from ssl_jax.training.checkpoint import load_params
@@ -120,7 +120,7 @@ def evaluate_all(
 
 
 def skipped_examples(evaluation: Any) -> list[Any]:
-    """Return how many examples of each split were skipped ("data/test/skipped"), where any were."""
+    """Return the numbers of skipped examples of each split ("data/test/skipped"), if there are any."""
     from ssl_jax.reports.records import Record
 
     counts = {split: getattr(evaluation, split).skipped() for split in ("train", "test")}
@@ -128,9 +128,9 @@ def skipped_examples(evaluation: Any) -> list[Any]:
 
 
 def evaluate_during(parts: Any, state: Any) -> dict[str, float]:
-    """Run the evaluators named in training.evaluators (default: all) while training goes on.
+    """Run the evaluators named in training.evaluators (default: all) during training.
 
-    They measure on the test split, or, with checkpoint.best, on the validation part of the training data.
+    They use the test split, or, with checkpoint.best, the validation part of the training data.
     """
     from ssl_jax.reports.records import flat
 
@@ -152,7 +152,7 @@ def panel_batch(dataset: Any, count: int = PANEL_EXAMPLES) -> dict[str, Any]:
 
 
 def write_panels(parts: Any, wd: Workdir, params: Params, step: int) -> None:
-    """Write what a person would look at, from the checkpoint of `step`."""
+    """Write the report's panels, from the checkpoint of `step`."""
     from ssl_jax.randomness import stream
     from ssl_jax.reports.panels import save_panels
     from ssl_jax.training.checkpoint import load_variables
@@ -182,7 +182,7 @@ def write_report(wd: Workdir, config: ConfigDict) -> None:
 
 
 def show_results(wd: Workdir, config: ConfigDict) -> None:
-    """Print the short table: each evaluator's headline beside its baselines."""
+    """Print the summary table: the headline metric and baselines of each evaluator."""
     from ssl_jax.reports.records import from_json
     from ssl_jax.reports.tables import short_table
 

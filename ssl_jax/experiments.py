@@ -1,6 +1,6 @@
-"""Experiments: a base config, the arms in which it is varied, the seeds, and how the result is shown.
+"""Experiments: a base config, the arms (its variations), the seeds, and the presentation of the results.
 
-An experiment file is Python (`get_experiment() -> dict`) and is run as the user, as a config file is:
+An experiment file is Python (`get_experiment() -> dict`) and is executed with the user's rights, like a config file:
 
     def get_experiment():
         return dict(
@@ -38,7 +38,7 @@ class Arm:
 
     @property
     def folder(self) -> str:
-        """The arm's folder in the sweep's: its name, with "_" for what file systems or shells treat specially."""
+        """The arm's folder within the sweep's: its name, with "_" for special characters of file systems and shells."""
         return re.sub(r"[^\w.=,+-]+", "_", self.name.replace("%", "percent")).strip("._") or "_"
 
 
@@ -114,9 +114,9 @@ def _shown(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """The figure: one plot for each metric of `y`, against the config key `x`, a line for each value of `series`.
+    """The figure: one plot for each metric of `y`, against the config key `x`, with a line for each value of `series`.
 
-    Without `x`, or where its values are no numbers, the arms stand side by side.
+    Without `x`, or if its values are not numbers, the arms are shown side by side.
     """
 
     x: str | None = None
@@ -129,8 +129,8 @@ class Figure:
 class Published:
     """The published table: `rows` holds for each arm the numbers of `columns` (None where none was published).
 
-    A key of `columns` that is also a metric of the experiment's columns stands for the same quantity; its order of arms is
-    then compared with ours. `curves` holds ((x, value), ...) for such a key: what the figure shows in place of the rows.
+    If a key of `columns` is also a metric of the experiment's columns, both mean the same quantity, and their orders of the
+    arms are compared. `curves` holds ((x, value), ...) for such a key, which the figure shows instead of the rows.
     """
 
     source: str  # "He et al. 2022, table 1c"
@@ -146,8 +146,8 @@ class ExperimentSettings:
     config: str | Mapping  # a config file, relative to the experiment file, or the config itself
     arms: tuple  # of Arm
     overrides: Mapping = dataclasses.field(default_factory=dict)  # config key -> value, for every arm
-    seeds: int | tuple = 3  # how many, from 0; or which
-    default: str | None = None  # the arm that the others are compared with; the first
+    seeds: int | tuple = 3  # their number (0, 1, ...), or a tuple of seeds
+    default: str | None = None  # the arm that the others are compared with; None: the first
     columns: Mapping = dataclasses.field(default_factory=dict)  # metric of results.json -> heading
     figure: Figure | None = None
     published: Published | None = None
@@ -208,7 +208,7 @@ class ExperimentSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """An experiment that was read and checked: the base config, overrides applied, and its settings."""
+    """A checked experiment: its base config, with overrides applied, and its settings."""
 
     name: str  # "mae/mask_ratio", after the file
     card: str  # the file's docstring
@@ -229,7 +229,7 @@ class Experiment:
         return self.settings.default or self.arms[0].name
 
     def config(self, arm: Arm, seed: int) -> ConfigDict:
-        """The config of one run. The base's expected intervals are dropped: they hold for the base config alone."""
+        """Return the config of one run, without `expected`, whose intervals hold only for the base config."""
         config = self.base.copy_and_resolve_references()
         config.seed = seed
         for key, value in arm.values.items():
@@ -242,7 +242,7 @@ class Experiment:
         return config
 
     def document(self) -> dict[str, Any]:
-        """The experiment as sweep.json holds it: plain values, by which a folder is recognised and its page is made."""
+        """Return the content of sweep.json: plain values that identify the folder's sweep and from which the report is made."""
         settings = self.settings
         figure = settings.figure or Figure()
         axes = {"x": figure.x, "series": figure.series}
@@ -270,7 +270,7 @@ class Experiment:
 
 
 def load(file: str, *, settings: Mapping[str, str] | None = None, overrides: Mapping[str, str] | None = None) -> Experiment:
-    """The experiment of a file, with `--experiment.KEY` (`settings`) and `--config.KEY` (`overrides`) applied.
+    """Load the experiment of a file, with `--experiment.KEY` (`settings`) and `--config.KEY` (`overrides`) applied.
 
     Raises UserError for a missing file, a file without get_experiment, an unknown setting, and an override of a key that
     the arms set themselves.
@@ -301,7 +301,7 @@ def load(file: str, *, settings: Mapping[str, str] | None = None, overrides: Map
 
 
 def _check_axes(experiment: Experiment, file: str) -> None:
-    """UserError where an arm has no value of the figure's `x` or `series`."""
+    """Raise UserError if an arm has no value for the figure's `x` or `series`."""
     figure = experiment.settings.figure
     for name, key in (("x", figure and figure.x), ("series", figure and figure.series)):
         for arm in experiment.arms if key else ():
@@ -312,7 +312,7 @@ def _check_axes(experiment: Experiment, file: str) -> None:
 
 
 def _read_file(file: str) -> tuple[str, Any]:
-    """(docstring, what get_experiment() returns) of an experiment file."""
+    """Return (docstring, result of get_experiment()) of an experiment file."""
     if not pathlib.Path(file).is_file():
         raise UserError(f"--experiment={file}: there is no such file")
     module = configs.execute(file, "--experiment", "get_experiment")
@@ -347,6 +347,6 @@ def _base(settings: ExperimentSettings, file: str, overrides: Mapping[str, str])
 
 
 def _beside(file: str, spec: str) -> str:
-    """A config's FILE[:ARG], relative to the experiment file; as short as it can be written from here."""
+    """Resolve a config's FILE[:ARG] relative to the experiment file; return the shortest path from the current directory."""
     path, colon, argument = spec.partition(":")
     return f"{(pathlib.Path(file).resolve().parent / path).resolve()}{colon}{argument}"

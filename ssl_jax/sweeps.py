@@ -2,11 +2,11 @@
 
     D/sweep.json            the experiment
     D/ARM/seedN/            one run: a work directory like any other
-    D/report.html, ...      the page, made from the runs
+    D/report.html, ...      the report, made from the runs
 
-A folder can be filled by one process or by several at once, and a killed sweep continues with the same command: a run
-that is finished is not started again, and one that was interrupted continues at its last checkpoint. `evaluate`,
-`report`, `convert` and `ssl_jax.load` take ARM/seedN as they take any run.
+One or several processes can work on a folder at once. A killed sweep is resumed by the same command: finished runs are
+skipped, and interrupted runs continue from their last checkpoint. `evaluate`, `report`, `convert` and `ssl_jax.load`
+accept D/ARM/seedN like any run.
 """
 
 import contextlib
@@ -33,12 +33,12 @@ from ssl_jax.training.exceptions import Diverged
 from ssl_jax.training.lock import Busy, locked
 from ssl_jax.workdir import Workdir, differences
 
-STACKS = ".stacks"  # the checkpoints of runs that train together
+STACKS = ".stacks"  # folder with the checkpoints of runs that train together
 NUMBERS = ("seed", "optimizer.lr", "optimizer.base_lr", "optimizer.weight_decay")  # inputs of a compiled program
 
 
 class WrongColumn(UserError):
-    """A column of the table that no run will have."""
+    """A column of the table that no run will measure."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +60,13 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether a start would find nothing to do: trained and evaluated, or diverged, which a second start would too."""
+        """Whether the run is trained and evaluated, or has diverged (another start would diverge again)."""
         return "diverged" in self.workdir.status() or resume.measured(self.workdir, self.config)
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs that share one compiled program: they differ in numbers that it takes as inputs."""
+    """Runs that share one compiled program: they differ only in numbers that are its inputs."""
 
     jobs: tuple[Job, ...]
 
@@ -74,11 +74,12 @@ class Group:
 def sweep(
     experiment: Experiment, workdir: str, *, plan: bool = False, shard: tuple[int, int] = (0, 1), replicas: int | None = None
 ) -> int:
-    """Run what a sweep's folder lacks, and write its page.
+    """Run the missing runs of a sweep's folder, and write its report.
 
-    plan: print what would run, and stop. shard=(i, n): of the groups take every n-th, from the i-th on. replicas: how many
-    runs train together in one program; default, one a core on a CPU, and as many as fit on accelerators. Raises UserError,
-    before anything is written, for an arm whose config is wrong and for a folder that holds another sweep.
+    plan: only print the missing runs and their estimated time. shard=(i, n): run only every n-th group, from the i-th on.
+    replicas: number of runs that train together in one program; by default one per core on a CPU, and as many as fit on
+    accelerators. Raises UserError, before anything is written, for an invalid config of an arm and for a folder with
+    another sweep.
     """
     folder = Workdir.at(workdir).path
     check_folder(folder, experiment)
@@ -88,12 +89,12 @@ def sweep(
     say(planning.describe(experiment, groups, prepared, replicas))
     if plan:
         return 0
-    with locked(folder, wait=True):  # another process may have begun it meanwhile
+    with locked(folder, wait=True):  # another process may have created it meanwhile
         check_folder(folder, experiment)
         Workdir(folder).write(FILE, merged(folder, experiment))
     jobs = [job for group in groups for job in group.jobs]
     running = Running(folder, experiment, Progress(len(jobs), sum(job.finished for job in jobs)), replicas)
-    while prepared:  # a group that is done leaves nothing behind: its data, programs and features are as large as a run
+    while prepared:  # release each finished group: its data, programs and features use as much memory as a run
         group, (parts, trainer) = prepared.pop(0)
         running.run(group, parts, trainer)
         del parts, trainer
@@ -111,7 +112,7 @@ def sweep(
 
 
 def jobs_of(experiment: Experiment, folder: pathlib.Path) -> list[Job]:
-    """Every run of the experiment, seed by seed within an arm."""
+    """Return every run of the experiment, ordered by arm, then seed."""
     return [
         Job(arm, seed, experiment.config(arm, seed), Workdir(folder / arm.folder / f"seed{seed}"))
         for arm in experiment.arms
@@ -120,7 +121,7 @@ def jobs_of(experiment: Experiment, folder: pathlib.Path) -> list[Job]:
 
 
 def grouped(jobs: Sequence[Job]) -> list[Group]:
-    """The jobs by compiled program, in the order of their first appearance."""
+    """Return the jobs grouped by compiled program, in the order of their first appearance."""
     found: dict[str, list[Job]] = {}
     for job in jobs:
         found.setdefault(program_key(job.config), []).append(job)
@@ -128,7 +129,7 @@ def grouped(jobs: Sequence[Job]) -> list[Group]:
 
 
 def program_key(config: ConfigDict) -> str:
-    """What a compiled program depends on: the config without the numbers that are its inputs, and without evaluation."""
+    """Return a key of the compiled program: the config without the numbers that are its inputs, and without evaluation."""
     plain = config.to_dict()
     for name in ("card", "expected"):
         plain.pop(name, None)
@@ -142,7 +143,7 @@ def program_key(config: ConfigDict) -> str:
 
 
 def prepare(group: Group, experiment: Experiment) -> tuple[Parts, Any]:
-    """(parts, trainer) of a group's first run, everything checked. UserErrors name the arm."""
+    """Return (parts, trainer) of a group's first run, fully checked. UserErrors name the arm."""
     for arm in {job.arm.name: job for job in group.jobs}.values():
         try:
             parts = runs.prepare(arm.config, str(arm.workdir.path))
@@ -161,7 +162,7 @@ def prepare(group: Group, experiment: Experiment) -> tuple[Parts, Any]:
 
 
 def check_columns(experiment: Experiment, parts: Parts) -> None:
-    """UserError for a column that no evaluator of the config will measure."""
+    """Raise UserError for a column that no evaluator of the config will measure."""
     for metric in experiment.settings.columns:
         name, _, rest = metric.partition("/")
         if name not in parts.evaluators:
@@ -173,7 +174,7 @@ def check_columns(experiment: Experiment, parts: Parts) -> None:
 
 
 def check_results(experiment: Experiment, job: Job) -> None:
-    """UserError, with the nearest name, for a column that a finished run does not have."""
+    """Raise UserError, with the nearest name, for a column that a finished run does not have."""
     results = job.workdir.results()
     for metric in experiment.settings.columns:
         if metric not in results:
@@ -181,7 +182,7 @@ def check_results(experiment: Experiment, job: Job) -> None:
 
 
 def check_folder(folder: pathlib.Path, experiment: Experiment) -> None:
-    """UserError, with what differs, where a folder holds another sweep or a run. Seeds and arms may be added."""
+    """Raise UserError, naming the difference, if a folder holds another sweep or a run. Seeds and arms may be added."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--workdir={folder}: is a file; take another")
     if (folder / "config.json").exists():
@@ -206,7 +207,7 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merged(folder: pathlib.Path, experiment: Experiment) -> dict[str, Any]:
-    """sweep.json: the experiment, with the arms and seeds that the folder held before and the experiment leaves out."""
+    """Return the content of sweep.json: the experiment, plus the arms and seeds that only the folder has."""
     new, old = experiment.document(), Workdir(folder).read(FILE, {})
     names = [arm["name"] for arm in new["arms"]]
     new["arms"] += [arm for arm in old.get("arms", []) if arm["name"] not in names]
@@ -222,11 +223,11 @@ class Running:
 
     def __init__(self, folder: pathlib.Path, experiment: Experiment, progress: Progress, replicas: int | None):
         self.folder, self.experiment, self.progress, self.replicas = folder, experiment, progress, replicas
-        self.busy: list[Job] = []  # that another process is at
+        self.busy: list[Job] = []  # locked by another process
         self.failed: list[Job] = []
 
     def run(self, group: Group, parts: Parts, trainer: Any) -> None:
-        """Run what is left of a group with one trainer."""
+        """Run the unfinished jobs of a group with one trainer."""
         size = planning.replicas_of(trainer.program, parts.checkpoint, self.replicas)
         for chunk in chunks_of(group, size, self.folder):
             if len(chunk) > 1:
@@ -236,7 +237,7 @@ class Running:
                     self.attempt([job], lambda job=job: self.complete(job, parts, trainer))
 
     def attempt(self, jobs: Sequence[Job], work: Callable[[], None]) -> None:
-        """Do some work of `jobs`; one that diverges or fails is named and recorded, and the others go on."""
+        """Call `work` for `jobs`; report and record a divergence or failure, so that other jobs continue."""
         try:
             work()
         except Busy:
@@ -257,7 +258,7 @@ class Running:
         """Train a run, unless it is trained already, and evaluate it."""
         own = with_numbers(parts, job.config)
         with locked(job.workdir.path):
-            if not job.finished:  # another process may just have ended it
+            if not job.finished:  # another process may just have finished it
                 clear_failure(job)
                 trained = resume.trained(job.workdir)
                 console = self.progress.console(job.name)
@@ -304,9 +305,9 @@ class Running:
 
 
 def chunks_of(group: Group, size: int, folder: pathlib.Path) -> list[list[Job]]:
-    """Cut what is left of a group into chunks of `size` runs that train together.
+    """Divide the unfinished jobs of a group into chunks of `size` runs that train together.
 
-    Stacks that a killed start left are continued as they are; a run that has checkpoints of its own continues alone.
+    Chunks interrupted by a kill are resumed unchanged; a run with its own checkpoints is resumed alone.
     """
     left = [job for job in group.jobs if not job.finished]
     chunks, by_key = [], {tuple(job.key): job for job in group.jobs}
@@ -323,19 +324,19 @@ def chunks_of(group: Group, size: int, folder: pathlib.Path) -> list[list[Job]]:
 
 
 def stack_of(folder: pathlib.Path, chunk: Sequence[Job]) -> pathlib.Path:
-    """Where the checkpoints of runs that train together lie, until each has its own."""
+    """Return the folder of the common checkpoints of runs that train together, used until each has its own."""
     return folder / STACKS / f"{zlib.crc32(json.dumps([job.key for job in chunk]).encode()):08x}"
 
 
 def clear_failure(job: Job) -> None:
-    """Forget that an earlier start of the run failed."""
+    """Remove the record that an earlier start of the run failed."""
     status = job.workdir.status()
     if status.pop("failed", None):
         job.workdir.write("status.json", status)
 
 
 def with_numbers(parts: Parts, config: ConfigDict) -> Parts:
-    """The parts of a run that shares its program with `parts`: another seed, learning rate or weight decay."""
+    """Return the parts of a run with the program of `parts` and another seed, learning rate or weight decay."""
     from ssl_jax.config import read
     from ssl_jax.data.pipeline import Stream
     from ssl_jax.training.optimizer import OptimizerSettings
@@ -346,7 +347,7 @@ def with_numbers(parts: Parts, config: ConfigDict) -> Parts:
 
 
 def show(folder: pathlib.Path) -> None:
-    """Print the table, and name what is missing in it."""
+    """Print the table, and name the runs that are missing in it."""
     from rich.console import Console
 
     from ssl_jax.reports.sweep import console_table, missing_lines, notes
@@ -364,7 +365,7 @@ def parse_positive(option: str, text: str) -> int:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """ "0/2" -> (0, 2)."""
+    """Parse "0/2" into (0, 2)."""
     first, slash, count = text.partition("/")
     if not (slash and first.isdigit() and count.isdigit() and int(first) < int(count)):
         raise UserError(f"--shard={text}: write i/n with i from 0 to n - 1, such as 0/2")

@@ -1,7 +1,7 @@
-"""(seed, step) -> the global batch, purely: position in the data is one integer, the step, and nothing else is saved.
+"""The global batch as a pure function of (seed, step): the only saved data state is one integer, the step.
 
-Workers and prefetch hide the latency of decoding and change no value. A data set that fits may lie on the device whole:
-then a host batch holds only indices, and the gather and the augmentation run inside the jitted step.
+Workers and prefetching hide the latency of decoding and change no value. A data set that fits may be placed on the device:
+then a host batch holds only indices, and indexing and augmentation run inside the jitted step.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ Arrays = Mapping[str, jax.Array | np.ndarray]
 
 
 class ReaderDied(Exception):
-    """A process that reads examples ended before the run did."""
+    """A process that reads examples has died during the run."""
 
     def __init__(self, workers: int, status: int):
         super().__init__(workers, status)
@@ -42,7 +42,7 @@ class ReaderDied(Exception):
 
 
 def grain() -> Any:
-    """Import grain lazily: that takes as long as half of JAX, and a run has other work meanwhile."""
+    """Import grain lazily: it takes half as long as importing JAX, and a run has other work meanwhile."""
     import grain
 
     return grain
@@ -59,12 +59,12 @@ def unchanged(batch: Arrays, keys: Key[Array, "batch"] | None) -> dict[str, Any]
 
 @dataclasses.dataclass
 class Dataset:
-    """Random access to examples, and what is done to them on the host and on the device.
+    """Random access to examples, and their transforms on the host and on the device.
 
-    `example(i, generator)` decodes example i into arrays of fixed shape; a generator turns host augmentation on, None is
-    the evaluation transform. `arrays`, where given, holds the same raw examples as arrays (leading axis: examples), so
-    that no example is fetched by itself. `resident` is what is put on the device for placement "device"; `gather` takes a
-    raw batch out of it. `on_device` makes the task's batch of a raw one, augmented where keys are given.
+    `example(i, generator)` decodes example i into arrays of fixed shape; with a generator it augments on the host, with None
+    it applies the evaluation transform. `arrays`, if given, holds the same raw examples as arrays (leading axis: examples),
+    so that no example is read individually. `resident` holds the arrays on the device for placement "device"; `gather`
+    takes a raw batch from it. `on_device` computes the task's batch from a raw one, augmented if keys are given.
     """
 
     info: DataInfo
@@ -75,8 +75,8 @@ class Dataset:
     gather: Callable[[Arrays, Any], dict[str, Any]] = gather_rows
     on_device: Callable[[Arrays, Key[Array, "batch"] | None], dict[str, Any]] = unchanged
     arrays: dict[str, np.ndarray] | None = None
-    label_array: np.ndarray | None = None  # where they are not the source's
-    placement: str = "host"  # what the settings ask for, "auto" resolved
+    label_array: np.ndarray | None = None  # if they differ from the source's
+    placement: str = "host"  # "device" or "host": the setting, with "auto" resolved
     workers: int = 0
     skip_bad: bool = False  # settings' on_bad_example="skip"
     class_balanced: bool = False  # training draws every class equally often
@@ -88,24 +88,24 @@ class Dataset:
         return self.source.labels() if self.label_array is None else self.label_array
 
     def places(self) -> np.ndarray:
-        """Return i64[size]: the place of each example in the whole source, before any split or skipping."""
+        """Return i64[size]: the index of each example in the whole source, before any split or skipping."""
         places, dataset = np.arange(self.size), self
         while isinstance(dataset.source, Part):
             places, dataset = dataset.source.indices[places], dataset.source.parent
         return places
 
     def skipped(self) -> int:
-        """Return how many examples of the source were passed over: unreadable, without a label, of an unknown class."""
+        """Return the number of skipped examples of the source: unreadable, without a label, or of an unknown class."""
         return len(self.bad) + sum(self.left_out.values())
 
     def notes(self) -> tuple[str, ...]:
-        """Return the source's remarks, and what of it this data set does not have, with counts: one line each."""
+        """Return the source's remarks and the counts of examples that are not in this data set, one line each."""
         lines = list(self.source.remarks())
         lines += [f"skipped: {count:,} examples {why}" for why, count in self.left_out.items() if count]
         return tuple(f"{self.source.name}: {line}" for line in lines)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what the data set was made from: its source's name, number of examples and digest, before any split."""
+        """Return the source's name, number of examples and digest, before any split."""
         source = whole(self.source)
         return {"source": source.name, "examples": len(source), "digest": source.fingerprint()}
 
@@ -199,8 +199,8 @@ def balanced_subset(
 ) -> np.ndarray:
     """Return sorted i64 indices of a random subset with equally many examples of each class.
 
-    `fraction` of all examples (at least one a class) or `per_class` of each. A class with fewer gives all it has. The
-    subsets of one seed are nested: a smaller one lies inside a larger one.
+    `fraction` of all examples (at least one per class) or `per_class` of each class; all examples of a class with fewer.
+    Subsets of the same seed are nested.
     """
     if (fraction is None) == (per_class is None):
         raise ValueError("give either fraction or per_class")
@@ -212,10 +212,10 @@ def balanced_subset(
 
 
 class ClassBalanced:
-    """Map each position in a run to an example: of as many positions as there are classes, each class has one.
+    """Map each position in a run to an example, so that C consecutive positions hold one example of each of C classes.
 
-    The examples of a class follow each other in keyed permutations, so each of them is drawn equally often. Classes without
-    an example are left out. Raises UserError without labels, and where an example has several classes.
+    The examples of a class are ordered by keyed permutations, so each of them is drawn equally often. Classes without
+    examples are ignored. Raises UserError without labels, and if an example has several classes.
     """
 
     def __init__(self, dataset: Dataset, seed: int):
@@ -224,7 +224,7 @@ class ClassBalanced:
             why = "its examples have several classes" if labels is not None else "it has no labels"
             raise UserError(f'data.sampling="class_balanced": {dataset.source.name}: {why}; use "uniform"')
         self.members, self.seed = [np.flatnonzero(labels == label) for label in np.unique(labels)], seed
-        self._latest: dict[int, tuple[int, np.ndarray]] = {}  # of each order: its epoch and permutation
+        self._latest: dict[int, tuple[int, np.ndarray]] = {}  # cached per order: its epoch and permutation
 
     def __getitem__(self, position: int) -> int:
         count = len(self.members)
@@ -233,7 +233,7 @@ class ClassBalanced:
         return int(own[self._shuffled(1 + number, len(own), position // count)])
 
     def _shuffled(self, order: int, count: int, position: int) -> int:
-        """Return the entry at `position` of one keyed permutation of range(count) after another."""
+        """Return the entry at `position` in a sequence of keyed permutations of range(count)."""
         epoch, place = divmod(position, count)
         known = self._latest.get(order)
         if known is None or known[0] != epoch:
@@ -245,9 +245,9 @@ class ClassBalanced:
 class Stream:
     """The training stream: (seed, step) -> the global batch of `batch_size` examples, a pure function.
 
-    Every epoch is a keyed permutation of all examples (grain's MapDataset); epochs follow each other without a gap, so a
-    batch may hold the end of one and the beginning of the next, and no example is ever left out. Of a data set that is
-    `class_balanced` an epoch has as many examples, every class equally often (`ClassBalanced`).
+    Every epoch is a keyed permutation of all examples (grain's MapDataset). Epochs are concatenated: a batch may hold the
+    end of one and the beginning of the next, and no example is dropped. With `class_balanced` an epoch has the same number
+    of examples, with every class equally often (`ClassBalanced`).
     """
 
     def __init__(
@@ -277,7 +277,7 @@ class Stream:
 
     @functools.cached_property
     def _order(self) -> Any:
-        """Map each position in the run to an example, without end."""
+        """Map each position in the run to an example; unbounded."""
         if self.dataset.class_balanced:
             return ClassBalanced(self.dataset, self.seed)
         order = grain().MapDataset.range(self.dataset.size)
@@ -294,17 +294,17 @@ class Stream:
         return np.array([self._order[start + int(p)] for p in position], np.int64)
 
     def host_batch(self, step: int, rows: Any = slice(None)) -> HostBatch:
-        """Return what this process reads of the global batch of `step`: `rows` are its places there (a slice or a list).
+        """Return this process's part of the global batch of `step`: its `rows` (a slice or a list).
 
-        Always holds "position" i32[rows], the place in the global batch, and "index" i32[rows], the example in the data
-        set; with placement "device" nothing else. If bad examples are skipped, "bad" bool[rows] marks those replaced by
-        another one. Pure: neither workers nor what was read before changes it.
+        It always holds "position" i32[rows], the row in the global batch, and "index" i32[rows], the example in the data
+        set; with placement "device" nothing else. If bad examples are skipped, "bad" bool[rows] marks replaced ones.
+        Pure: it does not depend on workers or on earlier reads.
         """
         position = np.arange(self.batch_size, dtype=np.int32)[rows]
         return self._read(step, position, self._indices(step, position))
 
     def example(self) -> HostBatch:
-        """Return a batch of the first example alone: the shapes of a host batch, except for its number of rows."""
+        """Return a batch of only the first example; it has the shapes of a host batch, except for the number of rows."""
         return self._read(0, np.zeros(1, np.int32), np.zeros(1, np.int64))
 
     def _read(self, step: int, position: np.ndarray, index: np.ndarray) -> HostBatch:
@@ -322,19 +322,19 @@ class Stream:
 
     def iterate(self, start: int, rows: Any = slice(None)) -> Iterator[HostBatch]:
         """Yield host_batch(start), host_batch(start + 1) ... without end, read ahead by threads or by `workers` processes."""
-        if self.placement == "device" or self.dataset.arrays is not None:  # an index or a copy: cheaper than handing over
+        if self.placement == "device" or self.dataset.arrays is not None:  # reading is cheaper than passing batches between processes
             return (self.host_batch(step, rows) for step in _count(start))
         batches = grain().MapDataset.source(_Steps(self, start, rows))
         if self.workers == 0:
             return self._received(batches.to_iter_dataset(grain().ReadOptions(num_threads=4, prefetch_buffer_size=4)))
-        if not flags.FLAGS.is_parsed():  # grain's worker pool reads absl flags, which only absl's own main parses
+        if not flags.FLAGS.is_parsed():  # grain's worker pool reads absl flags, which only absl's app.run parses
             flags.FLAGS.mark_as_parsed()
         alone = grain().ReadOptions(num_threads=1, prefetch_buffer_size=2)
         options = grain().MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=2)
         return self._received(batches.to_iter_dataset(alone).mp_prefetch(options, signals.become_reader))
 
     def _received(self, batches: Iterable) -> Iterator[HostBatch]:
-        """Yield the batches that readers made, and count in this process what they skipped."""
+        """Yield the readers' batches, and record in this process the examples that they skipped."""
         if self.workers:
             signals.shield_children()
             signals.spare_main_module()
@@ -349,9 +349,8 @@ class Stream:
             raise ReaderDied(self.workers, int(killed[1])) from error
 
     def on_device(self, resident: Arrays, host_batch: Arrays, key: Key[Array, ""] | None) -> dict:
-        """Return the task's batch (jittable): gathered where resident, augmented with a key per position if `key` is given.
-
-        "position", "index" and "bad" stay in it.
+        """Return the task's batch (jittable): gathered from resident arrays, augmented with a key per position if `key` is
+        given. "position", "index" and "bad" remain in it.
         """
         places = {name: host_batch[name] for name in ("position", "index", "bad") if name in host_batch}
         raw = {name: value for name, value in host_batch.items() if name not in places}
@@ -384,8 +383,8 @@ class _Steps:
 def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[tuple[HostBatch, np.ndarray]]:
     """Yield every example once, in order, under the evaluation transform: (raw batch, mask bool[batch_size]).
 
-    The last batch is padded with example 0, masked out like an unreadable example that is skipped. Batches hold
-    "position" and "index"; `dataset.on_device(batch, None)` makes the task's batch of one.
+    The last batch is padded with example 0; the mask is False for padding and for skipped unreadable examples. Batches
+    hold "position" and "index"; `dataset.on_device(batch, None)` computes the task's batch.
     """
 
     def batch(start: int) -> tuple[HostBatch, np.ndarray]:
