@@ -1,4 +1,4 @@
-"""Put one run together: config -> data, task, trainer, evaluators, report. The only module that imports from all rooms."""
+"""Put one run together: config -> data, task, trainer, evaluators, report. The only module that imports all packages."""
 
 import dataclasses
 import functools
@@ -45,7 +45,7 @@ from ssl_jax.workdir import Workdir
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What a config names, built and checked; nothing is on a device yet and nothing is written."""
+    """The objects that a config describes, built and checked; nothing is on a device or written yet."""
 
     config: ConfigDict
     task: Task
@@ -60,7 +60,7 @@ class Parts:
     evaluators: Mapping[str, Any]
     part: Callable[[str, bool], Any] | None = None  # with checkpoint.best: ("train" or "validation", augmented) -> Dataset
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the command, the config's file and its overrides
-    chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what the config leaves "auto", by key
+    chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # automatic choices, by key
 
     @property
     def info(self) -> DataInfo:
@@ -68,7 +68,7 @@ class Parts:
 
     @functools.cached_property
     def evaluation(self) -> Any:
-        """The evaluators with the data they read. Raises UserError where there is no test split."""
+        """The evaluators with the data they read. Raises UserError if there is no test split."""
         from ssl_jax.downstream.evaluation import Evaluation
         from ssl_jax.downstream.evaluator import EvaluationData
 
@@ -79,13 +79,13 @@ class Parts:
 
     @functools.cached_property
     def initial(self) -> "initialisation.Start | None":
-        """What the first parameters take from `task.init`, read and checked; None without it."""
+        """The source of initial parameters, `task.init`, read and checked; None without it."""
         paths = initialisation.named(self.config.task)
         return initialisation.match(self.task, initialisation.load(paths, restore)) if paths else None
 
     @functools.cached_property
     def selection(self) -> Any:
-        """The evaluators with the data that checkpoint.best selects on: parts of the training data; None without it."""
+        """The evaluators with parts of the training data, on which checkpoint.best selects; None without it."""
         from ssl_jax.downstream.evaluation import Evaluation
         from ssl_jax.downstream.evaluator import EvaluationData
 
@@ -108,8 +108,8 @@ def task_class(config: ConfigDict) -> type:
 
 def prepare(config: ConfigDict, workdir: str | None = None, build: Callable[..., Any] = data.build,
             devices: Sequence[Any] | None = None) -> Parts:  # fmt: skip
-    """Build and check everything a config names, for `devices` (default: all). Raises UserError for all that a user can get
-    wrong."""
+    """Build and check everything that a config describes, for `devices` (default: all). Raises UserError for invalid
+    settings and data."""
     from ssl_jax.data.pipeline import Stream
     from ssl_jax.plan import auto
     from ssl_jax.training import sharding
@@ -166,9 +166,9 @@ def prepare(config: ConfigDict, workdir: str | None = None, build: Callable[...,
 
 
 def data_section(config: ConfigDict, kind: str, workdir: str | None) -> ConfigDict:
-    """Return `config.data`; with task.init, its tokenizer in place of one that would be trained.
+    """Return `config.data`; with task.init, the source's tokenizer replaces one that would be trained.
 
-    A run that was started has that tokenizer in its work directory, and does not read the model it began with again.
+    A started run has that tokenizer in its work directory, and does not read its initial model again.
     """
     from ssl_jax.data.text.tokenizers import TokenizerSettings
 
@@ -209,9 +209,9 @@ def check_expected(config: ConfigDict) -> None:
 
 
 def run(config: ConfigDict, workdir: str, *, origin: Mapping[str, Any] | None = None) -> int:
-    """Train, evaluate, report; what is done already is not done again.
+    """Train, evaluate and write the report; skip completed parts.
 
-    origin: where the config comes from ("command", "config_file", "overrides"), for the record.
+    origin: where the config comes from ("command", "config_file", "overrides"), recorded in config.json.
     """
     return _run(config, workdir, evaluate=True, origin=origin)
 
@@ -225,7 +225,7 @@ def finetune(config: ConfigDict, workdir: str, *, init: str | None = None, origi
     """Train a supervised task, its encoder from `init`, and evaluate it."""
     if config.task.get("name") not in downstream.TASKS:
         known = ", ".join(downstream.TASKS)
-        raise UserError(f"finetune: task.name={config.task.get('name')!r} is no supervised task; those are {known}")
+        raise UserError(f"finetune: task.name={config.task.get('name')!r} is not a supervised task; those are {known}")
     if init is not None:
         config.task.init = init
     return _run(config, workdir, evaluate=True, origin=origin)
@@ -259,7 +259,7 @@ def _run(config: ConfigDict, workdir: str, *, evaluate: bool, origin: Mapping[st
 def complete(
     parts: Parts, wd: Workdir, trainer: Any, *, evaluate: bool = True, quiet: bool = False, console: Any = None
 ) -> None:
-    """Train and evaluate what is not done yet in `wd`. `trainer` may be shared by runs; None: the run is trained already."""
+    """Finish training and evaluation in `wd`. `trainer` may be shared by runs; None: the run is already trained."""
     from ssl_jax.training import preemption
     from ssl_jax.training.checkpoint import load_params
     from ssl_jax.training.lock import locked
@@ -282,7 +282,7 @@ def complete(
 
 
 def start(parts: Parts, wd: Workdir, odd: list[str], *, evaluate: bool = True) -> None:
-    """Record in the work directory what runs on which data, and what is odd about it; forget what another config left."""
+    """Record config, data and warnings (`odd`) in the work directory; remove the records of a previous config."""
     tested = bool(parts.evaluators) and (evaluate or parts.training.evaluate_every is not None)
     splits = {"train": parts.stream.dataset, **({"test": parts.evaluation.data.test} if tested else {})}
     odd += dict.fromkeys(line for dataset in splits.values() for line in dataset.notes())
@@ -303,7 +303,7 @@ def record_training(wd: Workdir, steps: int, duration: str, seconds: float) -> N
 
 
 def odd_settings(parts: Parts) -> list[str]:
-    """Return one line for each odd setting; raise UserError for settings that contradict each other."""
+    """Return a warning for each setting without effect or that is probably unintended; raise UserError for contradictions."""
     from ssl_jax.task import tokens_of
     from ssl_jax.training import checks
 
@@ -314,7 +314,7 @@ def odd_settings(parts: Parts) -> list[str]:
 
 
 def warn_of(wd: Workdir, lines: Sequence[str]) -> None:
-    """Print what is odd about a run, and record it for the report page."""
+    """Print warnings about a run, and record them for the report."""
     from ssl_jax.training.checkpoint import warn
 
     recorded = wd.read("warnings.json", {}).get("lines", [])
@@ -326,9 +326,9 @@ def warn_of(wd: Workdir, lines: Sequence[str]) -> None:
 
 
 def train(parts: Parts, wd: Workdir, trainer: Any, *, quiet: bool = False, console: Any = None) -> tuple[int, Params]:
-    """Train, or continue, to the end; return (steps, parameters to evaluate: the moving average if there is one).
+    """Train or resume to the end; return (steps, parameters to evaluate: the moving average if there is one).
 
-    Without a trainer the run is trained already, and its last checkpoint is read.
+    Without a trainer the run is already trained, and its last checkpoint is read.
     """
     from ssl_jax.training import checks
     from ssl_jax.training.checkpoint import load_params
@@ -353,7 +353,7 @@ def train(parts: Parts, wd: Workdir, trainer: Any, *, quiet: bool = False, conso
 
 
 def trouble_of(parts: Parts, wd: Workdir) -> list[str]:
-    """Return what the task says of the last line of the log, where that shows that training has failed."""
+    """Return the task's diagnosis (`Task.trouble`) of the last line of the log, if it shows that training has failed."""
     from ssl_jax.reports.run import load_run
 
     lines = [line for line in load_run(wd.path).metrics if "loss" in line]
@@ -362,7 +362,7 @@ def trouble_of(parts: Parts, wd: Workdir) -> list[str]:
 
 
 def starting_point(parts: Parts, wd: Workdir) -> dict[str, Callable]:
-    """Return how a run takes its first parameters from `task.init`, and its variables from the data, where it does."""
+    """Return functions for the initial parameters from `task.init` and the variables from data, if the run has them."""
     task, options = parts.task, {}
     if parts.config.task.get("init") is not None:
         options["init_params"] = functools.partial(initial_params, parts, wd)
@@ -373,7 +373,7 @@ def starting_point(parts: Parts, wd: Workdir) -> dict[str, Callable]:
 
 
 def initial_params(parts: Parts, wd: Workdir, params: Params) -> Params:
-    """Return the parameters at initialisation with what `task.init` gives, which is said and recorded."""
+    """Return initial parameters with those of `task.init` loaded; print and record which."""
     start = parts.initial
     if start is None:
         return params
@@ -383,7 +383,7 @@ def initial_params(parts: Parts, wd: Workdir, params: Params) -> Params:
 
 
 def trainer_of(parts: Parts) -> Any:
-    """Return the run's trainer; UserError for what its shapes show to be wrong (rules, devices). Allocates nothing."""
+    """Return the run's trainer; raise UserError for errors found from shapes (rules, devices). Allocates nothing."""
     from ssl_jax.training.loop import Trainer
 
     return Trainer(
@@ -395,7 +395,7 @@ def trainer_of(parts: Parts) -> Any:
 def restore(path: str, checkpoint: int | None = None) -> tuple[Task, Params, DataInfo]:
     """Return (task, parameters, data info) of a work directory's checkpoint, or of `hf:DIR`.
 
-    checkpoint: a step; default, the best one where the run has selected one (checkpoint.best), else the newest.
+    checkpoint: a step; by default the best (checkpoint.best) or, without selection, the newest.
     """
     if str(path).startswith("hf:"):
         from ssl_jax.interop import load_pretrained
@@ -414,14 +414,13 @@ def restore(path: str, checkpoint: int | None = None) -> tuple[Task, Params, Dat
 
 
 def data_as_trained(section: Any, task: Task, info: DataInfo, workdir: str, *, kind: str | None = None) -> dict[str, Any]:
-    """Return a section `data` under which other sources are read as the model's own were; `kind`: default, the task's.
+    """Return a section `data` that reads other sources like the model's training data; `kind`: by default the task's.
 
-    Imported weights come without one (`section` is empty): then each line or row of a text is a sequence for a masked-token
-    model.
+    Imported weights have none (`section` is empty): for a masked-token model each line or row of a text is then a sequence.
     """
     kind = kind or task.data
     imported, section = not section, {"batch_size": 1, **dict(section)}
-    if kind != task.data:  # of the run's settings, what every kind has
+    if kind != task.data:  # only settings that every kind has
         shared = ("batch_size", "test") + (("holdout",) if kind in ("images", "pairs", "tokens", "sequences") else ())
         section = {name: value for name, value in section.items() if name in shared}
     image, tokens = info.shapes.get("image"), info.shapes.get("tokens")
@@ -451,19 +450,19 @@ def evaluate(
     workdir: str, *, config: ConfigDict | None = None, checkpoint: int | None = None, data: Mapping[str, str] | None = None,
     overrides: Mapping[str, str] | None = None,
 ) -> int:  # fmt: skip
-    """Run the evaluators over a checkpoint and add what they measure to the run's results.
+    """Run the evaluators on a checkpoint and add their metrics to the run's results.
 
-    config: its evaluators are used in place of the run's. data: keys of the section `data` as text ("test" -> a source),
-    laid over the data of every evaluator; the results then go by the evaluator's name and that of the data,
-    "linear_probe:folder:photos". overrides: keys of the run's own config as text, below `downstream`, `expected` and `data`.
-    The results of the run's final checkpoint go into results.json, those of another into a file of its own.
+    config: its evaluators replace the run's. data: keys of the section `data` as text ("test" -> a source), which override
+    the data of every evaluator; results are then named by evaluator and data, "linear_probe:folder:photos".
+    overrides: keys of the run's own config as text, in `downstream`, `expected` and `data`.
+    The results of the run's final checkpoint are written to results.json, those of another to a separate file.
     """
     from ssl_jax.training.checkpoint import load_params
     from ssl_jax.training.lock import locked
 
     wd = Workdir.existing(workdir)
     own, data = wd.config(), dict(data or {})
-    if own.data:  # that of imported weights comes with the config
+    if own.data:  # for imported weights, `config` has the data
         data |= below("data", overrides)
     sources = laid_over(data)
     for key, text in (overrides or {}).items():
@@ -477,7 +476,7 @@ def evaluate(
         if not own.data:
             task, _, info = restore(workdir)
             own.data = {**config.data, **data_as_trained({}, task, info, workdir), "batch_size": config.data.batch_size}
-            own.training, own.optimizer = config.training, config.optimizer  # of evaluators that train
+            own.training, own.optimizer = config.training, config.optimizer  # used by evaluators that train
         own.downstream = config.get("downstream", ConfigDict())
         own.expected = config.get("expected", ConfigDict())
     parts = prepare(own, workdir)
@@ -505,7 +504,7 @@ def below(section: str, overrides: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def laid_over(texts: Mapping[str, str]) -> dict[str, Any]:
-    """Return keys of a section and their texts from the command line as the nested section that they make."""
+    """Return the nested section given by dotted keys and texts of the command line."""
     section = ConfigDict()
     for key, text in texts.items():
         configs.override(section, key, text)
@@ -513,7 +512,7 @@ def laid_over(texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def on_other_data(evaluators: Mapping[str, Any], sources: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the evaluators with `sources` laid over the data of each, under names that say the data."""
+    """Return the evaluators with `sources` overriding the data of each, under names that include the data."""
     words = dict.fromkeys(str(sources[split]) for split in ("train", "test") if split in sources)
     words |= dict.fromkeys(f"{key}={value}" for key, value in sources.items() if key not in ("train", "test"))
     label = "+".join(words).replace("/", ".")  # a "/" separates the parts of a result's name
@@ -522,9 +521,9 @@ def on_other_data(evaluators: Mapping[str, Any], sources: Mapping[str, Any]) -> 
 
 
 def other_data(parts: Parts, own: Any, sources: Mapping[str, Any]) -> Any:
-    """Return the data of an evaluator that names `sources`, in the size, normalisation and tokens that the encoder knows.
+    """Return the data of an evaluator that names `sources`, with the encoder's image size, normalisation and tokenizer.
 
-    `kind` among them is the kind of data (a key of data.KINDS); default, the task's.
+    `sources` may have `kind`, a key of data.KINDS; by default the task's.
     """
     sources = dict(sources)
     kind = sources.pop("kind", None) or parts.task.data
@@ -545,7 +544,7 @@ def other_data(parts: Parts, own: Any, sources: Mapping[str, Any]) -> Any:
 
 
 def report(workdirs: Sequence[str], *, to: str | None = None) -> int:
-    """Write the page of one run, of a sweep, or of several runs side by side."""
+    """Write the report of one run, of a sweep, or of several runs compared."""
     from ssl_jax.reports.sweep import is_sweep, write_sweep
 
     if len(workdirs) == 1 and is_sweep(workdirs[0]):

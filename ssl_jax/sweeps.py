@@ -103,7 +103,7 @@ def sweep(
         page = write_sweep(folder)
     show(folder)
     for job in running.busy:
-        say(f"{job.name}: another process is at it")
+        say(f"{job.name}: another process is running it")
     say(f"report: {page}")
     return 2 if running.failed else 0
 

@@ -322,7 +322,7 @@ class Stream:
 
     def iterate(self, start: int, rows: Any = slice(None)) -> Iterator[HostBatch]:
         """Yield host_batch(start), host_batch(start + 1) ... without end, read ahead by threads or by `workers` processes."""
-        if self.placement == "device" or self.dataset.arrays is not None:  # reading is cheaper than passing batches between processes
+        if self.placement == "device" or self.dataset.arrays is not None:  # cheaper than workers
             return (self.host_batch(step, rows) for step in _count(start))
         batches = grain().MapDataset.source(_Steps(self, start, rows))
         if self.workers == 0:

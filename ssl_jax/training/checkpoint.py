@@ -1,11 +1,11 @@
-"""Checkpoints through Orbax: asynchronous, atomic, checked before they are trusted.
+"""Checkpoints through Orbax: asynchronous, atomic, verified before they are restored.
 
 checkpoints/00000500/state/         Orbax: every array of the State by its path ("params/encoder/block00/..."); a small
-                                    State on one device as one long array a dtype, ten times cheaper to write
-                     extra.json     the loop's own state; "layout" of the long arrays
+                                    State on one device as one array per dtype, ten times faster to write
+                     extra.json     the loop's own state; "layout" of the packed arrays
                      manifest.json  size and CRC-32 of every file
 checkpoints/saving-...              being written; renamed when complete
-checkpoints/damaged/...             moved aside at a start
+checkpoints/damaged/...             damaged ones, moved here at start-up
 """
 
 import errno
@@ -44,7 +44,7 @@ def _orbax():
 
 
 class Checkpoints:
-    """The checkpoints of one run. `save` returns when the arrays are on the host; the files are written behind it."""
+    """The checkpoints of one run. `save` returns when the arrays are on the host; files are written in the background."""
 
     def __init__(self, directory: pathlib.Path, settings: CheckpointSettings, *, first: bool = False):
         self.directory, self.settings = pathlib.Path(directory).absolute(), settings
@@ -120,7 +120,7 @@ class Checkpoints:
             self._error = SaveFailed(_reason(folder, error))
 
     def check(self) -> None:
-        """Raise SaveFailed when a save failed behind the loop's back."""
+        """Raise SaveFailed if a save in the background has failed."""
         if self._error is not None:
             error, self._error = self._error, None
             self.saved = None
@@ -133,7 +133,7 @@ class Checkpoints:
             self._thread = None
 
     def wait(self) -> None:
-        """Wait until nothing is being written; raise SaveFailed where a save failed."""
+        """Wait until nothing is being written; raise SaveFailed if a save failed."""
         self.join()
         self.check()
 
@@ -217,7 +217,7 @@ class Checkpoints:
 
 
 def pack(arrays: dict[str, Any]) -> tuple[dict[str, Any], list | None]:
-    """Return small arrays on one device as one long host array a dtype, with [name, dtype, shape] of each; others unchanged."""
+    """Return small arrays on one device as one host array per dtype, with [name, dtype, shape] of each; others unchanged."""
     sizes = [x.size * x.dtype.itemsize for x in arrays.values()]
     if jax.process_count() > 1 or sum(sizes) > PACKED_BYTES:
         return arrays, None
@@ -232,7 +232,7 @@ def pack(arrays: dict[str, Any]) -> tuple[dict[str, Any], list | None]:
 
 
 def unpack(packed: dict[str, np.ndarray], layout: list) -> dict[str, np.ndarray]:
-    """Return arrays by name from what `pack` returned."""
+    """Return arrays by name from the result of `pack`."""
     arrays, start = {}, dict.fromkeys(packed, 0)
     for name, dtype, shape in layout:
         size = int(np.prod(shape))
@@ -305,7 +305,7 @@ def checksum(path: pathlib.Path) -> int:
 
 
 def damage(folder: pathlib.Path) -> str | None:
-    """Return what is wrong with a checkpoint's files, None where all are sound."""
+    """Return the first problem of a checkpoint's files; None if they are valid."""
     try:
         recorded = json.loads((folder / MANIFEST).read_text())
         json.loads((folder / EXTRA).read_text())

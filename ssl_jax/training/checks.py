@@ -1,4 +1,4 @@
-"""Settings that contradict each other are refused before training; settings that are only odd are reported."""
+"""Check settings before training: refuse contradictions, warn of settings that are probably unintended."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +11,8 @@ from ssl_jax.training.optimizer import OptimizerSettings
 from ssl_jax.training.schedules import NO_SCHEDULES, Schedules
 from ssl_jax.training.settings import TrainingSettings
 
-INITIAL_SHARE = 0.1  # of the initial weights in the moving average at the end of training, from which on it is reported
-SKIPPED_SHARE = 0.05  # of the updates skipped by `on_nonfinite` or `skip_outliers`, from which on it is reported
+INITIAL_SHARE = 0.1  # warn above this share of the initial weights in the moving average at the end of training
+SKIPPED_SHARE = 0.05  # warn above this share of updates skipped by `on_nonfinite` or `skip_outliers`
 IGNORED = {  # settings that only some optimizers read
     "b1": ("adam", "adamw", "lion", "muon"),
     "b2": ("adam", "adamw", "lion", "muon"),
@@ -28,10 +28,10 @@ def odd_settings(
     training: TrainingSettings, optimizer: OptimizerSettings, *, schedules: Schedules = NO_SCHEDULES, batch_size: int,
     examples: int, tokens_per_example: int = 1, evaluates: bool = True,
 ) -> list[str]:  # fmt: skip
-    """Return one line for each setting that has no effect, or one that is hardly meant.
+    """Return one line for each setting that has no effect or is probably unintended.
 
     Raises UserError for contradictions: a warm-up or cool-down longer than the run, a schedule that ends above its peak.
-    A budget in minutes has no length in steps yet; what depends on it is not checked.
+    Checks that need the length in steps are skipped for a budget in minutes.
     """
     found = _without_effect(optimizer)
     if batch_size > examples:
@@ -92,7 +92,7 @@ def _without_effect(optimizer: OptimizerSettings) -> list[str]:
 
 
 def skipped_updates(training: TrainingSettings, state: Any) -> list[str]:
-    """Return a line when a trained State's guard skipped many updates."""
+    """Return a line if a trained State's guard skipped many updates."""
     skipped, steps = int(state.guard["skipped"]), int(state.step)
     if skipped <= SKIPPED_SHARE * steps:
         return []

@@ -1,8 +1,8 @@
-"""Why a run stops before its end. Each is one line and an exit status; none is a traceback for the user."""
+"""Exceptions that stop a run before its end. The user sees one line and an exit status, without a traceback."""
 
 
 class Stopped(Exception):
-    """The run stopped; what is saved is sound. The command line prints the line and exits with `status`."""
+    """The run stopped; saved checkpoints are valid. The command line prints the message and exits with `status`."""
 
     status = 1
 

@@ -13,9 +13,9 @@ from ssl_jax import partition
 def in_chunks(function: Callable, rows: tuple, chunks: int, join: bool = True) -> Any:
     """Apply `function(*rows)` to `chunks` interleaved pieces of the leading axis, one after another.
 
-    The backward pass runs piece by piece too, computing each piece's forward again, so that only one piece's intermediate
-    values are alive at a time. Row i is in piece i mod chunks, because a batch is sharded along its leading axis: each
-    piece then lies on all devices. join: put the results' rows back in their places; else the pieces are the leading axis.
+    The backward pass also runs piece by piece and recomputes each piece's forward pass, so that only one piece's
+    intermediate values are in memory at a time. Row i is in piece i mod chunks: a batch is sharded along its leading axis,
+    so each piece is on all devices. join: return rows in their original order; otherwise the pieces are the leading axis.
     """
     if chunks == 1 and join:
         return function(*rows)
@@ -26,11 +26,11 @@ def in_chunks(function: Callable, rows: tuple, chunks: int, join: bool = True) -
 
 
 def in_pieces(function: Callable, split: Any, shared: Any, numbers: tuple, chunks: int) -> Any:
-    """Return `function(rows of split, shared, *numbers)` of each device's own rows, in `chunks` pieces, put together.
+    """Return `function(rows of split, shared, *numbers)` for each device's own rows, computed in `chunks` pieces and joined.
 
-    split, shared: trees of arrays [batch, ...]. Every device gets `shared` of all devices: it is gathered, and its gradient
-    summed over the devices, once and not for every piece. Of more pieces than a device's rows can be cut into, fewer are made.
-    Results have a leading axis of rows, in the order of the pieces, or of length 1, whose values are then put side by side.
+    split, shared: trees of arrays [batch, ...]. Every device gets the `shared` rows of all devices: they are gathered, and
+    their gradient is summed over the devices, once and not for every piece. The number of pieces is reduced to a divisor of
+    a device's rows. Results have a leading axis of rows, in the order of the pieces, or of length 1, and are concatenated.
     """
 
     def local(gather, arrays, numbers):

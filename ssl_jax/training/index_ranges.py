@@ -1,6 +1,6 @@
-"""Indices in a batch (tokens, types, labels) against the tables they are looked up in.
+"""Check that the indices in a batch (tokens, types, labels) lie within the tables in which they are looked up.
 
-Inside jit an index beyond its table reads NaN, or the last row: a loss that is not finite, or a wrong one. So indices are
+Inside jit an index beyond its table reads NaN or the last row, and the loss is non-finite or wrong. So indices are
 checked on the host before training, and again when a loss is not finite.
 """
 
@@ -25,15 +25,15 @@ TABLES = {  # entry of a batch -> what it is looked up in, and how to make both 
 
 
 def index_limits(task: Any) -> dict[str, int]:
-    """How many rows the table has that each entry of a batch is an index of; {} for a task that looks nothing up."""
+    """Return, for each entry of a batch with indices, the number of rows of its table; {} for a task without indices."""
     limits = getattr(task, "index_limits", None)
     return {} if limits is None else dict(limits())
 
 
 def check_dataset(task: Any, dataset: Any) -> None:
-    """UserError, naming the example, where an index of `dataset` (data.pipeline.Dataset) is out of its table.
+    """Raise UserError, naming the example, if an index of `dataset` (data.pipeline.Dataset) is outside its table.
 
-    Looks at what lies in memory: arrays, labels, the largest token of a corpus. No example is decoded.
+    Checks data in memory: arrays, labels, the largest token of a corpus. No example is decoded.
     """
     limits = index_limits(task)
     for name, limit in limits.items():
@@ -50,7 +50,7 @@ def check_dataset(task: Any, dataset: Any) -> None:
 
 
 def out_of_range(task: Any, batch: Mapping[str, Any]) -> str | None:
-    """Which entry of a task's batch holds an index out of its table, in one line; None where all fit."""
+    """Return one line that names the entry of a batch with an index outside its table; None if there is none."""
     for name, limit in index_limits(task).items():
         if name not in batch or not np.issubdtype(batch[name].dtype, np.integer):
             continue
@@ -63,7 +63,7 @@ def out_of_range(task: Any, batch: Mapping[str, Any]) -> str | None:
 
 
 def _first_outside(values: Any, limit: int) -> int | None:
-    """The first row that holds an index below 0 or from `limit` on."""
+    """Return the first row with an index below 0 or not below `limit`."""
     if len(values) == 0 or (values.min() >= 0 and values.max() < limit):
         return None
     rows = np.asarray(values).reshape(len(values), -1)

@@ -1,4 +1,4 @@
-"""One run, one work directory: a lock that a dead owner cannot hold."""
+"""A lock of a work directory for one process, released by the kernel when the process dies."""
 
 import contextlib
 import fcntl
@@ -21,10 +21,10 @@ _held: set[pathlib.Path] = set()
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of `workdir`, made where it is missing; raise Busy, with the owner, when another process holds it.
+    """Hold the lock of `workdir`, which is created if missing; raise Busy, with the owner, if another process holds it.
 
-    `wait` waits for that process instead. The kernel drops the lock when its owner dies. Entering it again in the same
-    process is allowed.
+    `wait` waits for that process instead. The kernel releases the lock when its owner dies. The lock is reentrant within
+    a process.
     """
     workdir = pathlib.Path(workdir).absolute()
     if workdir in _held or jax.process_index() != 0:
