@@ -264,9 +264,9 @@ def complete(
     from ssl_jax.training.checkpoint import load_params
     from ssl_jax.training.lock import locked
 
-    parts, odd = check_selection(parts, wd, (lambda text: None) if quiet else say), odd_settings(parts)
+    parts, warnings = check_selection(parts, wd, (lambda text: None) if quiet else say), questionable_settings(parts)
     with locked(wd.path), preemption.active(parts.checkpoint.grace):
-        start(parts, wd, odd, evaluate=evaluate)
+        start(parts, wd, warnings, evaluate=evaluate)
         started = time.monotonic()
         steps, params = train(parts, wd, trainer, quiet=quiet, console=console)
         if "trained" not in wd.status():
@@ -281,17 +281,17 @@ def complete(
             write_panels(parts, wd, params, steps)
 
 
-def start(parts: Parts, wd: Workdir, odd: list[str], *, evaluate: bool = True) -> None:
-    """Record config, data and warnings (`odd`) in the work directory; remove the records of a previous config."""
+def start(parts: Parts, wd: Workdir, warnings: list[str], *, evaluate: bool = True) -> None:
+    """Record config, data and warnings (`warnings`) in the work directory; remove the records of a previous config."""
     tested = bool(parts.evaluators) and (evaluate or parts.training.evaluate_every is not None)
     splits = {"train": parts.stream.dataset, **({"test": parts.evaluation.data.test} if tested else {})}
-    odd += dict.fromkeys(line for dataset in splits.values() for line in dataset.notes())
+    warnings += dict.fromkeys(line for dataset in splits.values() for line in dataset.notes())
     begin_anew(wd, parts.config)
     if extended(wd, parts.config):
         set_results_aside(wd)
     made_from = {split: dataset.fingerprint() for split, dataset in splits.items()}
     wd.start(parts.config, parts.info, made_from, {**parts.origin, "chosen": dict(parts.chosen)})
-    warn_of(wd, odd)
+    warn_and_record(wd, warnings)
 
 
 def record_training(wd: Workdir, steps: int, duration: str, seconds: float) -> None:
@@ -302,18 +302,18 @@ def record_training(wd: Workdir, steps: int, duration: str, seconds: float) -> N
     wd.write("status.json", {**wd.status(), "trained": steps, "duration": duration})
 
 
-def odd_settings(parts: Parts) -> list[str]:
+def questionable_settings(parts: Parts) -> list[str]:
     """Return a warning for each setting without effect or that is probably unintended; raise UserError for contradictions."""
     from ssl_jax.task import tokens_of
     from ssl_jax.training import checks
 
-    return checks.odd_settings(
+    return checks.questionable_settings(
         parts.training, parts.optimizer, schedules=parts.schedules, batch_size=parts.stream.batch_size,
         examples=parts.stream.dataset.size, tokens_per_example=tokens_of(parts.info), evaluates=bool(parts.evaluators),
     )  # fmt: skip
 
 
-def warn_of(wd: Workdir, lines: Sequence[str]) -> None:
+def warn_and_record(wd: Workdir, lines: Sequence[str]) -> None:
     """Print warnings about a run, and record them for the report."""
     from ssl_jax.training.checkpoint import warn
 
@@ -348,11 +348,11 @@ def train(parts: Parts, wd: Workdir, trainer: Any, *, quiet: bool = False, conso
         quiet=quiet,
         console=console,
     )
-    warn_of(wd, [*checks.skipped_updates(parts.training, state), *trouble_of(parts, wd)])
+    warn_and_record(wd, [*checks.skipped_updates(parts.training, state), *training_trouble(parts, wd)])
     return int(state.step), state.evaluated
 
 
-def trouble_of(parts: Parts, wd: Workdir) -> list[str]:
+def training_trouble(parts: Parts, wd: Workdir) -> list[str]:
     """Return the task's diagnosis (`Task.trouble`) of the last line of the log, if it shows that training has failed."""
     from ssl_jax.reports.run import load_run
 
@@ -464,7 +464,7 @@ def evaluate(
     own, data = wd.config(), dict(data or {})
     if own.data:  # for imported weights, `config` has the data
         data |= below("data", overrides)
-    sources = laid_over(data)
+    sources = nested(data)
     for key, text in (overrides or {}).items():
         if key.partition(".")[0] not in ("downstream", "expected", "data"):
             raise UserError(f"--config.{key}: evaluate reads downstream, expected and data; another {key} is another run")
@@ -503,7 +503,7 @@ def below(section: str, overrides: Mapping[str, str] | None) -> dict[str, str]:
     return {rest: text for (name, rest), text in found.items() if name == section and rest}
 
 
-def laid_over(texts: Mapping[str, str]) -> dict[str, Any]:
+def nested(texts: Mapping[str, str]) -> dict[str, Any]:
     """Return the nested section given by dotted keys and texts of the command line."""
     section = ConfigDict()
     for key, text in texts.items():

@@ -153,7 +153,7 @@ def prepare(group: Group, experiment: Experiment) -> tuple[Parts, Any]:
     first = group.jobs[0]
     try:
         parts = runs.prepare(first.config, str(first.workdir.path))
-        runs.odd_settings(parts)
+        runs.questionable_settings(parts)
         if parts.evaluators:
             runs.check_evaluation(parts)
         return parts, runs.trainer_of(parts)
@@ -281,7 +281,7 @@ class Running:
             for job, own in zip(chunk, owns, strict=True):
                 if not job.finished:
                     clear_failure(job)
-                    runs.start(own, job.workdir, runs.odd_settings(own))
+                    runs.start(own, job.workdir, runs.questionable_settings(own))
             Workdir(stack).write("members.json", {"members": [job.key for job in chunk]})
             replicas = [
                 Replica(own.config.seed, own.stream, job.workdir.path, own.optimizer.peak(own.stream.batch_size),
@@ -300,7 +300,7 @@ class Running:
                     self.fail([job], state)
                 elif "trained" not in job.workdir.status():
                     runs.record_training(job.workdir, int(state.step), own.training.duration, seconds)
-                    runs.warn_of(job.workdir, checks.skipped_updates(own.training, state))
+                    runs.warn_and_record(job.workdir, checks.skipped_updates(own.training, state))
             forget(stack)
 
 

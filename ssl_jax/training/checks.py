@@ -24,7 +24,7 @@ IGNORED = {  # settings that only some optimizers read
 }
 
 
-def odd_settings(
+def questionable_settings(
     training: TrainingSettings, optimizer: OptimizerSettings, *, schedules: Schedules = NO_SCHEDULES, batch_size: int,
     examples: int, tokens_per_example: int = 1, evaluates: bool = True,
 ) -> list[str]:  # fmt: skip

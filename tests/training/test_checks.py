@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ssl_jax.errors import UserError
-from ssl_jax.training.checks import initial_share, odd_settings, skipped_updates
+from ssl_jax.training.checks import initial_share, questionable_settings, skipped_updates
 from ssl_jax.training.optimizer import OptimizerSettings
 from ssl_jax.training.schedules import Schedule, Schedules
 from ssl_jax.training.settings import TrainingSettings
@@ -15,7 +15,7 @@ from ssl_jax.training.settings import TrainingSettings
 def found(training=None, optimizer=None, **options):
     options = dict(batch_size=10, examples=100, evaluates=True) | options
     settings = TrainingSettings(**{"duration": "40 steps", **(training or {})})
-    return odd_settings(settings, OptimizerSettings(**{"lr": 1e-3, **(optimizer or {})}), **options)
+    return questionable_settings(settings, OptimizerSettings(**{"lr": 1e-3, **(optimizer or {})}), **options)
 
 
 def test_a_sound_config_gives_no_line():

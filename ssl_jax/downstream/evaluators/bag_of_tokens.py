@@ -1,4 +1,4 @@
-"""The baseline that reads no order: multinomial logistic regression on which tokens occur in a text."""
+"""The bag-of-tokens baseline: multinomial logistic regression on the set of tokens that occur in a text."""
 
 import functools
 
@@ -14,14 +14,14 @@ STRENGTHS = (1e-2, 1e-3, 1e-4, 1e-5)  # of the penalty, l2 / 2 |W|^2 on the mean
 
 
 def bag_of_tokens(train, test, classes: int, *, held: float = 0.1, seed: int = 0) -> Int[np.ndarray, "test"]:
-    """Predicted classes of the texts of `test`, from a model fitted to those of `train` (both data sets of labelled text).
+    """Return predicted classes of the texts of `test`, from a model fitted to `train` (both data sets of labelled text).
 
-    The penalty is chosen on a held-out part of `train`, then all of it is fitted. Counts are binary: for short texts whether
-    a token occurs says more than how often (Wang & Manning 2012, section 3).
+    The penalty is selected on a held-out part of `train`, then the model is fitted to all of it. Features are binary: for
+    short texts the presence of a token is more informative than its count (Wang & Manning 2012, section 3).
     """
     labels = train.labels()
     x, queries = _tokens(train), _tokens(test)
-    known = np.unique(x[x >= 0])  # a token that training never saw has no weight
+    known = np.unique(x[x >= 0])  # tokens that do not occur in training are ignored
     vocabulary = len(known)
     x, queries = (np.where(np.isin(t, known), np.searchsorted(known, t), vocabulary) for t in (x, queries))
     _, held_rows = held_out(labels, held, seed)
@@ -37,7 +37,7 @@ def bag_of_tokens(train, test, classes: int, *, held: float = 0.1, seed: int = 0
 
 
 def _tokens(dataset) -> Int[np.ndarray, "texts length"]:
-    """Each text's tokens once; -1 for padding and repetitions."""
+    """Return each text's distinct tokens; -1 for padding and repetitions."""
     raw = dataset.rows(np.arange(dataset.size))
     tokens = np.sort(np.where(np.arange(raw["tokens"].shape[1])[None] < raw["length"][:, None], raw["tokens"], -1), axis=1)
     return np.where(np.diff(tokens, axis=1, prepend=-2) == 0, -1, tokens)

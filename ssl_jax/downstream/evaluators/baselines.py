@@ -1,4 +1,4 @@
-"""Encoders that learnt nothing, with the interface of `Encoder`; and the majority class."""
+"""Untrained encoders, with the interface of `Encoder`; and the majority class."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -27,7 +27,7 @@ class RandomEncoder(Encoder):
 
 
 class InputEncoder(Encoder):
-    """A fixed function of the input as an encoder; every name that an evaluator asks for is that function."""
+    """A fixed function of the input as an encoder; it is returned for every representation name."""
 
     def __init__(self, function, mesh=None):
         super().__init__(function, {}, mesh)
@@ -42,11 +42,11 @@ class InputEncoder(Encoder):
         return lambda params, batch: {"input": function(batch)}
 
 
-LARGE, SMALL = 64, 32  # pixels: an image longer than LARGE is averaged down, else ImageNet's would take 770 GB
+LARGE, SMALL = 64, 32  # pixels: images above LARGE are averaged to SMALL; ImageNet would otherwise take 770 GB
 
 
 def raw_pixels(batch):
-    """Normalised pixels, flattened: f32[batch, height * width * channels]; of large images, those of SMALL x SMALL."""
+    """Return flattened normalised pixels, f32[batch, height * width * channels]; large images are averaged to SMALL x SMALL."""
     images = batch["image"]
     if max(images.shape[1:3]) > LARGE:
         images = jax.image.resize(images, (len(images), SMALL, SMALL, images.shape[3]), "linear")
@@ -54,7 +54,7 @@ def raw_pixels(batch):
 
 
 def bag_of_tokens(batch):
-    """How often each token occurs, f32[batch, BUCKETS]; padding (segment 0) does not count."""
+    """Return the count of each token, f32[batch, BUCKETS], without padding (segment 0)."""
     tokens = batch["tokens"]
     weight = (batch["segments"] > 0) if "segments" in batch else jnp.ones_like(tokens)
     rows = jnp.arange(len(tokens))[:, None]
@@ -71,7 +71,7 @@ INPUTS = {
 
 
 def baselines(task: Any, mesh: Mesh | None = None, *, seed: int = 0, planned: Iterable[str] = ()) -> dict[str, Encoder]:
-    """Return the baselines of an encoder of `task`, by name: as initialised from another seed than `seed`, and its input."""
+    """Return the baselines of an encoder of `task`, by name: an untrained one from another seed than `seed`, and its input."""
     found: dict[str, Encoder] = {"random_encoder": RandomEncoder(task, None, mesh, seed=seed + 1, planned=planned)}
     if task.data in INPUTS:
         name, function = INPUTS[task.data]

@@ -1,4 +1,4 @@
-"""How well a trained image classifier does on the test split."""
+"""Metrics of a trained image classifier on the test split."""
 
 import dataclasses
 
@@ -12,7 +12,8 @@ from ssl_jax.downstream.metrics import classification as metrics
 class ClassificationMetrics(Evaluator):
     """The trained head of a "classification" task, under the evaluation transform.
 
-    Yields `metrics.classification` and the majority class's accuracy, of several classes an example `metrics.several_classes`.
+    Yields `metrics.classification` and the majority class's accuracy; with several classes per example
+    `metrics.several_classes`.
     """
 
     batch_size: int = 128

@@ -1,4 +1,4 @@
-"""What zero-shot classification and retrieval share: vectors of texts, and ranks with ties."""
+"""Shared by zero-shot classification and retrieval: vectors of texts, and ranks with ties."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,7 +16,7 @@ from ssl_jax.task import DataInfo
 def embed_texts(
     encoder: Encoder, info: DataInfo, texts: Sequence[str], batch_size: int = 256
 ) -> Float[np.ndarray, "texts dim"]:
-    """Unit vectors of texts; `info` (a DataInfo) holds the tokenizer and the context length."""
+    """Return unit vectors of texts; `info` (a DataInfo) holds the tokenizer and the context length."""
     tokens, _ = Encode(info.tokenizer, info.shapes["tokens"].shape[0]).batch(texts)
     return in_batches(jax.jit(encoder.task.features), encoder.params, {"tokens": tokens}, "text_embedding", batch_size)
 
@@ -24,9 +24,9 @@ def embed_texts(
 def in_batches(
     features: Callable, params, arrays: Mapping[str, np.ndarray], name: str, batch_size: int
 ) -> Float[np.ndarray, "rows dim"]:
-    """Return features(params, batch)[name] over equal batches, the last one filled up.
+    """Return features(params, batch)[name] over batches of equal size, the last one padded.
 
-    Raises UserError for features that are not finite.
+    Raises UserError for non-finite features.
     """
     count = len(next(iter(arrays.values())))
     size, parts = min(batch_size, count), []
@@ -42,9 +42,9 @@ def in_batches(
 def hit_chance(
     higher: Int[np.ndarray, "queries"], tied: Int[np.ndarray, "queries"], correct: Int[np.ndarray, "queries"], k: int
 ) -> Float[np.ndarray, "queries"]:
-    """The chance that a correct candidate is among the first k when ties are broken at random.
+    """Return the probability that a correct candidate is among the first k when ties are broken at random.
 
-    `higher` candidates score higher; at the best correct score stand `correct` right and `tied` wrong ones.
+    `higher` candidates have a higher score; `correct` correct and `tied` wrong ones have the best correct score.
     """
     miss = np.ones(len(higher))
     for place in range(k):  # the next place of the tied group goes to a wrong one

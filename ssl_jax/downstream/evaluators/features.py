@@ -26,11 +26,11 @@ class Encoder:
     give the same features to the last digit on the same devices.
 
     Args:
-        seed: of what is random in an evaluation.
-        baselines: encoders that learnt nothing, by name, with the same `extract`.
-        planned: names that will be asked for sooner or later; the first pass over a data set computes them all.
-        cache: a directory in which features are stored under `checkpoint` (any string that names the parameters), the
-            source and the transform.
+        seed: for random choices in an evaluation.
+        baselines: untrained encoders, by name, with the same `extract`.
+        planned: names that will be requested later; the first pass over a data set computes them all.
+        cache: a directory in which features are stored by `checkpoint` (any string that identifies the parameters),
+            source and transform.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class Encoder:
         self._programs = _PROGRAMS.setdefault((id(task), mesh), (task, {}))[1]
 
     def extract(self, dataset, names: Iterable[str], batch_size: int = 128) -> dict[str, np.ndarray]:
-        """Return features f32[examples, ...] by name in the data set's order, "index" i32[examples], the examples' places in
-        the data set, and "label" i32[examples] where it has labels.
+        """Return features f32[examples, ...] by name in the data set's order, "index" i32[examples], the examples' indices in
+        the data set, and "label" i32[examples] if it has labels.
 
         A name is one of the task's representations ("cls", "mean", "tokens", "block06/mean"), or several joined by "+",
-        which are flattened and concatenated. Names that were not asked for before take one pass together, with those of
-        `planned`. Examples that cannot be read and are skipped are left out of features and labels alike. Raises UserError
-        for an unknown name and for features that are not finite.
+        which are flattened and concatenated. New names are computed in one pass, together with those of `planned`. Skipped
+        unreadable examples are missing in both features and labels. Raises UserError for an unknown name and for non-finite
+        features.
         """
         names = tuple(dict.fromkeys(names))
         known = self._cached(dataset)
@@ -90,7 +90,7 @@ class Encoder:
 
     @property
     def _features(self) -> Callable:
-        """params, batch -> representations; holds no parameters, since compiled programs outlive this encoder."""
+        """A function (params, batch) -> representations without parameters, since compiled programs outlive this encoder."""
         return self.task.features
 
     def _compute(self, dataset, names: tuple[str, ...], batch_size: int) -> dict[str, np.ndarray | None]:
@@ -115,13 +115,13 @@ class Encoder:
 
         for raw, mask in eval_batches(dataset, batch_size):
             seen.append(raw["index"][mask])
-            if not names:  # which examples can be read is found by reading them
+            if not names:  # even without names, reading finds the readable examples
                 continue
             if run is None:
                 params = self._parameters(jax.eval_shape(lambda b: prepare(dataset, b), raw))
                 run = self._compiled(dataset, params, raw, names)
             values = run(params, jax.device_put(raw, self._sharding()))
-            if pending is not None:  # read one batch late, so that the device never waits
+            if pending is not None:  # fetched one batch later, so that the device never waits
                 read(*pending)
             pending = values, mask
         if pending is not None:
@@ -150,7 +150,7 @@ class Encoder:
         return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec(_axes(self.mesh)))
 
     def _compiled(self, dataset, params, raw, names) -> Callable:
-        """The jitted raw batch -> features; what no name needs is not computed. Checks the names."""
+        """Return the jitted function raw batch -> features, which computes only the given names. Checks the names."""
         batch, function = jax.eval_shape(lambda b: prepare(dataset, b), raw), self._features
         available = jax.eval_shape(function, params, batch)
         for name in names:
@@ -202,7 +202,7 @@ class Encoder:
 
 
 def prepare(dataset, raw: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """The task's batch of a raw one under the evaluation transform (jittable); places in the batch stay as they are."""
+    """Return the task's batch of a raw one under the evaluation transform (jittable); positions are unchanged."""
     places = {name: raw[name] for name in ("position", "index") if name in raw}
     return {**dataset.on_device({name: value for name, value in raw.items() if name not in places}, None), **places}
 

@@ -18,16 +18,16 @@ from ssl_jax.reports.records import over_examples, over_runs
 class FewShot(Evaluator):
     """Ridge regression of +-1 targets on a few examples of each class (the protocol of Kolesnikov et al. 2020, BiT).
 
-    The examples are drawn `draws` times; the strength is chosen for each number of shots, by the mean over the draws, on
-    training examples that were not drawn. Yields "accuracy" under "5-shot" for each number of shots, the mean over the draws
-    with its standard error, and the same of each baseline. The headline is 10 shots, else the largest number.
+    The examples are drawn `draws` times. For each number of shots, the strength is selected by the mean accuracy over the
+    draws on other training examples. Yields "5-shot/accuracy" for each number of shots, the mean over the draws with its
+    standard error, and the same for each baseline. The headline is 10 shots, or else the largest number.
     """
 
     representation: str = "mean"
     shots: tuple = (1, 5, 10, 25)  # examples of each class
     draws: int = 3
     l2: tuple = tuple(2.0**p for p in range(-10, 21, 2))
-    held_out: int = 2000  # training examples that choose the strength
+    held_out: int = 2000  # training examples on which the strength is selected
     baselines: bool = True
     seed: int = 0
 
@@ -88,7 +88,7 @@ class FewShot(Evaluator):
 def draw(
     labels: Int[np.ndarray, "examples"], classes: int, shots: int, seed: int, names: Sequence[str] = ()
 ) -> Int[np.ndarray, "drawn"]:
-    """Indices of `shots` examples of every class, by `seed`; a smaller draw is part of a larger one."""
+    """Return indices of `shots` examples of every class, drawn by `seed`; smaller draws are subsets of larger ones."""
     random = np.random.default_rng(seed)
     found = []
     for label in range(classes):
@@ -101,16 +101,16 @@ def draw(
 
 
 def signs(labels: Int[np.ndarray, "examples"], classes: int) -> Float[np.ndarray, "examples classes"]:
-    """+1 for the example's class, -1 for the others."""
+    """Return +1 for the example's class, -1 for the others."""
     return np.where(labels[:, None] == np.arange(classes), 1.0, -1.0)
 
 
 def ridge(
     x: Float[np.ndarray, "examples dim"], y: Float[np.ndarray, "examples classes"], strengths: Sequence[float]
 ) -> list[tuple[Float[np.ndarray, "dim classes"], Float[np.ndarray, "classes"]]]:
-    """For each strength the (W, b) that minimises |x W + b - y|^2 + strength |W|^2, in f64.
+    """Return for each strength the (W, b) that minimises |x W + b - y|^2 + strength |W|^2, in f64.
 
-    One eigendecomposition serves all strengths: of the covariance, or of the Gram matrix where that is smaller.
+    One eigendecomposition is used for all strengths: of the covariance, or of the Gram matrix if that is smaller.
     """
     x, y = x.astype(np.float64), y.astype(np.float64)
     x_mean, y_mean = x.mean(axis=0), y.mean(axis=0)

@@ -1,4 +1,4 @@
-"""Fine-tuning as an evaluator: a recipe, the one loop, and the accuracy on the test split."""
+"""Fine-tuning as an evaluator: train by a recipe with the common loop, and measure accuracy on the test split."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -32,9 +32,9 @@ from ssl_jax.training.settings import MeshSettings, TrainingSettings
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How the "classification" task is trained: sections that override the run's own.
+    """How the "classification" task is trained: sections of a config.
 
-    `optimizer` stands alone; `model`, `data` and `task` are laid over the run's `model`, `data` and nothing.
+    `model` and `data` override the run's; the other sections are used as they are.
     """
 
     model: Mapping = dataclasses.field(default_factory=dict)  # such as drop_path
@@ -45,8 +45,8 @@ class Recipe:
         default_factory=lambda: dict(name="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.75, warmup="10 %")
     )
     batch_size: int = 64
-    blocks: float | None = None  # fine-tune the last so many blocks only; 0.5: the last one's MLP
-    learning_rates: tuple = ()  # peaks to choose among on a held-out fifth of the training examples; (): the optimizer's own
+    blocks: float | None = None  # fine-tune only the last `blocks` blocks; 0.5: the MLP of the last one
+    learning_rates: tuple = ()  # candidate peaks, selected on a held-out fifth of the training examples; (): the optimizer's
 
     def __post_init__(self):
         read(TrainingSettings, self.training, "training")
@@ -59,22 +59,22 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Scratch(Recipe):
-    """How the same model is trained from random parameters, to stand beside fine-tuning.
+    """How the same model is trained from random parameters, as the baseline of fine-tuning.
 
-    What is left out of `data` (augmentation), `task` (pooling, mixing), `model`, `training` and `batch_size` is
-    fine-tuning's. Without an `optimizer` it is AdamW without layer decay, the peak chosen among three.
+    Keys missing in `data` (augmentation), `task` (pooling, mixing), `model`, `training` and `batch_size` are those of
+    fine-tuning. The default `optimizer` is AdamW without layer decay, with the best of three peak learning rates.
     """
 
     training: Mapping = dataclasses.field(default_factory=dict)
     optimizer: Mapping | None = None
     batch_size: int | None = None
-    learning_rates: tuple | None = None  # with an `optimizer` of one's own: (), its own
+    learning_rates: tuple | None = None  # default with a given `optimizer`: (), its own rate
 
     def __post_init__(self):
         self.completed(Recipe())
 
     def completed(self, finetune: Recipe) -> Recipe:
-        """Return the whole recipe where fine-tuning takes `finetune`."""
+        """Return this recipe, completed by that of fine-tuning, `finetune`."""
         rates = ((5e-4, 1e-3, 2e-3) if self.optimizer is None else ()) if self.learning_rates is None else self.learning_rates
         return Recipe(
             model={**finetune.model, **self.model},
@@ -89,7 +89,7 @@ class Scratch(Recipe):
 
 
 class FineTuner:
-    """A recipe compiled once for a data set; runs of it may differ in seed, start, learning rate, length and examples."""
+    """A recipe compiled once for a data set; runs may differ in seed, initialisation, learning rate, length and examples."""
 
     def __init__(self, recipe: Recipe, data: EvaluationData):
         if data.config is None:
@@ -120,7 +120,7 @@ class FineTuner:
         )  # fmt: skip
 
     def steps(self, examples: int, duration: str | None = None) -> int:
-        """The length of a run on so many examples."""
+        """Return the length in steps of a run on `examples` examples."""
         path, text = "training.duration", duration or self.recipe.training.get("duration", "50 epochs")
         steps = Duration.parse(text, path).steps(path=path, batch_size=self.recipe.batch_size, examples=examples)
         return max(steps, 1)
@@ -145,9 +145,9 @@ class FineTuner:
         return state.evaluated
 
     def fit_tuned(self, indices: Int[np.ndarray, "examples"], **options: Any) -> tuple[Params, float | None]:
-        """`fit` with the best of the recipe's learning rates, chosen by runs on four fifths of `indices`.
+        """Call `fit` with the best of the recipe's learning rates, selected by runs on four fifths of `indices`.
 
-        Returns the parameters and the rate. A rate at which training diverges cannot be chosen.
+        Return the parameters and the rate. A rate at which training diverges is never selected.
         """
         rates = self.recipe.learning_rates
         if len(rates) < 2:
@@ -172,9 +172,9 @@ class FineTuner:
     def logits(
         self, params: Params, dataset: Dataset | None = None
     ) -> tuple[Float[np.ndarray, "examples classes"], Int[np.ndarray, "examples"]]:
-        """Return logits and labels of the readable examples of a data set; default, of the test split.
+        """Return logits and labels of the readable examples of a data set, by default the test split.
 
-        Raises UserError for logits that are not finite.
+        Raises UserError for non-finite logits.
         """
         encoder = Encoder(self.task, params, self.trainer.program.mesh)
         found = encoder.extract(self.test if dataset is None else dataset, ("logits",))
@@ -183,10 +183,10 @@ class FineTuner:
     def running_moments(
         self, params: Params, indices: Int[np.ndarray, "examples"], *, seed: int, steps: int, batches: int = 100
     ) -> tuple[Float[np.ndarray, "width"], Float[np.ndarray, "width"]]:
-        """Mean and variance of what the head reads, as torch's batch norm has kept them at the end of a `fit`.
+        """Return running mean and variance of the head's input, as of torch's batch norm at the end of a `fit`.
 
-        The momentum is 0.1 and the variance unbiased. Of a frozen encoder these are known afterwards: the last `batches`
-        training batches are read again, as they were augmented; earlier ones weigh less than 0.9 ** batches.
+        The momentum is 0.1 and the variance unbiased. For a frozen encoder they are computed after training: the last
+        `batches` training batches are read again with the same augmentation; earlier ones weigh less than 0.9 ** batches.
         """
         data, mesh = self._stream(indices, seed), self.trainer.program.mesh
         resident = sharding.put_replicated(data.resident, mesh)
@@ -213,7 +213,7 @@ class FineTuner:
 
 
 class PartStream(Stream):
-    """A stream over some examples of a data set that lies on the device whole: the compiled program stays the same."""
+    """A stream over a subset of a data set that is on the device: the compiled program stays the same."""
 
     def __init__(self, dataset: Dataset, part: Int[np.ndarray, "examples"], **options: Any):
         super().__init__(dataclasses.replace(dataset, size=len(part)), **options)
@@ -225,10 +225,10 @@ class PartStream(Stream):
 
 @dataclasses.dataclass(frozen=True)
 class FineTune(Recipe, Evaluator):
-    """Fine-tunes the encoder on all labels, and trains the same model from scratch (`scratch=None`: not).
+    """Fine-tune the encoder on all labels, and train the same model from scratch (unless `scratch=None`).
 
-    Yields `metrics.classification` of the first seed, with several seeds the mean of their accuracies in place of its own,
-    and the baselines "scratch" and "majority".
+    Yields `metrics.classification` of the first seed (with several seeds, accuracy is their mean), and the baselines
+    "scratch" and "majority".
     """
 
     data: Mapping | tuple = dataclasses.field(default_factory=dict)
@@ -284,7 +284,7 @@ class FineTune(Recipe, Evaluator):
 
 
 def check_choice(recipe: Recipe, labels: Int[np.ndarray, "examples"], what: str) -> None:
-    """Raise UserError where no example of `labels` can be held out to choose among the recipe's learning rates."""
+    """Raise UserError if no example of `labels` can be held out to select the recipe's learning rate."""
     if len(recipe.learning_rates) > 1 and np.bincount(labels).max() < 2:
         raise UserError(
             f"learning_rates={recipe.learning_rates!r}: {what}no class has two training examples, so none can be held out to"
@@ -293,9 +293,9 @@ def check_choice(recipe: Recipe, labels: Int[np.ndarray, "examples"], what: str)
 
 
 def same_or_longer(scratch: FineTuner, finetune: FineTuner, examples: int, what: str, duration: str | None = None) -> None:
-    """UserError where the baseline would get less training than the method it is compared with.
+    """Raise UserError if the baseline would get less training than fine-tuning.
 
-    At another batch size than fine-tuning's it may take fewer steps, if it sees as many images.
+    With another batch size it may take fewer steps, if it sees as many images.
     """
     own, other = scratch.steps(examples, duration), finetune.steps(examples, duration)
     if own < other and own * scratch.recipe.batch_size < other * finetune.recipe.batch_size:

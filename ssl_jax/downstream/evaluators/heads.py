@@ -1,4 +1,4 @@
-"""Linear heads on arrays of features: logistic regression to the optimum, and grids of heads by stochastic descent."""
+"""Linear heads on arrays of features: logistic regression by L-BFGS, and grids of heads by stochastic gradient descent."""
 
 import copy
 import dataclasses
@@ -16,7 +16,7 @@ from ssl_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """logits = x @ weight + bias, on features as they were extracted: the standardisation is folded in."""
+    """logits = x @ weight + bias, on unstandardised features: the standardisation is folded into weight and bias."""
 
     weight: Float[np.ndarray, "dim classes"]
     bias: Float[np.ndarray, "classes"]
@@ -31,9 +31,9 @@ class Linear:
 
 
 def moments(x: Float[np.ndarray, "examples dim"]) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation of each feature, f32; 1 in place of 0 for a constant feature.
+    """Return mean and standard deviation of each feature, f32; the deviation of a constant feature is 1.
 
-    Raises UserError where these are not finite.
+    Raises UserError if these are not finite.
     """
     mean = x.mean(axis=0, dtype=np.float64)
     square = np.zeros_like(mean)
@@ -51,24 +51,24 @@ def moments(x: Float[np.ndarray, "examples dim"]) -> tuple[np.ndarray, np.ndarra
 # Logistic regression ------------------------------------------------------------------------------------------------
 
 
-WIDE = 2048  # the largest eigen-decomposition: of more features and examples than that, of a sample of the examples
-RANK = 1024  # eigenvectors of that sample that are used
-PATH = 30  # iterations at each strength that is tried, from the head of the stronger one before it; twice for the first
+WIDE = 2048  # size of the largest eigendecomposition; with more features and examples, a sample of the examples is used
+RANK = 1024  # eigenvectors used of that sample
+PATH = 30  # iterations per candidate strength, starting from the head of the next stronger one; twice as many for the first
 
 
 class LogisticRegression:
-    """Logistic regression by L-BFGS, for several strengths on one data set: multinomial, or of labels [examples, classes] of 0
-    and 1 one for each class, each independent of the others.
+    """Logistic regression by L-BFGS, for several strengths on one data set: multinomial, or for multi-hot labels
+    [examples, classes] one independent binary regression per class.
 
-    Minimises mean_i w_i CE_i + l2 / 2 |W|^2 (with several classes an example CE_i is the sum of theirs) over standardised
-    features (scikit-learn's C is 1 / (l2 * examples)); the bias is not penalised. Along the eigenvectors of the features'
-    covariance each direction is divided by the curvature expected there, e / classes + l2 (of independent classes e / 4 + l2),
-    so that the spread of the features' variances does not slow L-BFGS. It does not change the optimum: the rotation keeps |W|,
-    and the scaling is undone inside the penalty.
+    Minimises mean_i w_i CE_i + l2 / 2 |W|^2 (with several classes per example CE_i is their sum) over standardised
+    features (scikit-learn's C is 1 / (l2 * examples)); the bias is not penalised. As a preconditioner, each direction
+    along an eigenvector of the features' covariance is divided by its expected curvature, e / classes + l2 (for independent
+    classes e / 4 + l2), so that differences of the features' variances do not slow L-BFGS. The optimum does not change: the
+    rotation preserves |W|, and the penalty undoes the scaling.
 
-    The eigenvectors are those of the covariance or, of fewer examples than features, of the Gram matrix, and the features
-    are rotated onto them once. Where both numbers are above WIDE, the first RANK eigenvectors of WIDE examples precondition
-    the problem, and the features stay as they are: time and memory grow linearly in examples and in features.
+    The eigenvectors are those of the covariance or, with fewer examples than features, of the Gram matrix, and the features
+    are rotated onto them once. If both numbers exceed WIDE, the first RANK eigenvectors of WIDE examples precondition
+    the problem, and the features are not rotated: time and memory grow linearly in examples and in features.
     """
 
     def __init__(self, x: Float[np.ndarray, "examples dim"], labels: Int[np.ndarray, "examples ..."], classes: int):
@@ -111,7 +111,7 @@ class LogisticRegression:
         self.z, self.shift, self.divisor = jnp.asarray(x), self.mean, self.std
 
     def fit(self, l2: float, weights=None, start=None, iterations: int = 100, tolerance: float = 1e-4):
-        """The head for `l2`, as (W, b) in the space of `z`; `weights` f32[examples] (0 leaves an example out)."""
+        """Return the head for `l2`, as (W, b) in the space of `z`; `weights` f32[examples] (0 excludes an example)."""
         weights = jnp.ones(len(self.labels)) if weights is None else jnp.asarray(weights, jnp.float32)
         if start is None:
             start = jnp.zeros((self.z.shape[1], self.classes)), jnp.zeros(self.classes)
@@ -121,7 +121,7 @@ class LogisticRegression:
         return _lbfgs(start, self.z, self.shift, self.divisor, self.labels, weights, basis, l2, iterations, tolerance)
 
     def logits(self, head) -> Float[np.ndarray, "examples classes"]:
-        """Of the examples given at construction."""
+        """Return the logits of the examples given at construction."""
         return np.asarray(_logits(head, self.z, self.shift, self.divisor))
 
     def linear(self, head) -> Linear:
@@ -132,7 +132,7 @@ class LogisticRegression:
 
 @jax.jit
 def _logits(head, z, shift, divisor):
-    """Logits of a head on the standardised features (z - shift) / divisor, of which no copy is made."""
+    """Return logits of a head on the standardised features (z - shift) / divisor, without a copy of these."""
     weight = head[0] / divisor[:, None]
     return z @ weight - shift @ weight + head[1]
 

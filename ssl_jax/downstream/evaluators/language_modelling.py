@@ -1,4 +1,4 @@
-"""What a language model is worth without any training: loss, perplexity, LAMBADA, and a masked-token encoder's loss."""
+"""Evaluate a language model without further training: loss, perplexity, LAMBADA, and a masked-token encoder's loss."""
 
 import dataclasses
 import functools
@@ -35,19 +35,19 @@ def _check_task(found: str, name: str) -> None:
 
 
 def _check_config(data: EvaluationData, name: str) -> None:
-    """Raise UserError, before training, where the run's task is another."""
+    """Raise UserError, before training, if the run has another task."""
     if data.config is not None and "task" in data.config:
         _check_task(data.config.task.get("name"), name)
 
 
 def _documents(data: EvaluationData, uri: str, **options: Any) -> Documents:
-    """Return the documents of a text that an evaluator names; bad lines are skipped where those of the run's data are."""
+    """Return the documents of an evaluator's text; bad lines are skipped if the run's data skip them."""
     section = {} if data.config is None else data.config.get("data") or {}
     return open_documents(uri, skip_bad=section.get("on_bad_example") == "skip", **options)
 
 
 def _mean_over(encoder: Any, dataset: Any, batch_size: int, task: Any = None) -> dict[str, float]:
-    """The task's loss and metrics over every example of `dataset`, each weighted with its number of terms.
+    """Return the task's mean loss and metrics over all examples of `dataset`, weighted by their numbers of terms.
 
     `task`: the encoder's with other settings.
     """
@@ -92,7 +92,7 @@ def _check_finite(loss: float, what: str) -> None:
 
 
 def token_counts(dataset: Any) -> np.ndarray:
-    """i64[vocabulary]: how often each token comes in the data set's text."""
+    """Return i64[vocabulary]: the count of each token in the data set's text."""
     tokens, size = dataset.example.tokens, dataset.info.tokenizer.size
     counts = np.zeros(size, np.int64)
     for start in range(0, len(tokens), 2**24):
@@ -104,8 +104,8 @@ def token_counts(dataset: Any) -> np.ndarray:
 class NextTokenLoss(Evaluator):
     """Loss over the whole test split, in windows that do not overlap: every token but the first is predicted once.
 
-    "loss" in nats a token, "perplexity" a token, "bits_per_byte" of the text; beside it "unigram/loss", what knowing only how
-    frequent each token is in the training text achieves.
+    Yields "loss" in nats per token, "perplexity" per token, "bits_per_byte" of the text; and the baseline "unigram/loss", of
+    a unigram model of the training text.
     """
 
     batch_size: int = 64
@@ -133,7 +133,7 @@ class NextTokenLoss(Evaluator):
 
 @dataclasses.dataclass(frozen=True)
 class MaskedTokenLoss(Evaluator):
-    """Masked-token loss and accuracy over the whole test split, beside what token frequencies alone achieve.
+    """Masked-token loss and accuracy over the whole test split, with a unigram model as baseline.
 
     `ratio`: the share of tokens that are hidden (single tokens, 80/10/10), so that models trained with other masks can be
     compared; without it, tokens are hidden as in training.
@@ -194,11 +194,12 @@ def score(encoder: Any, rows: Iterable[tuple[list[int], int]], batch_size: int) 
 
 @functools.partial(jax.jit, static_argnames=("model", "head"))
 def _token_scores(model: Any, head: Any, params: Any, tokens: Int[Array, "batch time"]) -> tuple[Array, Array]:
-    """-log p of each token but the first given those before it, and whether it was the likeliest; both [batch, time - 1]."""
+    """Return -log p of each token but the first given those before it, and whether it was the likeliest; both
+    [batch, time - 1]."""
     hidden, _ = model.apply({"params": params["transformer"]}, tokens[:, :-1])
     top = {"params": params.get("head", {})}
     features, weight, bias = head.apply(top, hidden, params["transformer"]["token_embedding"])
-    if bias is None and head.vocabulary < weight.shape[0]:  # rows that only pad the vocabulary are no tokens
+    if bias is None and head.vocabulary < weight.shape[0]:  # exclude rows that only pad the vocabulary
         bias = jnp.zeros(weight.shape[0])
     if bias is not None:
         bias = jnp.where(jnp.arange(weight.shape[0]) < head.vocabulary, bias, -1e9)
@@ -223,8 +224,8 @@ def sliding_windows(tokens: Any, context: int, stride: int) -> Iterator[tuple[li
 class Perplexity(Evaluator):
     """Perplexity of a text by a sliding window: "token", "word" (by white space) and "byte" perplexity, "bits_per_byte".
 
-    Every document is read by itself, behind the token that begins a text (`Tokenizer.begin_ids`). `text` is a source with text
-    (text:GLOB, jsonl: ...); default: the test split.
+    Every document is scored separately, after the token that begins a text (`Tokenizer.begin_ids`). `text` is a source of
+    text (text:GLOB, jsonl: ...); by default the test split.
     """
 
     text: str | None = None
@@ -300,10 +301,10 @@ def _exp(x: float) -> float:
 
 
 def continuation(tokenizer: Any, before: str, after: str) -> tuple[list[int], int]:
-    """Token ids of before + after, behind what the tokenizer puts before a text, and how many of them stand for `after`.
+    """Return token ids of before + after, preceded by the tokenizer's begin tokens, and how many of them belong to `after`.
 
-    The whole is encoded and then cut: some tokenizers begin every text with a space, and tokens may join the two. A token
-    that joins them belongs to `after`.
+    Both are encoded together and then divided, since some tokenizers begin every text with a space. A token that spans both
+    belongs to `after`.
     """
     whole, alone = tokenizer.encode_batch([before + after, before])
     shared = 0
@@ -317,7 +318,7 @@ class Lambada(Evaluator):
     """The last word of a passage given the rest (Paperno et al. 2016): "accuracy" of greedy decoding over all of the word's
     tokens, "perplexity" of the word, as GPT-2's authors score it (Radford et al. 2019, section 3.3, no stop-word filter).
 
-    `text`: a source with one passage an example (jsonl:FILE with "text", or text:FILE with one a line).
+    `text`: a source with one passage per example (jsonl:FILE with "text", or text:FILE with one per line).
     """
 
     text: str = ""

@@ -19,28 +19,28 @@ PROTOCOLS = ("lbfgs", "grid", "mae")
 
 @dataclasses.dataclass(frozen=True)
 class LinearProbe(Evaluator):
-    """Trains a linear head on the training split's features and measures it on the test split.
+    """Train a linear head on the training split's features and evaluate it on the test split.
 
-    "lbfgs": logistic regression on standardised features, its strength chosen on a held-out part of the training split,
+    "lbfgs": logistic regression on standardised features, its strength selected on a held-out part of the training split,
     then fitted to all of it.
     "grid" (DINOv2): heads for all learning rates x weight decays x representations in one program over one stream of
-    features, the best chosen on the held-out part; it is reported as trained, on the rest.
+    features, the best selected on the held-out part; it is evaluated without retraining on that part.
     "mae" (He et al. 2022, table 10): LARS, base lr 0.1 per 256 examples, batch 16,384, 90 epochs, 10 of warm-up, batch norm
     without affine (eps 1e-6) before the head. With `augment` every batch is augmented and goes through the frozen encoder
-    (its class token), by the loop that trains everything. Without, on the features of the evaluation transform. Either way
-    the test split is normalised by the running moments of the training batches (momentum 0.1, as torch keeps them).
+    (its class token), by the common training loop; without, features of the evaluation transform are used. In both cases
+    the test split is normalised by the running moments of the training batches (momentum 0.1, as in torch).
 
-    A head whose weights are not finite has diverged: it is named and cannot be chosen.
+    A head with non-finite weights has diverged: it is named in the log and never selected.
 
-    Where an example may have several classes "lbfgs" fits one logistic regression to each, and the strength is chosen by mean
-    average precision; the other protocols refuse such data. With class_weights="balanced" ("lbfgs" only) the examples of every
-    class weigh as much together, as scikit-learn's setting of this name.
+    With several classes per example, "lbfgs" fits one logistic regression per class, and the strength is selected by mean
+    average precision; the other protocols refuse such data. With class_weights="balanced" ("lbfgs" only) every class has the
+    same total weight, as in scikit-learn.
 
-    Yields `metrics.classification` (`metrics.several_classes`) and what was chosen; of each baseline its headline.
+    Yields `metrics.classification` (`metrics.several_classes`), the selected settings, and each baseline's headline metric.
     """
 
     protocol: str = "lbfgs"
-    representation: str | tuple[str, ...] = "mean"  # several: the best on the held-out part is chosen
+    representation: str | tuple[str, ...] = "mean"  # several: the best on the held-out part is used
     l2: tuple = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # of "lbfgs": penalty l2 / 2 |W|^2 on the mean cross entropy
     learning_rates: tuple | None = None  # of "grid" and "mae": base values, times batch_size / 256
     weight_decays: tuple | None = None
@@ -49,7 +49,7 @@ class LinearProbe(Evaluator):
     batch_size: int | None = None
     augment: Mapping | None = None  # of "mae": as data.augment, such as dict(crop=dict(scale=(0.08, 1.0)), flip=True)
     class_weights: str | None = None  # "balanced"
-    held_out: float = 0.1  # share of the training split that chooses
+    held_out: float = 0.1  # share of the training split for selection
     baselines: bool | tuple[str, ...] = True  # or the names of some, such as ("random_encoder",)
     seed: int = 0
 
@@ -82,7 +82,7 @@ class LinearProbe(Evaluator):
 
     @property
     def descent(self) -> Descent:
-        """The settings of the protocols by descent, with what the config overrides."""
+        """The settings of the protocols by gradient descent, with the config's overrides."""
         mae = dict(optimizer="lars", learning_rates=(0.1,), epochs=90, warmup_epochs=10, batch_size=16384, norm="batch")
         names = ("learning_rates", "weight_decays", "epochs", "warmup_epochs", "batch_size")
         own = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -111,7 +111,7 @@ class LinearProbe(Evaluator):
                 yield majority(encoder.extract(data.train, ())["label"], labels)
 
     def _probe(self, encoder: Encoder, data: EvaluationData) -> tuple[list[Record], np.ndarray, np.ndarray]:
-        """Return what was chosen, the test split's logits and its labels."""
+        """Return the selected settings, the test split's logits and its labels."""
         names = self.representations
         train, test = (encoder.extract(split, names) for split in (data.train, data.test))
         classes = metrics.check_labels(train.get("label"), test.get("label"), data.classes)
@@ -132,7 +132,7 @@ class LinearProbe(Evaluator):
         return records, choice.head(flat(test[names[best]])), test["label"]
 
     def _augmented(self, encoder: Encoder, data: EvaluationData) -> tuple[list[Record], np.ndarray, np.ndarray]:
-        """As `_probe`, the head trained by the loop on augmented images."""
+        """Like `_probe`, with a head trained by the loop on augmented images."""
         metrics.check_labels(data.train.labels(), data.test.labels(), data.classes)
         test = encoder.extract(data.test, ("cls",))
         tuner, every = self._tuner(data), np.arange(data.train.size)
@@ -173,9 +173,9 @@ class Choice:
     """The best head of one representation."""
 
     score: float  # accuracy on the held-out part (of "mae": trained on too); NaN where no example could be held out
-    settings: dict[str, float]  # what was chosen, by name
+    settings: dict[str, float]  # the selected settings, by name
     head: Linear
-    diverged: int = 0  # how many heads were not finite
+    diverged: int = 0  # number of heads with non-finite weights
 
 
 def probe(
@@ -185,7 +185,7 @@ def probe(
     settings: LinearProbe,
     log: Callable[[str], None] = lambda text: None,
 ) -> list[Choice]:
-    """Return the best head for each representation. Raises UserError where every head of one has diverged."""
+    """Return the best head for each representation. Raises UserError if every head of one has diverged."""
     kept, held = metrics.held_out(labels, settings.held_out, settings.seed)
     if settings.protocol == "lbfgs":
         return [_logistic(x, labels, classes, settings, held, log) for x in xs]
@@ -208,10 +208,8 @@ def _choose(
     labels: Int[np.ndarray, "held ..."],
     log: Callable[[str], None],
 ) -> Choice:
-    """Return the head whose `logits` of the held-out part are the most accurate (of several classes an example, with the
-    highest mean average precision), diverged ones excluded and logged.
-
-    Where nothing was held out, that is the first finite head.
+    """Return the head whose `logits` of the held-out part have the highest accuracy (with several classes per example, mean
+    average precision); diverged heads are excluded and logged. Without held-out examples, return the first finite head.
     """
     finite = [head.finite for head in heads]
     bad = [", ".join(f"{k}={v:g}" for k, v in own.items()) for own, good in zip(settings, finite, strict=True) if not good]

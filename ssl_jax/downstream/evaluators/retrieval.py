@@ -1,4 +1,4 @@
-"""Cross-modal retrieval: the images of a text, the texts of an image."""
+"""Cross-modal retrieval: images for a text, and texts for an image."""
 
 import dataclasses
 import functools
@@ -29,12 +29,12 @@ BLOCK = 2**26  # similarities held at a time
 
 @dataclasses.dataclass(frozen=True)
 class Retrieval(Evaluator):
-    """Recall at k and the median rank over the test split, both ways, with what chance gives beside them.
+    """Recall at k and the median rank over the test split, in both directions, with chance as baseline.
 
     Yields "R@1" ... and "median_rank" under "text_to_image" and "image_to_text", and the baseline "chance" of each. A rank
-    is 1 + the number of candidates with a strictly higher score + half of the others with an equal one, and a recall counts
-    ties as broken at random: equal scores, as of two equal captions, are neither a hit nor a miss. With captions="all" an
-    image's best caption counts (the protocol of Flickr30k and COCO); "first": one caption an image.
+    is 1 + the number of candidates with a strictly higher score + half of the others with an equal one. Recalls are
+    expected values over random tie-breaking. With captions="all" an image's best caption counts (the protocol of Flickr30k
+    and COCO); "first": only one caption per image is used.
     """
 
     ks: tuple = (1, 5, 10)
@@ -66,7 +66,7 @@ class Retrieval(Evaluator):
             self.save(images, texts, owner, index, data)
 
     def vectors(self, encoder: Encoder, test) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return image vectors [N, dim], text vectors [M, dim], the image i32[M] that each text belongs to, and the places
+        """Return image vectors [N, dim], text vectors [M, dim], the image i32[M] that each text belongs to, and the indices
         i32[N] of the images in the data set."""
         found = encoder.extract(test, self.representations, self.batch_size)
         images, index = found["image_embedding"], found["index"]
@@ -78,8 +78,8 @@ class Retrieval(Evaluator):
         return images, vectors, owner, index
 
     def save(self, images, texts, owner, index, data: EvaluationData) -> None:
-        """The panels "retrieved" and "described": evenly spaced captions, each with its own image and the five best; their
-        images, each with its own caption and the five best."""
+        """Write the panels "retrieved" (evenly spaced captions, each with its own image and the five best images) and
+        "described" (their images, each with its own caption and the five best captions)."""
         test = data.test
         chosen = np.linspace(0, len(texts) - 1, min(self.panels, len(texts))).astype(int)
         scores = texts[chosen] @ images.T
@@ -111,9 +111,9 @@ def recalls(
     owner: Int[np.ndarray, "texts"],
     ks: tuple,
 ) -> list[Record]:
-    """Return recalls and median ranks both ways; text j belongs to image owner[j]. Queries are ranked in blocks.
+    """Return recalls and median ranks in both directions; text j belongs to image owner[j]. Queries are ranked in blocks.
 
-    Raises UserError for vectors that are not finite.
+    Raises UserError for non-finite vectors.
     """
     check_finite(images, "image embeddings"), check_finite(texts, "text embeddings")
     found = []
@@ -137,7 +137,7 @@ def recalls(
 
 
 def _counts(queries: np.ndarray, candidates: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each query (higher, tied, correct) as in `hit_chance`; own i32[queries, n] names its right candidates, -1: none."""
+    """Return (higher, tied, correct) per query as in `hit_chance`; own i32[queries, n]: its correct candidates, -1: none."""
     rows = max(1, min(len(queries), BLOCK // len(candidates)))
     candidates, parts = jnp.asarray(candidates), []
     for start in range(0, len(queries), rows):
@@ -159,7 +159,7 @@ def _block(
 
 
 def chance(images: int, owner: Int[np.ndarray, "texts"], ks: tuple) -> list[Record]:
-    """Return what a random order gives: k of the images, and 1 - C(texts - own, k) / C(texts, k) for an image's own texts."""
+    """Return the recalls of a random order: k / images, and 1 - C(texts - own, k) / C(texts, k) for an image's own texts."""
     found, texts = [], len(owner)
     own = np.bincount(owner, minlength=images)
     own = own[own > 0]
@@ -182,8 +182,8 @@ def retrieve(
     task, params, info, *, text: str | None = None, images: str | None = None, image: str | None = None,
     texts: str | None = None, top: int = 12, to: str | os.PathLike | None = None, batch_size: int = 64,
 ) -> list[tuple[str, float]]:  # fmt: skip
-    """Either the images (a source's URI) nearest to `text`, written to `to` as a contact sheet, or the captions of the file
-    `texts` (one a line) ranked for the file `image`. Returns (image or caption, cosine similarity), the best first.
+    """Rank the images (a source's URI) by similarity to `text` and write a contact sheet to `to`, or rank the captions in the
+    file `texts` (one per line) for the file `image`. Return (image or caption, cosine similarity), the best first.
     """
     if getattr(task, "name", None) != "image_text":
         raise UserError("retrieve: the run trained no image and text encoder; it needs one of task.name='image_text'")
@@ -222,7 +222,7 @@ def retrieve(
 
 
 def _nearest_images(embed, query, text, info, uri, top, to, batch_size) -> list[tuple[str, float]]:
-    """The `top` images of a source, of which only the best are kept in memory."""
+    """Return the `top` images of a source; only the best are kept in memory."""
     source = load_source(uri)
     size = tuple(info.shapes["image"].shape[:2])
     best: list[tuple[float, int, np.ndarray]] = []
@@ -252,12 +252,12 @@ def _nearest_images(embed, query, text, info, uri, top, to, batch_size) -> list[
 
 
 def _normalised(images: np.ndarray, info) -> np.ndarray:
-    """u8 -> f32 as in training."""
+    """Normalise u8 images to f32 as in training."""
     return ((images.astype(np.float32) / 255 - np.float32(info.mean or 0)) / np.float32(info.std or 1)).astype(np.float32)
 
 
 def contact_sheet(text: str, images: list[np.ndarray], scores: list[float], columns: int = 6) -> bytes:
-    """A PNG of images u8[h, w, 3] in rows, the text above and each one's score below it."""
+    """Return a PNG with rows of images u8[h, w, 3], the text above them and each image's score below it."""
     import io
 
     from PIL import Image, ImageDraw, ImageFont

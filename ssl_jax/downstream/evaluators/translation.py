@@ -20,7 +20,7 @@ from ssl_jax.reports.records import Record
 
 @dataclasses.dataclass(frozen=True)
 class TranslationMetrics(Evaluator):
-    """BLEU and chrF of the test split by beam search, BLEU of greedy search, and of the source left as it is.
+    """BLEU and chrF of the test split by beam search, BLEU of greedy search and of the untranslated source.
 
     sacrebleu's signature is logged. With a work directory, translations.jsonl holds every sentence and bleu.json the scores
     with their signatures.
@@ -29,7 +29,7 @@ class TranslationMetrics(Evaluator):
     search: Search = dataclasses.field(default_factory=Search)
     greedy: bool = True  # measure greedy search too
     batch_size: int = 64
-    examples: int | None = None  # the first so many of the test split; default: all
+    examples: int | None = None  # only this many examples at the start of the test split; default: all
 
     def __post_init__(self):
         super().__post_init__()
@@ -65,7 +65,7 @@ class TranslationMetrics(Evaluator):
 def translations(encoder: Encoder, dataset: Any, search: Search, batch_size: int, count: int | None = None) -> list[str]:
     """Return the translation of every example of `dataset` (parallel text), in order.
 
-    Raises UserError where the model's probabilities are not finite.
+    Raises UserError if the model's probabilities are not finite.
     """
     task = encoder.task
     run = jax.jit(lambda params, raw: task.search(params, dataset.on_device(raw, None), search))
@@ -84,7 +84,7 @@ def translations(encoder: Encoder, dataset: Any, search: Search, batch_size: int
 
 
 def score(translated: Sequence[str], references: Sequence[str]) -> tuple[dict[str, float], dict[str, str]]:
-    """ "bleu" and "chrf" of the corpus, 0 to 100, the "length_ratio", and sacrebleu's signatures."""
+    """Return "bleu" and "chrf" of the corpus, 0 to 100, the "length_ratio", and sacrebleu's signatures."""
     try:
         from sacrebleu.metrics import BLEU, CHRF
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""Zero-shot classification: classes are texts, and an image belongs to the text that it is nearest to."""
+"""Zero-shot classification: assign each image to the class whose texts are nearest."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,12 @@ from ssl_jax.reports.records import Record, over_examples
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShot(Evaluator):
-    """Class names in prompt templates (Radford et al. 2021, section 3.1.4); no label is used but to count.
+    """Class names in prompt templates (Radford et al. 2021, section 3.1.4); labels are used only to compute accuracy.
 
-    A class is the mean of the unit vectors of all its texts in all templates, made a unit vector again. A class may have
-    several texts: `class_texts` here, else what the data set says of its classes, else the class's name. Yields "accuracy",
-    under "top5" (of more than five classes) and "balanced" (the mean over classes) too, and the baselines "chance" (one of
-    the classes at random) and "majority" (always the training split's most frequent one). Ties are broken at random, in
-    expectation.
+    A class vector is the normalised mean of the unit vectors of all its texts in all templates. A class may have several
+    texts: `class_texts`, or else those of the data set, or else the class's name. Yields "accuracy", also under "top5"
+    (for more than five classes) and "balanced" (the mean over classes), and the baselines "chance" (a random class) and
+    "majority" (the training split's most frequent class). Ties count by their expectation under random tie-breaking.
     """
 
     templates: tuple = ("{}",)
@@ -49,14 +48,14 @@ class ZeroShot(Evaluator):
         return ("image_embedding",)
 
     def check(self, data: EvaluationData) -> None:
-        """Raise UserError where there are no classes or no words for them."""
+        """Raise UserError if there are no classes or no texts for them."""
         labels = data.test.labels()
         classes = self.classes(data)
         if labels.max() >= len(classes):
             raise UserError(f"{data.test.source.name} has label {labels.max()} but {len(classes)} class names")
 
     def classes(self, data: EvaluationData) -> list[tuple[str, ...]]:
-        """The texts of each class."""
+        """Return the texts of each class."""
         names = tuple(data.test.info.classes) or data.classes
         if not names:
             raise UserError(f"{data.test.source.name} has no classes; give a source with labels and class names")
@@ -87,7 +86,7 @@ class ZeroShot(Evaluator):
             yield majority(train_labels, labels)
 
     def classifier(self, encoder: Encoder, data: EvaluationData) -> Float[np.ndarray, "classes dim"]:
-        """A unit vector for each class."""
+        """Return a unit vector for each class."""
         texts = self.classes(data)
         prompts = [template.replace("{}", text) for own in texts for text in own for template in self.templates]
         vectors = embed_texts(encoder, data.test.info, prompts, self.batch_size)
@@ -97,7 +96,7 @@ class ZeroShot(Evaluator):
 
 
 def texts_of(names: Sequence[str], given: Mapping) -> list[tuple[str, ...]]:
-    """Each class's texts: those given, or its name with "_" and "-" as spaces."""
+    """Return each class's texts: those given, or its name with "_" and "-" as spaces."""
     unknown = [name for name in given if name not in names]
     if unknown:
         raise UserError(f"class_texts.{unknown[0]}: there is no such class; the classes are {', '.join(names[:10])}")
