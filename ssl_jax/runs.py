@@ -282,7 +282,7 @@ def complete(
 
 
 def start(parts: Parts, wd: Workdir, warnings: list[str], *, evaluate: bool = True) -> None:
-    """Record config, data and warnings (`warnings`) in the work directory; remove the records of a previous config."""
+    """Record config, data and `warnings` in the work directory; remove the records of a previous config."""
     tested = bool(parts.evaluators) and (evaluate or parts.training.evaluate_every is not None)
     splits = {"train": parts.stream.dataset, **({"test": parts.evaluation.data.test} if tested else {})}
     warnings += dict.fromkeys(line for dataset in splits.values() for line in dataset.notes())

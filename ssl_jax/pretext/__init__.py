@@ -1,6 +1,6 @@
-"""Pretext tasks: what is predicted from what. No labels in here."""
+"""Pretext tasks. None of them uses labels."""
 
-# One line a task: its name in a config -> where it lives. A new one needs its file, its line here and a config.
+# One line per task: its name in a config -> its module and class. A new task needs its file, a line here and a config.
 TASKS: dict[str, str] = {
     "masked_image": "ssl_jax.pretext.masked_image:MaskedImage",
     "next_token": "ssl_jax.pretext.next_token:NextToken",

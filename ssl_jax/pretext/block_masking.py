@@ -1,9 +1,9 @@
 """Multi-block masks (I-JEPA: Assran et al. 2023, section 3): a context block of an image and the targets cut out of it.
 
-All blocks of a kind have one size in a batch, drawn from the step's key; their places are drawn from each example's own key.
+All blocks of a kind have one size in a batch, drawn from the step's key; their positions are drawn from each example's key.
 The reference (src/masks/multiblock.py) derives scale and aspect ratio from one number, never places a block in the last row or
-column, and cuts every context to the batch's shortest in raster order. Here the first two are drawn as the paper says, and a
-context that is too large loses patches at random.
+column, and truncates every context to the batch's shortest in raster order. Here scale and aspect ratio are independent,
+as in the paper, and a context that is too large loses random patches.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.randomness import substream
 
 Grid = tuple[int, int]  # rows, columns of patches
-ATTEMPTS = 8  # sets of blocks drawn for an example; the first with a large enough context is taken
+ATTEMPTS = 8  # sets of blocks drawn for an example; the first with a large enough context is used
 
 
 class Blocks(NamedTuple):
@@ -56,7 +56,7 @@ class BlockMaskSettings:
             raise UserError(f"min_keep={self.min_keep}: must not be negative")
 
     def check(self, grid: Grid, path: str) -> None:
-        """Raise UserError where a grid has too few patches for the settings."""
+        """Raise UserError if a grid has too few patches for the settings."""
         most = self.context_sizes(grid).prod(1).max() - self.target_sizes(grid).prod(1).min()
         if min(most, self.most(grid)) <= self.least(grid):
             raise UserError(
@@ -65,11 +65,11 @@ class BlockMaskSettings:
             )
 
     def least(self, grid: Grid) -> int:
-        """A context must hold more patches than this."""
+        """Return the number of patches that a context must exceed."""
         return math.prod(grid) * 10 // 196 if self.min_keep is None else self.min_keep
 
     def most(self, grid: Grid) -> int:
-        """The patches of a context that the encoder reads, padding included."""
+        """Return the number of context patches that the encoder reads, including padding."""
         return max(1, round(self.kept * math.prod(grid)))
 
     def target_sizes(self, grid: Grid) -> Int[np.ndarray, "sizes 2"]:
@@ -79,7 +79,7 @@ class BlockMaskSettings:
         return block_sizes(grid, self.context_scale, (1.0, 1.0))
 
     def __call__(self, key: Key[Array, ""], keys: Key[Array, "batch"], grid: Grid) -> Blocks:
-        """Draw the sizes of the batch's blocks from `key`, and the places of each example's from `keys`."""
+        """Draw the sizes of the batch's blocks from `key`, and their positions in each example from `keys`."""
         rows, columns = grid
         sizes = self.target_sizes(grid)
         target, context = draw(substream(key, "target"), sizes), draw(substream(key, "context"), self.context_sizes(grid))
@@ -112,7 +112,7 @@ class BlockMaskSettings:
 
 
 def block_sizes(grid: Grid, scale: tuple[float, float], aspect: tuple[float, float], steps: int = 64) -> Int[np.ndarray, "s 2"]:
-    """Heights and widths of blocks for `steps` x `steps` evenly spaced scales and aspect ratios: a table to draw from."""
+    """Return heights and widths of blocks for `steps` x `steps` evenly spaced scales and aspect ratios, to draw from."""
     middle = (np.arange(steps) + 0.5) / steps
     area = math.prod(grid) * (scale[0] + (scale[1] - scale[0]) * middle[:, None])
     ratio = aspect[0] + (aspect[1] - aspect[0]) * middle[None]
@@ -125,7 +125,7 @@ def draw(key: Key[Array, ""], table: Int[np.ndarray, "rows n"]) -> Int[Array, "n
 
 
 def inside(corner, size, grid: Grid) -> Bool[Array, "patches"]:
-    """The patches of the block of `size` (rows, columns) whose top left patch is `corner`."""
+    """Return a mask of the patches of the block of `size` (rows, columns) whose top left patch is `corner`."""
     row, column = jnp.divmod(jnp.arange(math.prod(grid)), grid[1])
     top, left = corner
     return (row >= top) & (row < top + size[0]) & (column >= left) & (column < left + size[1])

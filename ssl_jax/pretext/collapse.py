@@ -1,7 +1,7 @@
-"""Whether representations collapse: diagnostics of methods whose loss a constant output could minimise.
+"""Diagnostics of representation collapse, for methods whose loss a constant output could minimise.
 
-A loss hands out averages over its examples (`moments`, mean probabilities); what is not linear in the examples is derived once
-from the averages over the global batch, so that no number depends on how the batch was cut.
+A loss returns averages over its examples (`moments`, mean probabilities); nonlinear quantities are derived once from the
+averages over the global batch, so that no number depends on the division of the batch.
 """
 
 import math
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from ssl_jax.task import Metrics
 
 MIN_STD = 0.1  # of directions: random pairs then have a cosine similarity of 0.99
-MIN_IN_USE = 0.02  # share of the prototypes, or of MANY where they are more than a batch could use
+MIN_IN_USE = 0.02  # share of the prototypes, or of MANY if there are more than a batch could use
 MANY = 256
 MAX_ENTROPY = 0.995  # share of log(prototypes): targets that are the same for all prototypes
 
@@ -57,9 +57,9 @@ def deviation(x: Float[Array, "rows dim"]) -> Float[Array, ""]:
 
 
 def verdict(metrics: Mapping[str, float], prototypes: int = 0) -> str | None:
-    """Say in one line how a run has collapsed, from its logged metrics; None while it has not.
+    """Return one line that says how a run has collapsed, from its logged metrics; None if it has not.
 
-    prototypes: how many there are, where the targets are distributions over them.
+    prototypes: their number, if the targets are distributions over them.
     """
     for name, what in (("std", "features"), ("embedding_std", "embeddings")):
         if metrics.get(name, 1.0) < MIN_STD:

@@ -20,8 +20,9 @@ def infonce(
     """Symmetric cross-entropy of CLIP (Radford et al. 2021, figure 3), f32[].
 
     L = -1/2n sum_i [log softmax_j(s x_i.y_j)_i + log softmax_j(s x_j.y_i)_i] for unit vectors x (images), y (texts).
-    same: where a text's fingerprint stands twice, its other pairs are left out of both softmaxes instead of being
-    negatives. chunks: the logits are made so many pieces of rows, and again in the backward pass; the value is the same.
+    same: fingerprints of the texts; pairs of an image with another example's equal text are excluded from both softmaxes
+    instead of being negatives. chunks: number of pieces of rows in which the logits are computed, and recomputed in the
+    backward pass; the value is the same.
     """
 
     def rows(piece, everywhere, scale):
@@ -49,7 +50,7 @@ def sigmoid(
     """Pairwise sigmoid loss of SigLIP (Zhai et al. 2023, equation 1), f32[].
 
     L = -1/n sum_ij log sigmoid(z_ij (s x_i.y_j + b)), z_ij = 1 for the pairs of the batch and -1 for all others. `same`
-    and `chunks` as for `infonce`; left out pairs weigh nothing.
+    and `chunks` as for `infonce`; excluded pairs have weight 0.
     """
 
     def rows(piece, everywhere, scale, bias):
@@ -69,7 +70,7 @@ def _logits(x, text, scale):
 def _twins(
     mark: UInt32[Array, "rows 2"], place: Int[Array, "rows"], same: UInt32[Array, "batch 2"]
 ) -> Bool[Array, "rows batch"]:
-    """Pairs of an image with another example's text that reads like its own."""
+    """Return the pairs of an image with another example's text that equals its own."""
     equal = jnp.all(mark[:, None] == same[None], axis=-1)
     return equal & (place[:, None] != jnp.arange(len(same)))
 

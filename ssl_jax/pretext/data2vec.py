@@ -1,6 +1,7 @@
-"""data2vec (Baevski et al. 2022, arXiv:2202.03555): predict a moving average's representations of hidden patches or words.
+"""data2vec (Baevski et al. 2022, arXiv:2202.03555): predict the teacher's representations of hidden patches or words.
 
-The teacher reads the whole input; its representations are the mean of several blocks', so that they depend on all of the input.
+The teacher, a moving average, reads the whole input; the targets are the mean of several blocks' representations, which
+depend on the whole input.
 """
 
 import dataclasses
@@ -31,9 +32,9 @@ from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params, Task
 
 @dataclasses.dataclass(frozen=True)
 class TargetSettings:
-    """What images and text share; the defaults are those of images and ViT-B (Baevski et al. 2022, section 5.1)."""
+    """Settings of both images and text; the defaults are those of images and ViT-B (Baevski et al. 2022, section 5.1)."""
 
-    top_blocks: int = 6  # the targets are the mean of the last so many blocks' outputs
+    top_blocks: int = 6  # the targets are the mean of the outputs of this many last blocks
     beta: float = 2.0  # where the smooth L1 error becomes linear
     scale: float | None = None  # of the error summed over dimensions; default: 1 / sqrt(dimensions)
     head_layers: int = 1  # of the regression head
@@ -70,7 +71,7 @@ class Data2Vec(Task):
     def error(
         self, params: Params, hidden: Float[Array, "b t dim"], target: Float[Array, "b t dim"], weight: Float[Array, "b t"]
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Return the mean error of predicting `target` from the student's `hidden` states at the places of weight 1."""
+        """Return the mean error of predicting `target` from the student's `hidden` states at the positions of weight 1."""
         predicted = self.regression(target.shape[-1]).apply({"params": params["regression"]}, hidden)
         scale = self.targets.scale or target.shape[-1] ** -0.5
         error = scale * jnp.sum(smooth_l1(predicted - target, self.targets.beta), axis=-1)

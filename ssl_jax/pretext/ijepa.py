@@ -72,7 +72,7 @@ class IJEPA(ImageTask):
     def loss(
         self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool, context: Context | None = None
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Return the mean smooth L1 error over the targets' patches; images whose context is too small count nothing."""
+        """Return the mean smooth L1 error over the targets' patches; images whose context is too small have weight 0."""
         keys, images = example_keys(key, batch["position"]), batch["image"]
         blocks = self.config.mask(substream(key, "blocks"), substream(keys, "blocks"), self.encoder.grid)
         whole = jax.lax.stop_gradient(self.encode(context.teacher, images))
@@ -93,7 +93,7 @@ class IJEPA(ImageTask):
         return tokens[:, self.encoder.config.prefix :].astype(jnp.float32)
 
     def predict(self, params: Params, seen: Float[Array, "b kept dim"], blocks: Blocks) -> Float[Array, "b targets most dim"]:
-        """Predict each target block by itself from the context's tokens."""
+        """Predict each target block separately from the context's tokens."""
         b, m, most = blocks.targets.shape
         often = lambda x: jnp.repeat(x, m, axis=0)
         real = jnp.broadcast_to(blocks.real, (b * m, most))

@@ -30,10 +30,10 @@ class ImageTextSettings:
     """The settings of `task`. The defaults are CLIP's; SigLIP's are loss="sigmoid", max_scale=None."""
 
     loss: str = "infonce"  # or "sigmoid"
-    max_scale: float | None = 100.0  # the logit scale is kept in [1, max_scale] after each step; None: left free
+    max_scale: float | None = 100.0  # the logit scale is clipped to [1, max_scale] after each step; None: not clipped
     mask: PatchMaskSettings | None = None  # patches dropped in training (FLIP: kind="random", ratio=0.5)
     same_text: str = "negative"  # pairs of an image with another example's equal text: "negative" (CLIP) or "ignore"
-    logit_chunks: int = 1  # make the batch x batch logits in so many pieces
+    logit_chunks: int = 1  # compute the batch x batch logits in this many pieces
 
     def __post_init__(self):
         for name, choices in (("loss", tuple(INITIAL)), ("same_text", ("negative", "ignore"))):
@@ -49,8 +49,8 @@ class ImageTextSettings:
 class ImageText(Task):
     """Parameters: a DualEncoder's, "logit_scale" (a logarithm) and, for the sigmoid loss, "logit_bias".
 
-    The contrastive batch is the global batch, however it is accumulated: with training.accumulation = k the towers run over
-    k pieces one after another, forward and again backward (GradCache), and the loss is that of one piece.
+    The contrastive batch is always the global batch: with training.accumulation = k the towers process k pieces one after
+    another, in the forward and again in the backward pass (GradCache), and the loss equals that without accumulation.
     """
 
     config: ImageTextSettings

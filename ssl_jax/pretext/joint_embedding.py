@@ -1,8 +1,8 @@
-"""Two views of an image get like embeddings, and embeddings do not collapse.
+"""Joint embedding: two views of an image get similar embeddings, and a second term prevents collapse.
 
-SimCLR (Chen et al. 2020, arXiv:2002.05709) tells them from those of other images, VICReg (Bardes et al. 2022, arXiv:2105.04906)
-keeps each dimension's variance up and dimensions apart, Barlow Twins (Zbontar et al. 2021, arXiv:2103.03230) makes their
-cross-correlation the identity.
+SimCLR (Chen et al. 2020, arXiv:2002.05709) contrasts them with other images, VICReg (Bardes et al. 2022, arXiv:2105.04906)
+bounds each dimension's variance from below and decorrelates the dimensions, Barlow Twins (Zbontar et al. 2021,
+arXiv:2103.03230) makes the cross-correlation of the views the identity.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class JointEmbeddingSettings:
     norm: str | None = "batch"  # of the projector's hidden layers: "batch" or None
     last_norm: bool = False  # batch norm after the projector's last layer
     temperature: float = 0.5  # of NT-Xent; `schedules.temperature` may vary it
-    logit_chunks: int = 1  # compute NT-Xent's 2 batch x 2 batch similarities in so many pieces
+    logit_chunks: int = 1  # compute NT-Xent's 2 batch x 2 batch similarities in this many pieces
     invariance: float = 25.0  # the weights of VICReg's terms
     variance: float = 25.0
     covariance: float = 1.0

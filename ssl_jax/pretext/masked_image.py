@@ -39,7 +39,7 @@ class MaskedImageSettings:
     components: int = 96  # of the "pca" target
     loss: str = "l2"  # "l2" or "l1"
     loss_on: str = "masked"  # "masked" or "all" patches
-    mask_tokens_in_encoder: bool = False  # the encoder sees every place, hidden ones as a learned token
+    mask_tokens_in_encoder: bool = False  # the encoder reads all positions, hidden ones as a learned token
     decoder: DecoderSettings = dataclasses.field(default_factory=DecoderSettings)
 
     def __post_init__(self):
@@ -114,7 +114,7 @@ class MaskedImage(Task):
         return self.decoder.apply({"params": params["decoder"]}, tokens, visible=self._visible(mask), keys=keys)
 
     def target(self, images: Float[Array, "b h w c"], context: Context | None) -> Float[Array, "b n out"]:
-        """Return what is to be predicted (section 3, "Reconstruction target"; table 1d)."""
+        """Return the reconstruction target (section 3, "Reconstruction target"; table 1d)."""
         patches = patchify(images.astype(jnp.float32), self.encoder.config.patch)
         if self.config.target == "normalized_pixels":
             mean, deviation = moments(patches)

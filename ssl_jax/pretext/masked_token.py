@@ -183,9 +183,9 @@ def special_ids(tokenizer) -> tuple[int, ...]:
 
 
 def masked_token_baselines(counts: np.ndarray, test_counts: np.ndarray | None = None) -> dict[str, float]:
-    """What knows only how frequent each token is achieves on hidden tokens.
+    """Return the metrics of a unigram model on hidden tokens.
 
-    `counts`: occurrences of each token in the training corpus; `test_counts`: where it is scored (default: the same).
+    `counts`: occurrences of each token in the training corpus; `test_counts`: in the evaluated corpus (default: the same).
     "unigram_entropy": cross-entropy in nats of the unigram distribution (add-one smoothed); "most_frequent_accuracy".
     """
     scored = counts if test_counts is None else test_counts

@@ -1,4 +1,4 @@
-"""Which patches a masked image model may see: pure functions of one key an example.
+"""Masks of image patches: pure functions of one key per example.
 
 Every kind keeps exactly `kept(patches, ratio)` patches of each example, so that shapes are static.
 """
@@ -19,8 +19,8 @@ Grid = tuple[int, int]  # rows, columns of patches
 
 
 class Mask(NamedTuple):
-    """`visible`: the patches that the encoder sees; `hidden`: True where it may not look; `restore`: each patch's rank in
-    the shuffled order, below `kept` where it is visible."""
+    """`visible`: the patches that the encoder reads; `hidden`: True for hidden patches; `restore`: each patch's rank in
+    the shuffled order, below `kept` for visible patches."""
 
     visible: Int[Array, "batch kept"]
     hidden: Bool[Array, "batch patches"]
@@ -101,8 +101,9 @@ def _random(key: Key[Array, ""], grid: Grid, ratio: float) -> Float[Array, "patc
 def _block(key: Key[Array, ""], grid: Grid, ratio: float, tries: int = 32) -> Float[Array, "patches"]:
     """Rectangles one after another until enough is covered (Bao et al. 2022, algorithm 1).
 
-    Areas are uniform between 16/196 of the grid and what remains to hide, aspect ratios log-uniform in (0.3, 1/0.3). The
-    last rectangle counts row by row as far as it is needed; what `tries` rectangles leave uncovered is hidden at random.
+    Areas are uniform between 16/196 of the grid and the area that remains to hide, aspect ratios log-uniform in (0.3, 1/0.3).
+    Of the last rectangle only as many patches as needed are hidden, row by row; if `tries` rectangles are not enough, random
+    patches are hidden in addition.
     """
     rows, columns = grid
     patches = rows * columns
@@ -139,7 +140,7 @@ def _grid(key: Key[Array, ""], grid: Grid, ratio: float) -> Float[Array, "patche
 
 
 def bayer(grid: Grid) -> Int[np.ndarray, "rows columns"]:
-    """Each patch's rank in an order whose every beginning is spread evenly over the grid."""
+    """Return each patch's rank in an order in which every prefix is spread evenly over the grid."""
     levels = max(1, math.ceil(math.log2(max(grid))))
     rank = np.zeros((1, 1), np.int64)
     for _ in range(levels):

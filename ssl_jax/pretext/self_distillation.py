@@ -1,4 +1,4 @@
-"""A student matches its own moving average on other crops of an image, and on the patches hidden from it.
+"""Self-distillation: a student matches its moving average on other crops of an image, and on masked patches.
 
 DINO (Caron et al. 2021, arXiv:2104.14294), iBOT's patch term where `patches` is set (Zhou et al. 2022, arXiv:2111.07832), and
 DINOv2's Sinkhorn-Knopp targets with centring="sinkhorn" (Oquab et al. 2024, arXiv:2304.07193).
@@ -101,7 +101,7 @@ class SelfDistillation(ImageTask):
 
     @property
     def patch_head(self) -> str:
-        """The name of the head that patches go through."""
+        """The name of the patches' head."""
         return "head" if self.config.patches is None or self.config.patches.shared_head else "patch_head"
 
     def init(self, key: Key[Array, ""], batch: Batch) -> Params:

@@ -1,4 +1,4 @@
-"""Targets that a teacher's outputs are turned into, and the errors of predicting them."""
+"""Targets computed from a teacher's outputs, and losses for predicting them."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def over_patches(target: Scores, log_p: Scores, real: Float[Array, "*rows"]) -> 
 
 
 def sinkhorn_knopp(logits: Scores, weight: Float[Array, "*rows"] | None, iterations: int) -> Scores:
-    """Return distributions that use all prototypes alike (Caron et al. 2020, section 3.1); rows of weight 0 are left out.
+    """Return distributions that use all prototypes equally (Caron et al. 2020, section 3.1); rows of weight 0 are ignored.
 
     Scales exp(logits) so that each prototype has the mass 1 / prototypes and each row 1 / rows, one after the other.
     """

@@ -1,4 +1,4 @@
-"""What all tasks over text share: a batch's entries by name, hidden states and the representations made of them."""
+"""Shared by all tasks on text: a batch's entries by name, hidden states and representations."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ ENTRIES = ("segments", "key_segments", "positions", "token_types")  # of a batch
 def rename_tokenizer_outputs(batch: Batch) -> dict[str, Array]:
     """The batch with "token_type_ids" as "token_types" and "attention_mask" as "key_segments".
 
-    A mask hides keys only, as in the reference implementations: a padded place still reads the text.
+    A mask hides keys only, as in the reference implementations: a padded position still attends to the text.
     """
     named = {"token_types" if name == "token_type_ids" else name: value for name, value in batch.items()}
     if "attention_mask" in named:

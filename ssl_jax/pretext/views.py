@@ -1,4 +1,4 @@
-"""What tasks on images and their views share: the encoder's features, a view's shape, encoding views as one batch."""
+"""Shared by tasks on images and their views: the encoder's features, a view's shape, encoding views as one batch."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -29,7 +29,7 @@ def init_encoder(encoder: ViT, key: Key[Array, ""], info: DataInfo) -> Params:
 
 
 def view_shape(info: DataInfo, name: str, count: int, why: str, *, exactly: bool = False) -> tuple[int, ...]:
-    """Return (count, height, width, channels) of a view; UserError where it is missing or has another number of copies."""
+    """Return (count, height, width, channels) of a view; raise UserError if it is missing or has another number of copies."""
     if name not in info.shapes:
         raise UserError(f"data.views.{name} is missing: {why}; add data.views = dict({name}=dict(count={count}, augment=...))")
     shape = tuple(info.shapes[name].shape)

@@ -26,8 +26,8 @@ class LabelEfficiency(Evaluator):
 
     Yields the accuracy of fine-tuning under "1%" and so on with the baseline "scratch" beside it, of the probe under
     "1%/linear_probe" with the encoder's baselines, and the baseline "majority"; of several seeds the mean and its standard
-    error. Fine-tuning is compared with from scratch seed by seed, on the same examples: "finetune_minus_scratch", and how
-    many of its standard errors it is. In results.json these are "1%/finetune/mean", "1%/scratch/mean",
+    error. Fine-tuning is compared with training from scratch on the same examples for each seed: "finetune_minus_scratch",
+    its standard error, and their ratio. In results.json these are "1%/finetune/mean", "1%/scratch/mean",
     "1%/linear_probe/mean", "1%/random_encoder/linear_probe/mean" and "1%/finetune_minus_scratch/mean".
     """
 
