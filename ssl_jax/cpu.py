@@ -215,7 +215,7 @@ def configure() -> None:
     """Make each core a JAX device, and run programs of one device on the calling thread.
 
     Call it before JAX's first use of a device. Otherwise JAX runs a program of one device in a thread pool, in whose
-    threads the C library returns blocks of over 64 MB to the kernel after every call (see `keep_freed_memory`).
+    threads the C library returns large blocks to the kernel after every call (see `keep_freed_memory`).
     """
     if "JAX_CPU_ENABLE_ASYNC_DISPATCH" not in os.environ:
         jax.config.update("jax_cpu_enable_async_dispatch", False)

@@ -22,8 +22,8 @@ class KNN(Evaluator):
 
     Where the test split is the training split, each example leaves itself out. Yields "accuracy" (of the first k),
     "balanced_accuracy" and "f1_macro" beside it, "accuracy" under "k=20" for each k, and the same accuracies of the
-    baselines. kNN says little about masked autoencoders, whose features are not made to be compared by angle: a ViT-B with
-    46 % linear probe has 11 %.
+    baselines. kNN underrates masked autoencoders, whose features are not trained to be compared by angle: in lightly's
+    ImageNet benchmark (100 epochs) a ViT-B with 46.0 % by a linear probe has 11.2 %.
     """
 
     representation: str = "mean"
