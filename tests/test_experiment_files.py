@@ -10,7 +10,7 @@ from ssl_jax.data.sources.bundled import fashion_mnist
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(path for path in (ROOT / "experiments").glob("*/*.py") if "def get_experiment" in path.read_text())
-FIRST = ("mae/mask_token", "bert/masking_rate")
+FIRST = ("mae/mask_token",)
 TINY = {
     "mae": ["--config.training.duration=2 steps", "--config.downstream.label_efficiency=None",
             "--config.downstream.linear_probe.l2=(1e-2,)"],
@@ -45,7 +45,7 @@ def few_images(tmp_path_factory):
 
 
 def in_turn():
-    """Two are slow tests, the others nightly ones."""
+    """One is a slow test, the others nightly ones."""
     for file in FILES:
         yield pytest.param(file, id=name_of(file), marks=getattr(pytest.mark, "slow" if name_of(file) in FIRST else "nightly"))
 
