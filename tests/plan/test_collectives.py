@@ -8,7 +8,7 @@ from ssl_jax import config as configs
 from ssl_jax.plan import compiled, topology
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.nightly,
     pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="compiles for a TPU with libtpu"),
 ]
 
