@@ -60,8 +60,8 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     config = config if isinstance(config, ConfigDict) else ConfigDict(dict(config))
     for key, value in (overrides or {}).items():
         override(config, key, value)
-    if not any(key.partition(".")[0] == "expected" for key in overrides or ()):
-        config.expected = still_expected(config.get("expected"), module.__doc__ or "", overrides or {})
+    if config.get("expected") and not any(key.partition(".")[0] == "expected" for key in overrides or ()):
+        config.expected = still_expected(config.expected, module.__doc__ or "", overrides or {})
     with one_line(spec, path):
         config = ConfigDict(_plain(config))  # references resolved
     check_sections(config, path)

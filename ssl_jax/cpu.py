@@ -243,8 +243,7 @@ def split_cores() -> None:
 def keep_freed_memory() -> bool:
     """Let the C library reuse the memory that a CPU program frees; return whether that is supported (glibc).
 
-    Otherwise blocks of over 32 MiB are returned to the kernel after every step and allocated again page by page, zeroed: a
-    third of the time of a small GPT's step.
+    Otherwise blocks of over 32 MiB are returned to the kernel after every step and allocated again page by page, zeroed.
     """
     if not traced_for():
         return False

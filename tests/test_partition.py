@@ -70,16 +70,31 @@ def test_without_a_mesh_nothing_is_split():
     np.testing.assert_array_equal(jax.jit(lambda x: partition.by_rows_and_heads(lambda a, b: a + 1, x, None))(x), x + 1)
 
 
-PAIRS = """
+MESHES = """
 import json
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, Mesh
 from ssl_jax import partition
-from ssl_jax.pretext.contrastive import infonce, sigmoid
-from ssl_jax.pretext.joint_embedding import nt_xent
 
 mesh_of = lambda *shape: Mesh(np.array(jax.devices()[: np.prod(shape)]).reshape(shape), partition.AXES,
                               axis_types=(AxisType.Auto,) * 3)
+"""
+
+
+def assert_all_equal_the_first(printed: str) -> None:
+    """The last line printed: {name: [arrays, arrays, ...]}; all equal to 2e-6 of the largest entry."""
+    for name, (whole, *others) in json.loads(printed.splitlines()[-1]).items():
+        for other in others:
+            for mine, theirs in zip(other, whole, strict=True):
+                np.testing.assert_allclose(mine, theirs, atol=2e-6 * np.abs(theirs).max(), err_msg=name)
+
+
+PAIRS = (
+    MESHES
+    + """
+from ssl_jax.pretext.contrastive import infonce, sigmoid
+from ssl_jax.pretext.joint_embedding import nt_xent
+
 unit = lambda i: (lambda x: x / jnp.linalg.norm(x, axis=1, keepdims=True))(jax.random.normal(jax.random.key(i), (24, 8)))
 same = jnp.stack([jnp.arange(24, dtype=jnp.uint32) // 2, jnp.zeros(24, jnp.uint32)], axis=1)  # every text stands twice
 losses = {
@@ -98,26 +113,20 @@ for name, loss in losses.items():
             found[name].append(values(chunks))
 print(json.dumps(found))
 """
+)
 
 
 @pytest.mark.slow
 def test_losses_over_all_pairs_are_those_of_one_device(child):
     """Values and gradients in embeddings and scale, however the rows lie and into however many pieces they are cut."""
-    for name, (whole, *others) in json.loads(child(PAIRS, devices=4).splitlines()[-1]).items():
-        for other in others:
-            for mine, theirs in zip(other, whole, strict=True):
-                np.testing.assert_allclose(mine, theirs, atol=2e-6 * np.abs(theirs).max(), err_msg=name)
+    assert_all_equal_the_first(child(PAIRS, devices=4))
 
 
-OUTPUT_LAYER = """
-import json
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import AxisType, Mesh
-from ssl_jax import partition
+OUTPUT_LAYER = (
+    MESHES
+    + """
 from ssl_jax.models.cross_entropy import cross_entropy
 
-mesh_of = lambda *shape: Mesh(np.array(jax.devices()[: np.prod(shape)]).reshape(shape), partition.AXES,
-                              axis_types=(AxisType.Auto,) * 3)
 draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)
 found = {}
 for rows in (24, 23):  # a vocabulary that four devices divide, and one that they do not
@@ -135,12 +144,10 @@ for rows in (24, 23):  # a vocabulary that four devices divide, and one that the
                 found[rows].append(values())
 print(json.dumps(found))
 """
+)
 
 
 @pytest.mark.slow
 def test_an_output_layer_split_over_devices_is_that_of_one(child):
     """Loss, metrics and gradients, with rows split over data and fsdp and the vocabulary over tensor."""
-    for rows, (whole, *others) in json.loads(child(OUTPUT_LAYER, devices=4).splitlines()[-1]).items():
-        for other in others:
-            for mine, theirs in zip(other, whole, strict=True):
-                np.testing.assert_allclose(mine, theirs, atol=2e-6 * np.abs(theirs).max(), err_msg=rows)
+    assert_all_equal_the_first(child(OUTPUT_LAYER, devices=4))
