@@ -9,6 +9,7 @@ import os
 import pathlib
 import shlex
 import sys
+import traceback
 
 from ssl_jax import streams
 from ssl_jax.errors import UserError
@@ -21,6 +22,31 @@ NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the console script `ssl-jax`."""
     streams.open_closed()
+    try:
+        status = run(argv)
+    except Exception as error:
+        if not _one_of_several():
+            raise
+        if "Gloo" in str(error):  # what a process's collectives say on a CPU once another process has ended
+            print(f"ssl-jax: another process of this run has ended; its output says why ({error})", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        status = 1
+    if status and _one_of_several():
+        from ssl_jax.start import end_failed
+
+        end_failed(status)
+    return status
+
+
+def _one_of_several() -> bool:
+    """Whether this process has joined others (`start` is imported by every command that can)."""
+    start = sys.modules.get("ssl_jax.start")
+    return start is not None and start.joined()
+
+
+def run(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit status; an error of the user is one line."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         overrides, rest = take_overrides(argv)

@@ -7,6 +7,7 @@ import functools
 import os
 import pathlib
 import platform
+import sys
 import zlib
 
 import jax
@@ -42,9 +43,7 @@ def join_processes() -> None:
     SLURM, Open MPI, GKE and TPU pods are recognised by JAX. By hand, set JAX_COORDINATOR_ADDRESS=host:port,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     """
-    from jax._src import distributed  # the public module does not say in every version whether it was initialised
-
-    if distributed.global_state.client is not None:
+    if joined():
         return
     environment = os.environ
     by_hand = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -85,6 +84,29 @@ def _initialize(*arguments) -> None:
     except (RuntimeError, ValueError) as error:
         line = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"the processes of this run could not be joined: {line}") from error
+
+
+def joined() -> bool:
+    """Return whether this process is one of several."""
+    from jax._src import distributed  # the public module does not say in every version whether it was initialised
+
+    return distributed.global_state.client is not None
+
+
+def end_failed(status: int) -> None:
+    """End this failed process of several at once with `status`, unless all of them have failed; else do nothing.
+
+    Python's normal end would wait five minutes for the others, which wait for this one inside a collective. Without this
+    process their collectives fail, or its missing heartbeats end them.
+    """
+    from jax._src import distributed
+
+    try:
+        distributed.global_state.client.wait_at_barrier("ssl_jax/failed", 10_000)  # milliseconds
+    except jax.errors.JaxRuntimeError:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def find_devices() -> list[jax.Device]:

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import grain  # not in the thread that reads: while it is imported, imports of other threads can fail (etils' lazy imports)
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,13 +40,6 @@ class ReaderDied(Exception):
         name = signal.Signals(-self.status).name if self.status < 0 else f"exit status {self.status}"
         memory = ", as the kernel does when memory runs out" if self.status == -signal.SIGKILL else ""
         return f"a reader process died ({name}){memory}; try fewer than data.workers={self.workers}"
-
-
-def grain() -> Any:
-    """Import grain lazily: it takes half as long as importing JAX, and a run has other work meanwhile."""
-    import grain
-
-    return grain
 
 
 def gather_rows(resident: Arrays, index: Array | np.ndarray) -> dict[str, Any]:
@@ -280,7 +274,7 @@ class Stream:
         """Map each position in the run to an example; unbounded."""
         if self.dataset.class_balanced:
             return ClassBalanced(self.dataset, self.seed)
-        order = grain().MapDataset.range(self.dataset.size)
+        order = grain.MapDataset.range(self.dataset.size)
         # grain shuffles epoch e with seed + e: neighbouring seeds would share their epochs, so the seed is hashed first
         hashed = int(np.random.SeedSequence([zlib.crc32(b"order"), self.seed % 2**64]).generate_state(1)[0])
         return (order.shuffle(seed=hashed) if self.shuffle else order).repeat()
@@ -324,13 +318,13 @@ class Stream:
         """Yield host_batch(start), host_batch(start + 1) ... without end, read ahead by threads or by `workers` processes."""
         if self.placement == "device" or self.dataset.arrays is not None:  # cheaper than workers
             return (self.host_batch(step, rows) for step in _count(start))
-        batches = grain().MapDataset.source(_Steps(self, start, rows))
+        batches = grain.MapDataset.source(_Steps(self, start, rows))
         if self.workers == 0:
-            return self._received(batches.to_iter_dataset(grain().ReadOptions(num_threads=4, prefetch_buffer_size=4)))
+            return self._received(batches.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)))
         if not flags.FLAGS.is_parsed():  # grain's worker pool reads absl flags, which only absl's app.run parses
             flags.FLAGS.mark_as_parsed()
-        alone = grain().ReadOptions(num_threads=1, prefetch_buffer_size=2)
-        options = grain().MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=2)
+        alone = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+        options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=2)
         return self._received(batches.to_iter_dataset(alone).mp_prefetch(options, signals.become_reader))
 
     def _received(self, batches: Iterable) -> Iterator[HostBatch]:
@@ -399,5 +393,5 @@ def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[tuple[HostBatch,
     starts = range(0, dataset.size, batch_size)
     if dataset.arrays is not None:
         return (batch(start) for start in starts)
-    batches = grain().MapDataset.source(list(starts)).map(batch)
-    return iter(batches.to_iter_dataset(grain().ReadOptions(num_threads=4, prefetch_buffer_size=4)))
+    batches = grain.MapDataset.source(list(starts)).map(batch)
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)))

@@ -76,6 +76,23 @@ def test_several_processes_learn_what_one_learns(config, alone, tmp_path, variab
     assert json.loads((tmp_path / "run/config.json").read_text())["device"]["count"] == count
 
 
+def test_a_process_that_fails_alone_ends_the_others(config, tmp_path):
+    """Only the first of two processes finds no data: it says so, and no process waits for the five minutes of JAX's own end."""
+    lacking = tmp_path / "config.py"
+    lacking.write_text(
+        "import os, runpy\n"
+        f"complete = runpy.run_path({str(config)!r})['get_config']\n"
+        "def get_config():\n"
+        "    config = complete()\n"
+        "    config.data.train = config.data.train if os.environ['JAX_PROCESS_ID'] == '1' else 'folder:/nowhere'\n"
+        "    return config\n"
+    )
+    children = [start(lacking, tmp_path / "run", JAX_NUM_CPU_DEVICES="1", **by_hand(rank, 2)) for rank in range(2)]
+    outputs = [child.communicate(timeout=120)[0] for child in children]
+    assert children[0].returncode == 2 and "folder:/nowhere: there is no such folder" in outputs[0], outputs
+    assert children[1].returncode != 0
+
+
 def test_a_run_uses_every_core_and_caches_what_it_compiles(config, alone, tmp_path):
     (output,) = finish(start(config, tmp_path / "run", SSL_JAX_CACHE="", XDG_CACHE_HOME=str(tmp_path / "cache")))
     count = min(devices.cores(), 4)
