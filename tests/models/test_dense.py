@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
-from ssl_jax import cpu
+from ssl_jax import cpu, target
 from ssl_jax.models.attention import attend
 from ssl_jax.models.dense import Dense
+from ssl_jax.partition import AXES
+from ssl_jax.target import Target
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -59,6 +62,44 @@ def test_a_bias_in_bf16_is_added_and_its_gradient_summed_in_f32():
     np.testing.assert_allclose(layer.apply({"params": params}, x).astype(jnp.float32), exact, rtol=2**-8, atol=1e-6)
     gradient = jax.grad(lambda p: jnp.sum((weight * layer.apply({"params": p}, x)).astype(jnp.float32)))(params)["bias"]
     np.testing.assert_allclose(gradient, np.asarray(weight, np.float64).sum((0, 1)), rtol=1e-5, atol=1e-4)
+
+
+def mesh_of(axis):
+    return AbstractMesh(tuple(4 if name == axis else 1 for name in AXES), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def products(function, *arrays):
+    """The dtypes of the results of the matrix products of a function, traced for TPUs."""
+    with target.told(Target("tpu", "TPU v5 lite", 4)):
+        return sorted(re.findall(r":(\w+)\[[\d,]*\] = dot_general", str(jax.make_jaxpr(function)(*arrays))))
+
+
+@pytest.mark.parametrize("axis", ["data", "fsdp"])
+def test_where_devices_share_a_batch_a_gradient_is_computed_in_f32(axis):
+    """Also in bf16: XLA sums each device's part in the dtype of the product. Without a mesh, products stay in bf16."""
+    layer, x = Dense(4, dtype=jnp.bfloat16), jax.random.normal(jax.random.key(0), (4, 500, 8), jnp.bfloat16)
+    params = layer.init(jax.random.key(1), x)["params"]
+    weight = jax.random.normal(jax.random.key(2), (4, 500, 4), jnp.bfloat16)
+    loss = lambda p, x: jnp.sum((weight * layer.apply({"params": p}, x)).astype(jnp.float32))
+    gradient = jax.grad(loss, argnums=(0, 1))
+    assert products(gradient, params, x) == ["bf16"] * 3
+    with jax.sharding.use_abstract_mesh(mesh_of(axis)):
+        assert products(gradient, params, x) == ["bf16", "bf16", "f32"]
+        found = gradient(params, x)[0]
+    rows, columns = (np.asarray(a, np.float64).reshape(-1, a.shape[-1]) for a in (x, weight))
+    np.testing.assert_allclose(found["kernel"], rows.T @ columns, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(found["bias"], columns.sum(0), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("policy, count", [(None, 4), (jax.checkpoint_policies.dots_with_no_batch_dims_saveable, 3)])
+def test_recomputation_can_keep_the_product_of_a_dense_layer(policy, count):
+    """remat="dots" computes the activation again, not the product; remat="full" both."""
+    layer, x = Dense(8, dtype=jnp.bfloat16), jnp.ones((4, 5, 8), jnp.bfloat16)
+    params = layer.init(jax.random.key(0), x)
+    block = jax.checkpoint(lambda p, x: jax.nn.silu(layer.apply(p, x)), policy=policy)
+    gradient = jax.grad(lambda p, x: jnp.sum(block(p, x).astype(jnp.float32)), argnums=(0, 1))
+    with jax.sharding.use_abstract_mesh(mesh_of("fsdp")):
+        assert len(products(gradient, params, x)) == count
 
 
 def test_the_parameters_are_flaxs():

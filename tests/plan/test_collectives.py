@@ -55,10 +55,11 @@ def test_data_parallel_steps_sum_the_gradient_once(file, settings):
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_fsdp_gathers_each_parameter_at_most_twice(scan):
-    """Once forward and once backward. Gradients are summed once; activations stay where they are."""
+    """Once forward and once backward, in bf16. Gradients are summed once, in f32; activations stay where they are."""
     gradient, found = compile_for("v5e:2x2", "gpt/gpt2_124m.py", GPT, training__accumulation=1, model__scan=scan,
                                   model__depth=3, mesh__data=1, mesh__fsdp=4)  # fmt: skip
-    assert total(found, "all-gather") <= 2 * gradient
+    assert total(found, "all-gather") <= 1.2 * gradient  # twice in bf16; the embedding table in f32
+    assert {c.shape.partition("[")[0] for c in found if c.kind in ("all-reduce", "reduce-scatter")} == {"f32"}
     assert total(found, "all-reduce", "reduce-scatter") <= 1.2 * gradient
     assert total(found, "all-to-all", "collective-permute") < 0.1 * gradient
 
