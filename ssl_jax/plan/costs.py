@@ -141,7 +141,10 @@ def moved(module: Module, computation: str, instruction: Instruction) -> int:
     body = module.computations[computation]
     given = [body[name] for name in instruction.operands if name in body]
     if instruction.opcode in SLICES:
-        return 2 * instruction.bytes
+        return instruction.bytes + (sum(shape.bytes for shape in instruction.shapes) if given and given[0].bytes else 0)
+    if instruction.opcode == "slice-start":  # ((source), destination, context)
+        source, destination = instruction.shapes[:2]
+        return destination.bytes * ((source.space == 0) + (destination.space == 0))
     if instruction.opcode == "dynamic-update-slice":
         return 2 * given[1].bytes if len(given) > 1 else instruction.bytes
     if instruction.opcode == "fusion" and instruction.calls and instruction.calls[0] in module.computations:
@@ -155,45 +158,50 @@ def moved(module: Module, computation: str, instruction: Instruction) -> int:
 
 
 def _moved_by_fusion(module: Module, fusion: Instruction, given: list[Instruction]) -> int:
-    inner = module.computations[fusion.calls[0]]
-    readers: dict[str, list[Instruction]] = {}
-    for one in inner.values():
-        for name in one.operands:
-            readers.setdefault(name, []).append(one)
+    read = sum(
+        _read(module, fusion.calls[0], parameter.name, given[int(parameter.arguments)].bytes)
+        for parameter in _parameters(module, fusion.calls[0])
+        if int(parameter.arguments) < len(given) and given[int(parameter.arguments)].bytes
+    )
+    return read + min(_written(module, fusion.calls[0], module.root(fusion.calls[0])), fusion.bytes)
 
-    def read(name: str, whole: int) -> int:
-        """Bytes that the fusion reads of an array."""
-        parts = 0
-        for reader in readers.get(name, []):
-            if reader.opcode in SLICES and reader.operands[0] == name:
-                parts += sum(shape.bytes for shape in reader.shapes)
-            elif reader.opcode == "dynamic-update-slice" and reader.operands[0] == name:
-                continue  # updated in place
-            elif reader.opcode == "bitcast":
-                parts += read(reader.name, whole)
-            else:
-                return whole
-        return min(parts, whole)
 
-    total = 0
-    parameters = [one for one in inner.values() if one.opcode == "parameter"]
-    for parameter in parameters:
-        index = int(parameter.arguments or 0)
-        if index < len(given) and given[index].bytes:
-            total += read(parameter.name, given[index].bytes)
+def _parameters(module: Module, computation: str) -> list[Instruction]:
+    return [one for one in module.computations[computation].values() if one.opcode == "parameter"]
 
-    def written(one: Instruction | None) -> int:
-        if one is None:
-            return 0
-        if one.opcode == "tuple":
-            return sum(written(inner.get(name)) for name in one.operands)
-        if one.opcode == "bitcast" and one.operands and one.operands[0] in inner:
-            return min(written(inner[one.operands[0]]), one.bytes)
-        if one.opcode == "dynamic-update-slice" and one.operands[1] in inner and one.bytes:
-            return sum(shape.bytes for shape in inner[one.operands[1]].shapes)
-        return one.bytes
 
-    return total + min(written(module.root(fusion.calls[0])), fusion.bytes)
+def _read(module: Module, computation: str, name: str, whole: int) -> int:
+    """Return the bytes that a fused computation reads of the array `name`, which has `whole` bytes; fusions may be nested."""
+    parts = 0
+    for reader in module.readers(computation).get(name, ()):
+        if reader.opcode in SLICES and reader.operands[0] == name:
+            parts += sum(shape.bytes for shape in reader.shapes)
+        elif reader.opcode == "dynamic-update-slice" and reader.operands[0] == name:
+            continue  # updated in place
+        elif reader.opcode == "bitcast" and not reader.is_root:
+            parts += _read(module, computation, reader.name, whole)
+        elif reader.opcode == "fusion" and reader.calls and reader.calls[0] in module.computations:
+            inner = [p.name for p in _parameters(module, reader.calls[0]) if reader.operands[int(p.arguments)] == name]
+            parts += sum(_read(module, reader.calls[0], parameter, whole) for parameter in inner)
+        else:
+            return whole
+    return min(parts, whole)
+
+
+def _written(module: Module, computation: str, one: Instruction | None) -> int:
+    """Return the bytes that a fused computation writes for its result `one`: of an array updated in place, the update."""
+    body = module.computations[computation]
+    if one is None:
+        return 0
+    if one.opcode == "tuple":
+        return sum(_written(module, computation, body.get(name)) for name in one.operands)
+    if one.opcode == "bitcast" and one.operands and one.operands[0] in body:
+        return min(_written(module, computation, body[one.operands[0]]), one.bytes)
+    if one.opcode == "fusion" and one.calls and one.calls[0] in module.computations:
+        return min(_written(module, one.calls[0], module.root(one.calls[0])), one.bytes)
+    if one.opcode == "dynamic-update-slice" and one.operands[1] in body and one.bytes:
+        return sum(shape.bytes for shape in body[one.operands[1]].shapes)
+    return one.bytes
 
 
 def matmul_flops(module: Module) -> int:

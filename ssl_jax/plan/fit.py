@@ -1,4 +1,4 @@
-"""The setting nearest to a config's own that fits into the devices' memory, found by trying."""
+"""Search for the smallest change of a config that makes its step fit into the devices' memory."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -11,13 +11,13 @@ from ssl_jax.errors import UserError
 from ssl_jax.plan import analysis, compiled, memory_limit
 from ssl_jax.plan.topology import Topology
 
-COMPILED = 3  # candidates that are compiled; each may take minutes
-CANDIDATES = 64
+COMPILED = 3  # candidates to compile at most; each may take minutes
+CANDIDATES = 64  # candidates to analyse at most; each takes seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """Stands for a device that nothing here can compile for."""
+    """A description in place of a JAX device, for analysis without a compiler."""
 
     id: int
     platform: str
@@ -29,7 +29,7 @@ class Device:
 
 
 def virtual(config: ConfigDict, topology: Topology) -> tuple[Any, Any]:
-    """Return `compiled.program_of` for devices of which only number and kind are known."""
+    """Return `compiled.program_of` for devices known only by number and kind, without a compiler for them."""
     target = topology.target
     devices = [Device(i, target.platform, target.kind) for i in range(target.count)]
     return compiled.program_of(config, dataclasses.replace(Described(topology.text, target), described=tuple(devices)))
@@ -37,7 +37,7 @@ def virtual(config: ConfigDict, topology: Topology) -> tuple[Any, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Described(Topology):
-    """A topology of given devices."""
+    """A topology whose devices are descriptions."""
 
     described: tuple[Device, ...] = ()
 
@@ -47,7 +47,7 @@ class Described(Topology):
 
 
 def candidates(config: ConfigDict, topology: Topology) -> Iterator[dict[str, str]]:
-    """Yield overrides, the nearest to the config first: recomputation, microbatches, parameters split over devices."""
+    """Yield overrides in the order to try: recomputation, more microbatches, parameters sharded by fsdp, combinations."""
     stacks = stacks_of(config)
     remats = [{f"{path}.remat": how for path in stacks} for how in ("dots", "full")]
     deeper = {f"{path}.scan": "True" for path in stacks}
@@ -67,7 +67,7 @@ def candidates(config: ConfigDict, topology: Topology) -> Iterator[dict[str, str
 
 
 def stacks_of(config: ConfigDict) -> list[str]:
-    """Return the paths of the config's sections that hold a stack of blocks: of a model, and of what a task adds to it."""
+    """Return the paths of the config's sections that define a stack of blocks: the model's towers, the task's own stack."""
     model, task = config.get("model") or {}, config.get("task") or {}
     towers = [f"model.{name}" for name in ("image", "text", "encoder", "decoder") if name in model]
     return (towers or ["model"]) + [f"task.{name}" for name in ("decoder", "predictor") if name in task]
@@ -82,7 +82,7 @@ def changed(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
 
 
 def predicted(config: ConfigDict, topology: Topology) -> tuple[int, int] | None:
-    """Return (state and batch, temporaries) in bytes by analysis; None where the setting is not valid."""
+    """Return (state and batch, temporaries) in bytes per device by analysis; None if the setting is invalid."""
     try:
         _, program = virtual(config, topology)
         memory = analysis.analysed(program, topology)
@@ -92,10 +92,10 @@ def predicted(config: ConfigDict, topology: Topology) -> tuple[int, int] | None:
 
 
 def proposal(config: ConfigDict, topology: Topology, needed: int | None = None) -> str | None:
-    """Return the nearest setting that fits, in words; None where none that was tried does.
+    """Return a sentence with the first candidate that fits and its peak memory; None if none of those tried fits.
 
-    needed: the bytes that the config's own step needs, compiled: what analysis says of others is scaled with it. A setting
-    that analysis lets pass is compiled, where there is a compiler, before it is proposed.
+    needed: peak bytes of the config's own compiled step, which calibrate the analysis of the candidates. If there is a
+    compiler for the devices, a candidate that fits by analysis is compiled before it is proposed.
     """
     limit, own = memory_limit(topology), predicted(config, topology)
     if limit is None or own is None:
@@ -109,11 +109,11 @@ def proposal(config: ConfigDict, topology: Topology, needed: int | None = None) 
             continue
         words = " ".join(f"--config.{key}={value}" for key, value in overrides.items())
         if topology.missing():
-            return f"by analysis this fits: {words} ({(found[0] + found[1]) / 2**30:.1f} GiB)"
+            return f"it fits with {words} ({(found[0] + found[1]) / 2**30:.1f} GiB by analysis)"
         tried += 1
         step = compiled.compile_step(compiled.program_of(other, topology)[1], topology)
         if step.memory.peak <= limit:
-            return f"this fits, compiled: {words} ({step.memory.peak / 2**30:.1f} GiB)"
+            return f"it fits with {words} ({step.memory.peak / 2**30:.1f} GiB, compiled)"
         scale = max(scale, (step.memory.peak - found[0]) / max(found[1], 1))
         if tried == COMPILED:
             return None

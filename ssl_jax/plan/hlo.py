@@ -70,6 +70,7 @@ class Module:
     computations: Mapping[str, Mapping[str, Instruction]]  # computation -> instruction by name, in order
     entry: str
     partitions: int = 1
+    _readers: dict[str, Mapping[str, list[Instruction]]] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def root(self, computation: str) -> Instruction:
         body = self.computations[computation].values()
@@ -99,6 +100,16 @@ class Module:
                 yield called, inner
                 if inner.opcode == "fusion":
                     yield from self.inside(inner)
+
+    def readers(self, computation: str) -> Mapping[str, list[Instruction]]:
+        """Return the instructions of a computation by the names of their operands."""
+        if computation not in self._readers:
+            found: dict[str, list[Instruction]] = {}
+            for one in self.computations[computation].values():
+                for name in one.operands:
+                    found.setdefault(name, []).append(one)
+            self._readers[computation] = found
+        return self._readers[computation]
 
     def trips(self, computation: str, loop: Instruction) -> int:
         """Return how often a loop's body runs: XLA's own count, else the limit that its condition compares with; else 1."""

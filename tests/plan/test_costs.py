@@ -187,6 +187,71 @@ def test_an_update_in_place_moves_its_rows_only():
     assert costs.traffic(module) < 3 * x.nbytes  # 10 updates of the whole array would be 100 MB or more
 
 
+# One block's weights out of a stack of five: cut out in a fusion within the product's; updated in a fusion within another.
+NESTED = """
+HloModule step
+
+%cut (p0: bf16[5,32,256], p1: s32[]) -> bf16[32,256] {
+  %p0 = bf16[5,32,256]{2,1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %slice = bf16[1,32,256]{2,1,0} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,32,256}
+  ROOT %block = bf16[32,256]{1,0} bitcast(%slice)
+}
+
+%multiply (p2: bf16[8,32], p3: bf16[5,32,256], p4: s32[]) -> f32[8,256] {
+  %p2 = bf16[8,32]{1,0} parameter(0)
+  %p3 = bf16[5,32,256]{2,1,0} parameter(1)
+  %p4 = s32[] parameter(2)
+  %weights = bf16[32,256]{1,0} fusion(%p3, %p4), kind=kLoop, calls=%cut
+  ROOT %product = f32[8,256]{1,0} convolution(%p2, %weights), dim_labels=bf_io->bf
+}
+
+%put (p5: f32[5,8,256], p6: f32[8,256], p7: s32[]) -> f32[5,8,256] {
+  %p5 = f32[5,8,256]{2,1,0} parameter(0)
+  %p6 = f32[8,256]{1,0} parameter(1)
+  %p7 = s32[] parameter(2)
+  %zero.1 = s32[] constant(0)
+  %one = f32[1,8,256]{2,1,0} bitcast(%p6)
+  ROOT %update = f32[5,8,256]{2,1,0} dynamic-update-slice(%p5, %one, %p7, %zero.1, %zero.1)
+}
+
+%store (p8: f32[5,8,256], p9: f32[8,256], p10: s32[]) -> f32[5,8,256] {
+  %p8 = f32[5,8,256]{2,1,0} parameter(0)
+  %p9 = f32[8,256]{1,0} parameter(1)
+  %p10 = s32[] parameter(2)
+  ROOT %inner = f32[5,8,256]{2,1,0} fusion(%p8, %p9, %p10), kind=kLoop, calls=%put
+}
+
+ENTRY %main (x: bf16[8,32], w: bf16[5,32,256], y: f32[5,8,256], i: s32[]) -> f32[5,8,256] {
+  %x = bf16[8,32]{1,0} parameter(0)
+  %w = bf16[5,32,256]{2,1,0} parameter(1)
+  %y = f32[5,8,256]{2,1,0} parameter(2)
+  %i = s32[] parameter(3)
+  %row = f32[8,256]{1,0} fusion(%x, %w, %i), kind=kOutput, calls=%multiply
+  ROOT %all = f32[5,8,256]{2,1,0} fusion(%y, %row, %i), kind=kLoop, calls=%store
+}
+"""
+
+
+def test_a_slice_taken_in_a_nested_fusion_moves_its_own_bytes():
+    x, weights, row, counter = 2 * 8 * 32, 2 * 32 * 256, 4 * 8 * 256, 4
+    assert costs.traffic(hlo.parse(NESTED)) == (x + weights + counter + row) + (row + counter + row)
+
+
+@pytest.mark.parametrize("space, times", [("S(1)", 1), ("", 2)])
+def test_a_slice_copied_to_the_chip_moves_its_own_bytes(space, times):
+    text = f"""HloModule m
+
+ENTRY %main (a: f32[8,32]) -> f32[2,32] {{
+  %a = f32[8,32]{{1,0}} parameter(0)
+  %start = ((f32[8,32]{{1,0}}), f32[2,32]{{1,0:T(8,128){space}}}, s32[]{{:S(2)}}) slice-start(%a), slice={{[0:2], [0:32]}}
+  ROOT %done = f32[2,32]{{1,0:T(8,128){space}}} slice-done(%start)
+}}
+"""
+    assert costs.traffic(hlo.parse(text)) == times * 4 * 2 * 32
+
+
 def test_a_librarys_working_space_is_no_traffic():
     text = """HloModule m
 

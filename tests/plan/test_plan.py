@@ -1,5 +1,6 @@
 """`ssl-jax plan`: what it says of configs on devices that are here and on devices that are not."""
 
+import dataclasses
 import importlib.util
 import json
 
@@ -7,12 +8,13 @@ import pytest
 
 from ssl_jax import cli
 from ssl_jax import config as configs
-from ssl_jax.plan import compiled, fit, plan, roofline, topology
+from ssl_jax.plan import compiled, fit, plan, report, roofline, topology
 from ssl_jax.plan.costs import Collective
 from ssl_jax.plan.warnings import warnings_of
 from ssl_jax.target import Target
 
 GPT = "configs/gpt/gpt2_124m.py"
+SMALL = {"model.depth": "1", "model.width": "16", "model.heads": "2", "data.batch_size": "4", "training.accumulation": "1"}
 
 
 @pytest.mark.parametrize("text, kind, count", [
@@ -46,7 +48,7 @@ def no_compiler(monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_is_told_with_a_setting_that_does(no_compiler, capsys):
+def test_what_does_not_fit_is_reported_with_a_setting_that_does(no_compiler, capsys):
     """Two blocks as wide as ViT-H's at a batch of 4,096 on one card: with the decoder's activations recomputed, too."""
     command = ["plan", "--config=configs/mae/vit_imagenet.py:variant=H", "--topology=h100:1", "--json",
                "--config.model.depth=2", "--config.task.decoder.depth=2"]  # fmt: skip
@@ -106,6 +108,17 @@ def test_a_roofline_names_what_binds():
     assert roofline.roofline(Target("cpu", "cpu"), "float32", flops=1, traffic=1, sent=1).seconds is None
 
 
+def test_a_utilisation_that_memory_or_interconnect_rule_out_is_marked():
+    """10 GB of traffic take 12 ms; at 40 % MFU the step would take 10 ms."""
+    found = plan(configs.load(GPT, SMALL), dataclasses.replace(topology.parse("local:1"), analysed=True), examples=100)
+    times = [{"mfu": share, "step_seconds": seconds, "seconds": 1.0, "device_hours": 1.0} for share, seconds in
+             ((0.3, 0.013), (0.4, 0.010))]  # fmt: skip
+    found |= {"roofline": {"by_resource": {"memory": 0.012}, "seconds": 0.012, "binds": "memory"},
+              "run": {"steps": 10, "assumed": "", "times": times}}  # fmt: skip
+    text = {line[:11]: line for line in report.lines(found) if "% MFU" in line}
+    assert [("out of reach" in line) for line in text.values()] == [False, True]
+
+
 def test_the_bytes_that_a_tpus_compiler_names():
     text = "RESOURCE_EXHAUSTED: ... Ran out of memory in memory space hbm. Used 64.90G of 15.75G hbm. Exceeded by 49.15G."
     assert compiled.needed(text) == int(64.9 * 2**30)
@@ -116,12 +129,17 @@ def test_warnings_say_what_costs():
                  platform="tpu")  # fmt: skip
     looped = Collective("all-reduce", "f32[100000000]", 4 * 10**8, 16, 8, (8,), "dot")
     lines = warnings_of([looped], facts)
-    assert any("3.20 GB are summed" in line and "0.40 GB" in line for line in lines)
-    assert any("run in every microbatch" in line for line in lines)
-    assert any("attention goes through XLA: xla (why)" in line for line in lines)
+    assert any("sum 3.20 GB" in line and "0.40 GB" in line for line in lines)
+    assert any("run once per microbatch (3.20 GB a step)" in line for line in lines)
+    assert any("attention without a fused kernel: xla (why)" in line for line in lines)
     once = Collective("all-reduce", "f32[100000000]", 4 * 10**8, 16, 1, (), "dot")
     for kernels in ("splash", "xla (50 keys are few); splash (197 queries, 197 keys of width 32)"):  # few keys need none
         assert warnings_of([once], facts | dict(attention=kernels)) == []
+    narrow = Collective("reduce-scatter", "bf16[100000000]", 2 * 10**8, 16, 1, (), "dot")
+    fsdp, tensor = (facts | dict(attention="splash", mesh=mesh) for mesh in (
+        dict(data=4, fsdp=4, tensor=1), dict(data=4, fsdp=1, tensor=4)))  # fmt: skip
+    assert ["sum 0.20 GB" in line for line in warnings_of([narrow], fsdp)] == [True]
+    assert warnings_of([narrow], tensor) == []  # sums of activations, too
 
 
 @pytest.mark.slow
@@ -135,4 +153,4 @@ def test_a_small_config_compiles_for_a_tpu(monkeypatch):
     assert found["memory"]["fits"] and "splash runs" in found["attention"]
     gradient = 4 * found["parameters"]
     assert found["collectives"]["all-reduce"]["bytes"] <= 1.2 * gradient
-    assert not [line for line in found["warnings"] if "microbatch (" in line or "summed" in line]
+    assert not [line for line in found["warnings"] if "per microbatch" in line or "sum" in line]
