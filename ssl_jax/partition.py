@@ -44,11 +44,16 @@ def rows(x: Float[Array, "batch *rest"]) -> Float[Array, "batch *rest"]:
 
 @jax.custom_vjp
 def gathered(x: Array) -> Array:
-    """Return `x`, held whole by every device; its gradient is left to lie as XLA chooses."""
+    """Return `x`, replicated on every device; XLA chooses the sharding of its gradient."""
     return jax.lax.with_sharding_constraint(x, P()) if free_axes(AXES) else x
 
 
-gathered.defvjp(lambda x: (gathered(x), None), lambda _, g: (g,))
+def _gathered_backward(_, g):
+    # Without the barrier XLA adds the gradient of a lookup into that of a tied output layer, which it gathers for this.
+    return (jax.lax.optimization_barrier(g) if free_axes(AXES) else g,)
+
+
+gathered.defvjp(lambda x: (gathered(x), None), _gathered_backward)
 
 
 def over_rows(function: Callable[..., Any], split: tuple, parts: tuple) -> tuple[Any, Any]:

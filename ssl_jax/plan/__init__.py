@@ -1,4 +1,4 @@
-"""What a config's training step needs on devices that need not be here: memory, collectives, traffic, time, and what fits."""
+"""Plan a run for devices that need not be present: memory, collectives, memory traffic and time of its training step."""
 
 import dataclasses
 import json
@@ -10,18 +10,19 @@ from ml_collections import ConfigDict
 from ssl_jax.plan.topology import Topology, parse, set_up
 
 DOES_NOT_FIT = 3  # exit status
-# Examples of a training split that a config names by URI; others are counted where the data are.
+# Training examples of data sets named by URI. The size of other data sets is unknown here: the data need not be present.
 KNOWN_SIZES = {"tfds:imagenet2012/train": 1_281_167, "tfds:cifar10/train": 50_000, "bundled:fashion_mnist/train": 60_000}
-USABLE = {"tpu": 0.98, "gpu": 0.92, "cpu": 0.9}  # of a device's memory; the rest is the runtime's
+USABLE = {"tpu": 0.98, "gpu": 0.92, "cpu": 0.9}  # share of a device's memory; the runtime uses the rest
 
 
 def main(
     config: ConfigDict, topology: str | None, *, as_json: bool = False, examples: int | None = None, analyse: bool = False,
     propose: bool = True, say: Callable[[str], None] = print,
 ) -> int:  # fmt: skip
-    """Plan a config, print what was found, and return the exit status: 0, or 3 where it does not fit.
+    """Plan a config, print the plan, and return the exit status: 0, or 3 if the step does not fit into memory.
 
-    analyse: compile nothing, as where there is no compiler for the devices.
+    analyse: estimate memory without compiling, as without a compiler for the devices. propose: if the step does not fit,
+    search for a change of the config that does.
     """
     from ssl_jax.plan import report
 
@@ -42,10 +43,10 @@ def main(
 
 
 def plan(config: ConfigDict, topology: Topology, *, examples: int | None = None) -> dict[str, Any]:
-    """Return all facts of a config on a topology, as JSON can hold them.
+    """Return the plan of a config on a topology, as values that JSON can hold.
 
-    Compiles the training step; without a compiler for the devices, memory is analysed and collectives are not known.
-    examples: of the training data, for a duration in epochs.
+    Compile the training step; without a compiler for the devices, estimate memory, with collectives and traffic None.
+    examples: number of training examples, for a duration in epochs.
     """
     from ssl_jax.plan import analysis, compiled, costs, roofline
     from ssl_jax.plan.warnings import warnings_of
@@ -56,7 +57,7 @@ def plan(config: ConfigDict, topology: Topology, *, examples: int | None = None)
 
         parts, program = virtual(config, topology)
         step = compiled.Compiled(analysis.analysed(program, topology), 0.0)
-        method = f"analysis; to compile it: {missing}"
+        method = f"analysis, nothing is compiled; to compile: {missing}"
     else:
         parts, program = compiled.program_of(config, topology)
         step = compiled.compile_step(program, topology)
@@ -112,7 +113,7 @@ def plan(config: ConfigDict, topology: Topology, *, examples: int | None = None)
 
 
 def memory_limit(topology: Topology) -> int | None:
-    """Return the bytes of one device that a program can use; of a CPU's devices, which share it, each one's part."""
+    """Return the bytes of memory that a program can use on one device; None if unknown. A CPU's devices share its memory."""
     from ssl_jax.training.program import memory_of
 
     target, total = topology.target, topology.target.memory
@@ -124,7 +125,7 @@ def memory_limit(topology: Topology) -> int | None:
 
 
 def largest(collectives: list[Any], count: int = 6) -> list[dict[str, Any]]:
-    """Return the collectives that move most in a step, equal ones together."""
+    """Return the `count` groups of equal collectives that move the most bytes in a step."""
     together: dict[tuple, dict[str, Any]] = {}
     for c in collectives:
         entry = together.setdefault(
@@ -137,7 +138,7 @@ def largest(collectives: list[Any], count: int = 6) -> list[dict[str, Any]]:
 
 
 def whole_run(parts: Any, target: Any, model_flops: float, examples: int | None) -> dict[str, Any]:
-    """Return the steps of the run, and its time and device-hours at `roofline.UTILISATIONS`."""
+    """Return the number of steps of the run, and its time and device-hours at each of `roofline.UTILISATIONS`."""
     from ssl_jax.config import Duration
     from ssl_jax.plan.roofline import UTILISATIONS, step_seconds
     from ssl_jax.task import tokens_of
@@ -147,7 +148,7 @@ def whole_run(parts: Any, target: Any, model_flops: float, examples: int | None)
     steps, assumed = None, ""
     if duration.unit == "epoch":
         assumed = f"{parts.training.duration} of {count:,} examples" if count else (
-            f"{parts.training.duration} of 2^20 examples: their number is not known here, give it as --examples=N")  # fmt: skip
+            f"{parts.training.duration} of an assumed 2^20 examples; give the real number as --examples=N")  # fmt: skip
     if duration.unit != "minute":
         steps = duration.steps(
             path="training.duration", batch_size=parts.stream.batch_size, examples=count or 2**20,

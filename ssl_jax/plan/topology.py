@@ -1,4 +1,4 @@
-"""The devices that a plan is made for, named by a text: "v5e:4x4", "h100:8", "local:2". They need not be here."""
+"""Parse the devices that a plan is for: "v5e:4x4", "h100:8", "local:2". They need not be present."""
 
 import contextlib
 import dataclasses
@@ -45,18 +45,18 @@ class Topology:
 
     text: str
     target: Target
-    analysed: bool = False  # not to be compiled for
+    analysed: bool = False  # estimate by analysis even if there is a compiler
 
     @property
     def local(self) -> bool:
         return self.text.startswith("local")
 
     def missing(self) -> str | None:
-        """What to do for a compiler for these devices, such as the command that installs it; None where it is here."""
+        """Return what the user must do to compile for these devices, such as a command to run; None if nothing is missing."""
         import jax
 
         if self.analysed:
-            return "leave out --analyse"
+            return "omit --analyse"
         if self.local:
             return None
         if self.target.platform == "tpu":
@@ -69,7 +69,7 @@ class Topology:
 
     @contextlib.contextmanager
     def tracing(self) -> Iterator[None]:
-        """Inside, programs are traced for these devices."""
+        """Trace programs for these devices within this context."""
         away = self.target.platform == "gpu" and not self.local
         with target.told(self.target), without_cudnn() if away else contextlib.nullcontext():
             yield
@@ -91,31 +91,31 @@ class Topology:
             return topologies.get_topology_desc(platform="cuda", target_config=H100, topology=f"1x1x{count}").devices
         except Exception as error:  # jaxlib raises what XLA says
             line = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(f"--topology={self.text}: {line}; sizes are those that can be ordered") from error
+            raise UserError(f"--topology={self.text}: {line}; use a size that the cloud offers, such as 4x4 or 8x8") from error
 
 
 def parse(text: str | None) -> Topology:
-    """Return the topology of a text; None: all devices that are here."""
+    """Return the topology that `text` names; None: all devices of this machine. Raises UserError for another text."""
     import jax
 
     name, _, size = (text or "local").partition(":")
     if name == "local":
         if not re.fullmatch(r"[1-9]\d*|", size):
-            raise UserError(f"--topology={text}: after local: stands a number of devices, such as local:2")
+            raise UserError(f"--topology={text}: local: must be followed by a number of devices, such as local:2")
         found = jax.devices()
         if size and int(size) > len(found):
-            raise UserError(f"--topology={text}: there are {len(found)} devices here")
+            raise UserError(f"--topology={text}: this machine has only {len(found)}")
         count = int(size or len(found))
         return Topology(f"local:{count}", Target(found[0].platform, found[0].device_kind, count))
     if name in TPUS and re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", size):
         return Topology(f"{name}:{size}", Target("tpu", TPUS[name], math.prod(map(int, size.split("x")))))
     if name in GPUS and re.fullmatch(r"[1-9]\d*", size):
         return Topology(f"{name}:{size}", Target("gpu", GPUS[name], int(size)))
-    raise UserError(f"--topology={text}: write {SPELLINGS}")
+    raise UserError(f"--topology={text}: must have the form of {SPELLINGS}")
 
 
 def set_up(text: str | None) -> None:
-    """Set up JAX for a plan, before it makes its backend: this host's CPU compiles for devices that are not here."""
+    """Configure JAX for a plan before it creates its backend: the CPU compiles for devices that are not present."""
     import jax
 
     name, _, size = (text or "local").partition(":")
@@ -134,7 +134,7 @@ def set_up(text: str | None) -> None:
 
 @contextlib.contextmanager
 def without_cudnn() -> Iterator[None]:
-    """Let cuDNN's attention be lowered where there is no cuDNN whose version could be asked for."""
+    """Lower cuDNN attention without cuDNN: answer JAX's checks of its version and of the GPU as for an H100."""
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
     names = ("check_cudnn_version", "check_compute_capability", "is_cuda_compute_capability_equal")

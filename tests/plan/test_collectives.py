@@ -58,7 +58,7 @@ def test_fsdp_gathers_each_parameter_at_most_twice(scan):
     """Once forward and once backward, in bf16. Gradients are summed once, in f32; activations stay where they are."""
     gradient, found = compile_for("v5e:2x2", "gpt/gpt2_124m.py", GPT, training__accumulation=1, model__scan=scan,
                                   model__depth=3, mesh__data=1, mesh__fsdp=4)  # fmt: skip
-    assert total(found, "all-gather") <= 1.2 * gradient  # twice in bf16; the embedding table in f32
+    assert total(found, "all-gather") <= 1.05 * gradient  # twice in bf16; the embedding table in f32 and in bf16
     assert {c.shape.partition("[")[0] for c in found if c.kind in ("all-reduce", "reduce-scatter")} == {"f32"}
     assert total(found, "all-reduce", "reduce-scatter") <= 1.2 * gradient
     assert total(found, "all-to-all", "collective-permute") < 0.1 * gradient
@@ -80,5 +80,7 @@ def test_tensor_parallel_devices_share_the_vocabulary():
     gradient, found = compile_for("v5e:2x2", "gpt/gpt2_124m.py", GPT, training__accumulation=1, mesh__data=2, mesh__tensor=2)
     assert [(c.count, c.bytes) for c in found if c.kind == "all-gather"] == [(1, 4 * 512 * 128)]
     assert {c.kind for c in found} <= {"all-gather", "all-reduce", "reduce-scatter"}
-    parts = [c for c in found if c.op_name.endswith("shard_map/psum") and c.shape == "f32[256,128]"]
-    assert [c.count for c in parts] == [1]  # the gradient of half the vocabulary, over data
+    whole, table = 4 * (128 * 128 + 5 * 128), 4 * 256 * 128  # positions and norms; a device's half of the vocabulary
+    own = whole + (gradient - whole) / 2
+    over_data = [c for c in found if c.kind == "all-reduce" and c.shape.startswith("f32") and "f32[16,128" not in c.shape]
+    assert total(over_data, "all-reduce") == pytest.approx(own + table, rel=0.01)  # the table's by lookup and output layer
