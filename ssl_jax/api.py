@@ -15,7 +15,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo, Params, Task, by_default
 from ssl_jax.training.rules import flatten
 
-# What a batch must hold, by the task's kind of data.
+# The entries that a batch must have, by the task's kind of data.
 INPUTS = {
     "images": ("image",),
     "tokens": ("tokens",),
@@ -27,9 +27,9 @@ INPUTS = {
 class Pretrained:
     """A task and its trained parameters.
 
-    Images of the model's size: {"image": [batch, height, width(, channels)]}, u8 or floats in [0, 1] (other dtypes by the
-    rule of data.images.values.as_stored), are normalised as in training; {"pixel_values": f32[...]} are normalised already.
-    Text: {"text": [str, ...]} is tokenised and padded; {"tokens": i32[batch, time]} is taken as it is.
+    Images of the model's size: {"image": [batch, height, width(, channels)]}, u8 or floats in [0, 1] (other dtypes are
+    converted by data.images.values.as_stored), are normalised as in training; {"pixel_values": f32[...]} are already
+    normalised. Text: {"text": [str, ...]} is tokenised and padded; {"tokens": i32[batch, time]} is used unchanged.
     """
 
     def __init__(self, task: Task, params: Params, info: DataInfo, eval_crop: float = 1.0):
@@ -38,17 +38,17 @@ class Pretrained:
         self._forward = jax.jit(task.forward)
 
     def predict(self, inputs: Any) -> list[dict[str, Any]]:
-        """Return what a supervised model says of each input, a dictionary each (`predictions`).
+        """Return a supervised model's prediction for each input as a dictionary (`predictions`).
 
-        inputs: a batch, or what `features` takes; for question answering (question, context) or a list of these; for
-        translation a text or a list of texts.
+        inputs: a batch, or any input of `features`; for question answering, (question, context) or a list of these; for
+        translation, a text or a list of texts.
         """
         from ssl_jax.predictions import predict
 
         return predict(self.task, self.params, self.info, inputs, lambda batch: self.features(batch)["logits"])
 
     def features(self, batch: Any, *, batch_size: int = 256) -> dict[str, np.ndarray]:
-        """Return named representations f32[examples, ...], computed `batch_size` examples at a time; nothing is masked.
+        """Return named representations f32[examples, ...], computed `batch_size` examples at a time, without masking.
 
         batch: a mapping of arrays; or images of any size (a path, a PIL image, an array, or a list of these), which are
         resized and cropped as in evaluation; or a text, a list of texts, or of pairs of texts.
@@ -57,7 +57,7 @@ class Pretrained:
         self._need(batch, any)
         count = _count(batch)
         if count == 0:
-            raise UserError("features: the batch is empty")
+            raise UserError("features: the batch is empty; give at least one example")
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: must be at least 1")
         size = min(batch_size, count)
@@ -70,9 +70,9 @@ class Pretrained:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def forward(self, batch: Mapping[str, Any], **inputs: Any) -> dict[str, np.ndarray]:
-        """Return the task's own outputs by name (docs/interop.md) for the whole batch at once; `inputs` join it (noise=...).
+        """Return the task's outputs by name (docs/interop.md) for the whole batch; `inputs` are added to it (noise=...).
 
-        Images and texts may differ in number: each image is compared with each text.
+        The numbers of images and texts may differ: each image is compared with each text.
         """
         batch = self.prepare({**batch, **inputs})
         self._need(batch, all)
@@ -81,7 +81,7 @@ class Pretrained:
         return jax.tree.map(np.asarray, dict(self._forward(self.params, batch)))
 
     def batch_of(self, inputs: Any) -> dict[str, Any]:
-        """Return the batch of some images or texts."""
+        """Return images or texts as a batch."""
         if self.task.data == "images" or self.task.data == "pairs" and not texts_only(inputs):
             return {"image": self._read_images(inputs)}
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
@@ -89,14 +89,14 @@ class Pretrained:
         if not any(pairs):
             return {"text": texts}
         if not all(pairs):
-            raise UserError(f"text: number {pairs.index(False)} is no pair of texts, as others are")
+            raise UserError(f"text: number {pairs.index(False)} is not a pair of texts, but others are; give pairs only")
         length = self.info.shapes["tokens"].shape[0]
         tokens, types, size, _ = encode_sentences(self.info.tokenizer, *map(list, zip(*texts, strict=True)), length)
         return {"tokens": tokens, "token_types": types.astype(np.int32),
                 "attention_mask": (np.arange(length) < size[:, None]).astype(np.int32)}  # fmt: skip
 
     def _read_images(self, inputs: Any) -> np.ndarray:
-        """Return images as evaluation sees them, u8[images, height, width, channels]."""
+        """Return images resized and cropped as in evaluation, u8[images, height, width, channels]."""
         height, width, channels = self.info.shapes["image"].shape
         if isinstance(inputs, np.ndarray) or hasattr(inputs, "__array__") and not hasattr(inputs, "mode"):
             inputs = np.asarray(inputs)
@@ -121,13 +121,13 @@ class Pretrained:
         return np.stack(images) if images else np.zeros((0, height, width, channels), np.uint8)
 
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Return the batch as the task takes it: images normalised, text tokenised, shapes, ranges and ids checked."""
+        """Return the task's input batch: images normalised, text tokenised; shapes, ranges and ids are checked."""
         batch = {name: value if name == "text" else np.asarray(value) for name, value in batch.items()}
         if "text" in batch:
             batch.update(self._tokenise(batch.pop("text")))
         names = [name for name in ("image", "pixel_values") if name in batch]
         if len(names) > 1:
-            raise UserError("image: give either image (pixels) or pixel_values (normalised already)")
+            raise UserError("image: give either image (pixels) or pixel_values (already normalised), not both")
         image = None
         if names:
             image = batch["image"] = self._images(names[0], batch.pop(names[0]))
@@ -146,15 +146,15 @@ class Pretrained:
         return batch
 
     def _images(self, name: str, image: np.ndarray) -> np.ndarray:
-        """Return images as the task takes them, f32[batch, height, width, channels]; UserError for other shapes and ranges."""
+        """Return the task's input images f32[batch, height, width, channels]; raise UserError for other shapes or ranges."""
         image = image[..., None] if image.ndim == 3 else image
         expected = tuple(self.info.shapes["image"].shape) if "image" in self.info.shapes else image.shape[1:]
         if image.ndim != 4 or image.shape[1:] != expected:
-            other = "; load(path, image_size=(height, width)) makes it another" if "encoder" in self.params else ""
+            other = "; load(path, image_size=(height, width)) changes it" if "encoder" in self.params else ""
             raise UserError(f"{name}: expected [batch, {', '.join(map(str, expected))}], got {list(image.shape)}{other}")
         if name == "pixel_values":
             if not np.issubdtype(image.dtype, np.floating) or not np.isfinite(image).all():
-                raise UserError(f"pixel_values: {image.dtype} or not finite; expected normalised floats, else give image")
+                raise UserError(f"pixel_values: expected finite, normalised floats, got {image.dtype}; give pixels as image")
             return image.astype(np.float32)
         try:
             image = as_unit_range(image)
@@ -165,7 +165,7 @@ class Pretrained:
         return (image - mean) / std
 
     def _check_ids(self, batch: Mapping[str, np.ndarray], name: str, table: str) -> None:
-        """Raise UserError for ids beyond the embedding table: they would be NaN."""
+        """Raise UserError for ids outside the embedding table, whose embedding would be NaN."""
         ids = batch.get(name)
         if ids is None:
             return
@@ -174,7 +174,7 @@ class Pretrained:
         rows = [len(leaf) for path, leaf in flatten(self.params).items() if path.split("/")[-1] == table] or [1]
         if ids.size and not 0 <= ids.min() <= ids.max() < min(rows):
             wrong = int(ids.min() if ids.min() < 0 else ids.max())
-            raise UserError(f"{name}: {wrong} is none of the model's {min(rows)} ids, 0 to {min(rows) - 1}")
+            raise UserError(f"{name}: {wrong} is not among the model's {min(rows)} ids, 0 to {min(rows) - 1}")
 
     def _need(self, batch: Mapping[str, Any], quantity: Callable[[Iterable[bool]], bool]) -> None:
         needed = INPUTS.get(self.task.data, ())
@@ -185,12 +185,12 @@ class Pretrained:
     def _tokenise(self, texts: Any) -> dict[str, np.ndarray]:
         tokenizer = self.info.tokenizer
         if tokenizer is None:
-            raise UserError("text: this model has no tokenizer; pass tokens")
+            raise UserError("text: this model has no tokenizer; give tokens")
         texts = [texts] if isinstance(texts, str) else list(texts)
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise UserError(f"text: number {i} is {text!r:.60}, expected a text")
-        if not by_default(self.task, "tokenize"):  # a text tower, which reads a fixed length
+        if not by_default(self.task, "tokenize"):  # a text tower, which has a fixed length
             return self.task.tokenize(texts)
         causal = self.task.data == "tokens"
         longest = self.info.shapes["tokens"].shape[0] - causal  # the last token of a causal window is only predicted
@@ -204,16 +204,18 @@ class Pretrained:
 
 
 def texts_only(inputs: Any) -> bool:
-    """Whether inputs of a model of images and texts are texts: strings that name no file."""
+    """Return whether the inputs of an image-text model are texts: strings that do not name a file."""
     texts = [inputs] if isinstance(inputs, str) else list(inputs) if isinstance(inputs, list | tuple) else [None]
     return all(isinstance(text, str) and not os.path.isfile(text) for text in texts)
 
 
 def _count(batch: Mapping[str, np.ndarray]) -> int:
-    """Return the number of examples; UserError where the arrays differ."""
+    """Return the number of examples; raise UserError if the arrays' lengths differ."""
     counts = {name: len(value) for name, value in batch.items()}
     if len(set(counts.values())) > 1:
-        raise UserError(f"batch: {', '.join(f'{count} of {name}' for name, count in counts.items())}; expected as many of each")
+        raise UserError(
+            f"batch: {', '.join(f'{count} of {name}' for name, count in counts.items())}; expected the same number of each"
+        )
     return next(iter(counts.values()), 0)
 
 
@@ -227,19 +229,17 @@ def load(
 ) -> Pretrained:
     """Return a trained model from a work directory or from `hf:DIR`.
 
-    checkpoint: a step; default, the best one where the run selected one (checkpoint.best), else the newest. Its moving average
-    is taken where there is one.
-
-    `image_size` (height, width) has an image encoder or classifier take images of another size than it was trained on, its
-    learned positions interpolated. Raises UserError when there is no such directory, no checkpoint in it, or its files do not
-    make a model.
+    checkpoint: a step; by default the best one if the run selected one (checkpoint.best), else the newest. Its moving average
+    is used if there is one. image_size: (height, width) of images for an image encoder or classifier, if it differs from that
+    of training; learned positions are interpolated. Raise UserError if the directory does not exist, has no checkpoint, or
+    does not contain a valid model.
     """
     parts = _parts(str(path), checkpoint)
     return Pretrained(*(parts if image_size is None else at_size(*parts, image_size)), eval_crop=_eval_crop(str(path)))
 
 
 def _eval_crop(path: str) -> float:
-    """Return the share of an image that a run's evaluation reads; of imported weights all of it."""
+    """Return the share of an image that a run's evaluation crops; 1 for imported weights."""
     if path.startswith("hf:"):
         return 1.0
     from ssl_jax.workdir import Workdir
@@ -249,10 +249,10 @@ def _eval_crop(path: str) -> float:
 
 
 def at_size(task: Task, params: Params, info: DataInfo, image_size: tuple[int, int]) -> tuple[Task, Params, DataInfo]:
-    """Return a task over single images, and its parameters, for images of another size"""
+    """Return (task, parameters, data info) of an image encoder or classifier for images of another size."""
     encoder = getattr(task, "encoder", None)
     if encoder is None or "decoder" in params:
-        raise UserError(f"image_size={image_size}: a {task.name} model has one size; image encoders and classifiers have more")
+        raise UserError(f"image_size={image_size}: a {task.name} model has a fixed size; use an image encoder or a classifier")
     if len(image_size) != 2 or not all(isinstance(n, int) and n > 0 for n in image_size):
         raise UserError(f"image_size={image_size!r}: expected (height, width) in pixels")
     shape, other = (*image_size, encoder.channels), encoder.for_size(image_size)

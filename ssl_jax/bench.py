@@ -1,7 +1,7 @@
-"""How fast a config trains on this machine, how near that is to the machine's limit, and beside the reference classes.
+"""Measure how fast a config trains on this machine, relative to the machine's peak and to the reference classes.
 
-What is timed is the loop's own compiled step on the config's own data, augmentation included. The peer gets random
-batches that lie ready in memory, and does no data work at all.
+The loop's own compiled step is timed on the config's own data, including augmentation. The peer reads random batches from
+memory and has no data pipeline.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ from ml_collections import ConfigDict
 from ssl_jax import bench_peer, devices, runs
 from ssl_jax.errors import UserError
 
-ALTERNATIONS = 5  # blocks of each side, taken in turn
+ALTERNATIONS = 5  # alternating blocks of each side
 BLOCK_SECONDS = 2.0
 UNKNOWN_PEAK = "(a device that is not in the table, or a CPU too busy to be measured)"
 WINDOW = 4  # calls
-WARM_UP = 3  # steps before anything is timed
+WARM_UP = 3  # untimed steps at the beginning
 
 
 class Ours:
@@ -36,7 +36,7 @@ class Ours:
         from ssl_jax.training.program import Program
 
         self.parts, self.task = parts, parts.task
-        mesh = parts.mesh  # on a CPU its cores, elsewhere one device
+        mesh = parts.mesh  # a CPU's cores, else one device
         if jax.default_backend() != "cpu":
             mesh = sharding.make_mesh(dataclasses.replace(parts.mesh_settings, data=1, fsdp=1, tensor=1), jax.devices()[:1])
         with _no_cache():
@@ -58,7 +58,7 @@ class Ours:
             flops = _flops(one.cost_analysis())  # of one device
             self.xla_flops = None if flops is None else flops * mesh.size
             batch = parts.stream.batch_size
-            length = 1_000_000  # a schedule that is nowhere near its end
+            length = 1_000_000  # far from the end of the schedule
             numbers = self.step.hyper(batch_size=batch, seed=0, total_steps=length, warmup_steps=1, cooldown_steps=1)
             self.state = self.step.create(numbers)
         self.parameters = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(self.state.params))
@@ -66,9 +66,9 @@ class Ours:
         self.run(WARM_UP)
 
     def run(self, steps: int) -> list[float]:
-        """Seconds of each of `steps` steps, as means over WINDOW calls, each call's metrics read one call late.
+        """Return the seconds of each of `steps` steps, averaged over WINDOW calls; metrics are read one call late.
 
-        Single calls say less: a runtime that computes while it is called hands the results of two back at once.
+        Single calls are not reliable: an asynchronous runtime may return the results of two calls at once.
         """
         if self._batches is None:
             from ssl_jax.training.prefetch import Prefetch
@@ -90,14 +90,14 @@ class Ours:
         return [float(np.mean(window)) / self.count for window in windows for _ in range(len(window) * self.count)]
 
     def close(self) -> None:
-        """Stops reading data; the next `run` starts again."""
+        """Stop reading data; the next `run` starts again."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
 
 
 class _no_cache:
-    """No compiled program is read from disk inside, so that the time to compile is the time to compile."""
+    """A context that disables the compilation cache on disk, so that compilation is really timed."""
 
     def __enter__(self):
         self._setting = os.environ.get("SSL_JAX_CACHE")
@@ -113,22 +113,22 @@ class _no_cache:
 
 
 def _flops(cost: Any) -> float | None:
-    """XLA's count, where the backend gives one."""
+    """Return XLA's count of FLOPs, or None if the backend has none."""
     cost = cost[0] if isinstance(cost, list | tuple) and cost else cost
     return float(cost["flops"]) if isinstance(cost, Mapping) and cost.get("flops", 0) > 0 else None
 
 
 def bench(config: ConfigDict, *, steps: int | None = None, peer: bool = False, json_out: str | None = None,
           say: Callable[[str], None] = print) -> dict[str, Any]:  # fmt: skip
-    """Measures a config on one device, prints what was found, and returns it (and writes it to `json_out`).
+    """Measure a config on one device; print the measurements, return them, and write them to `json_out` if given.
 
-    steps: timed steps, and with `peer` the steps of each block; default: so many as take a few seconds. Raises UserError
-    before anything is compiled when there is no peer for the config or `json_out` cannot be written.
+    steps: timed steps, with `peer` per block; default: as many as take a few seconds. Raise UserError before anything is
+    compiled if there is no peer for the config or if `json_out` cannot be written.
     """
     if steps is not None and not 1 <= steps <= 1_000_000:
         raise UserError(f"--steps={steps}: must lie between 1 and 1,000,000")
     if json_out is not None and not pathlib.Path(json_out).absolute().parent.is_dir():
-        raise UserError(f"--json={json_out}: its folder does not exist")
+        raise UserError(f"--json={json_out}: its folder does not exist; make it first")
     parts = runs.prepare(config)
     spec = bench_peer.reference(parts.task, config) if peer else None
     found = measure(parts, steps=steps, spec=spec, name=str(config.task.get("name")), say=say)
@@ -141,11 +141,11 @@ def bench(config: ConfigDict, *, steps: int | None = None, peer: bool = False, j
 
 def measure(parts: Any, *, steps: int | None = None, spec: Mapping[str, Any] | None = None, name: str = "",
             say: Callable[[str], None] = print, alternations: int = ALTERNATIONS) -> dict[str, Any]:  # fmt: skip
-    """Everything `bench` prints, as a dictionary. `spec` is the peer's (bench_peer.reference)."""
+    """Return everything that `bench` prints as a dictionary. `spec` is the peer's (bench_peer.reference)."""
     from ssl_jax.task import tokens_of
 
     device, dtype = jax.devices()[0], parts.training.dtype
-    peak = devices.peak(device, dtype)  # before the step: a CPU's is measured while nothing else of ours runs
+    peak = devices.peak(device, dtype)  # before the step, because a CPU's peak is measured, which needs an idle process
     ours = Ours(parts)
     batch, tokens = parts.stream.batch_size, tokens_of(parts.info)
     once = float(np.median(ours.run(3 * ours.count)))
@@ -177,7 +177,7 @@ def measure(parts: Any, *, steps: int | None = None, spec: Mapping[str, Any] | N
     per_second = 1 / float(np.median(times))
     memory = devices.peak_memory(device)
     mfu = None if peak is None else model_flops * per_second / peak.flops
-    if mfu is not None and mfu > 1:  # other work slowed the measurement of a CPU's peak
+    if mfu is not None and mfu > 1:  # other processes slowed the measurement of a CPU's peak
         peak, mfu = None, None
     found |= {
         "step_ms": {"median": 1e3 * float(np.median(times)), "p10": 1e3 * float(np.quantile(times, 0.1)),
@@ -200,14 +200,16 @@ def measure(parts: Any, *, steps: int | None = None, spec: Mapping[str, Any] | N
 
 def alternate(ours: Ours, spec: Mapping[str, Any], block: int, parts: Any, alternations: int,
            say: Callable[[str], None]) -> tuple[dict[str, Any], list[float], float]:  # fmt: skip
-    """Blocks of steps in turn: ours, eager, compiled, ours ... (the peer's figures, our step times, our share of waiting).
+    """Time blocks of steps alternately: ours, eager, compiled, ours, ...
 
-    A block begins with a call of ours, and as many steps of a peer's, that are not timed: what a pause undoes (caches, memory
-    that the kernel has taken back) is no part of training.
+    Return (the peer's figures, our step times, our share of time waiting for data). Each block begins with an untimed call of
+    ours, or as many steps of the peer's, because a pause empties caches and returns memory to the kernel.
     """
     settings = parts.optimizer
     if settings.name != "adamw":
-        raise UserError(f"--peer: optimizer.name={settings.name!r}; the peer has adamw only")
+        raise UserError(
+            f"--peer: optimizer.name={settings.name!r}: the reference is trained with adamw; set optimizer.name=adamw"
+        )
     given = lambda value, default: default if value is None else value
     optimizer = dict(lr=settings.peak(parts.stream.batch_size), b1=given(settings.b1, 0.9), b2=given(settings.b2, 0.999),
                      eps=given(settings.eps, 1e-8), weight_decay=settings.weight_decay, clip=settings.clip)  # fmt: skip
@@ -226,7 +228,7 @@ def alternate(ours: Ours, spec: Mapping[str, Any], block: int, parts: Any, alter
             times += mine
             waited += ours.waited
             seconds["ours"].append(float(np.sum(mine)) / len(mine))
-            ours.close()  # its reader must not work while the others are timed
+            ours.close()  # its reader must not run while the others are timed
             for peer in peers:
                 seconds[peer.name].append(peer.run(block, untimed=ours.count) / block)
         about = {peer.name: {**peer.about, **peer.close()} for peer in peers}
@@ -254,7 +256,7 @@ def alternate(ours: Ours, spec: Mapping[str, Any], block: int, parts: Any, alter
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
-    """What was measured, a line a fact; what is not known is said to be unknown."""
+    """Return the measurements as lines, one per quantity; unknown quantities are named too."""
     device, step = found["device"], found["step_ms"]
     where = f"{device['cores']} cores, {device['host']}" if device["platform"] == "cpu" else device["kind"]
     rate = f"{found['examples_per_s']:,.4g} examples/s"
@@ -266,8 +268,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         ("compile", f"{found['compile_s']:.1f} s"),
         ("step", f"{step['median']:.2f} ms median, {step['p10']:.2f} p10, {step['p90']:.2f} p90, over {step['steps']} steps"),
         ("throughput", rate),
-        ("model FLOPs", f"{found['model_flops_per_step']:.4g} a step, by formula: matmuls, causal attention counts half"),
-        ("XLA FLOPs", _or_unknown(found["xla_flops_per_step"], "{:.4g} a step, by XLA's cost analysis")),
+        ("model FLOPs", f"{found['model_flops_per_step']:.4g} per step, by formula: matmuls, causal attention counts half"),
+        ("XLA FLOPs", _or_unknown(found["xla_flops_per_step"], "{:.4g} per step, by XLA's cost analysis")),
         ("peak", _or_unknown(found["peak_flops"], "{:.4g} FLOP/s, " + str(found["peak_source"]), UNKNOWN_PEAK)),
         ("MFU", _percent(found["mfu"]) + (f", hardware FLOPs {_percent(found['hfu'])}" if found["hfu"] else "")),
         ("memory", _or_unknown(found["memory_bytes"], "{:,.0f} bytes, " + str(found["memory_what"]))),
@@ -301,7 +303,7 @@ def _percent(share: float | None) -> str:
 
 
 def table(measured: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """Several measurements as a Markdown table: name, ours, eager, compiled, ratio, MFU."""
+    """Return several measurements as a Markdown table: name, ours, eager, compiled, ratio, MFU."""
     from ssl_jax.reports.tables import markdown
 
     body = []

@@ -1,7 +1,7 @@
-"""The reference implementation of a task's model in PyTorch, timed in a process of its own.
+"""The reference implementation of a task's model in PyTorch, timed in a separate process.
 
-`reference` says which class of `transformers` has the same shape as a task's model. `Peer` starts a process that trains
-it on random batches held in memory and waits, idle, until it is asked for the next block of steps.
+`reference` finds the class of `transformers` with the shape of a task's model. `Peer` starts a process that trains
+it on random batches from memory and is idle between the requested blocks of steps.
 """
 
 import json
@@ -15,24 +15,23 @@ from typing import Any
 from ssl_jax.errors import UserError
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "quick_gelu": "quick_gelu", "silu": "silu", "relu": "relu"}
-BATCHES = 4  # different random batches that are taken in turn
+BATCHES = 4  # number of different random batches, used in turn
 
 
 def reference(task: Any, config: Any) -> dict[str, Any]:
-    """{"class", "config", "inputs"} of the same model: its class, its settings and the shapes of a batch.
+    """Return {"class", "config", "inputs"} of the reference: its class, its settings and the shapes of a batch.
 
-    "differs" says in words what cannot be made the same.
-    Raises UserError where `transformers` has no model of this shape.
+    "differs" describes a remaining difference in words. Raise UserError if `transformers` has no model of this shape.
     """
     makers = {"masked_image": _vit_mae, "next_token": _gpt2, "masked_token": _bert, "image_text": _clip}
     if task.name not in makers:
-        raise UserError(f"--peer: there is no reference class for the task {task.name}; it works for {', '.join(makers)}")
+        raise UserError(f"--peer: there is no reference class for the task {task.name}; use one of {', '.join(makers)}")
     _need(config.training.get("accumulation", 1) == 1, "accumulation")
     return makers[task.name](task, int(config.data.batch_size))
 
 
 def _refuse(what: str) -> UserError:
-    return UserError(f"--peer: the reference class has no {what}; leave --peer out or change the config")
+    return UserError(f"--peer: the reference class has no {what}; omit --peer or change the config")
 
 
 def _need(ok: bool, what: str) -> None:
@@ -41,7 +40,7 @@ def _need(ok: bool, what: str) -> None:
 
 
 def _shape(c: Any) -> dict[str, Any]:
-    """The fields of a transformer that all reference classes share."""
+    """Return the settings that all reference classes share."""
     _need(
         c.norm == "layer" and not c.gated and not c.qk_norm and c.rope_theta is None,
         "RMS norm, gate, QK norm or rotary positions",
@@ -127,7 +126,7 @@ class Peer:
     def __init__(self, spec: dict[str, Any], *, compiled: bool, dtype: str, optimizer: dict[str, Any], device: str = "cpu"):
         self.name = "compiled" if compiled else "eager"
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-        self._errors = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would stop the child when it is full
+        self._errors = tempfile.TemporaryFile("w+")  # a full pipe that nobody reads would block the child
         self._process = subprocess.Popen(
             [sys.executable, "-m", "ssl_jax.bench_peer"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             stderr=self._errors, env=environment,
@@ -138,11 +137,11 @@ class Peer:
         )
 
     def run(self, steps: int, untimed: int = 0) -> float:
-        """Seconds of `steps` training steps, after some that are not timed."""
+        """Return the seconds of `steps` training steps after `untimed` others."""
         return self._ask({"steps": steps, "untimed": untimed})["seconds"]
 
     def close(self) -> dict[str, Any]:
-        """Ends the process; its memory in use at most."""
+        """End the process; return its peak memory."""
         about = self._ask({"end": True})
         self.kill()
         return about
@@ -167,7 +166,7 @@ class Peer:
                 return answer
         self.kill()
         self._errors.seek(0)
-        tail = self._errors.read().strip().splitlines()[-1:] or ["it ended without a word"]
+        tail = self._errors.read().strip().splitlines()[-1:] or ["it ended without a message"]
         raise UserError(f"--peer ({self.name}): the reference process failed: {tail[0]}")
 
 
@@ -175,7 +174,7 @@ class Peer:
 
 
 def serve() -> None:
-    """Answers one JSON object a line: the first builds the model, {"steps": n} trains, {"end": true} ends."""
+    """Answer one JSON object per line: the first builds the model, {"steps": n} trains, {"end": true} ends."""
     spec = json.loads(sys.stdin.readline())
     say = lambda answer: print(json.dumps(answer), flush=True)
     try:
@@ -215,7 +214,7 @@ def serve() -> None:
 
 
 def _training(torch: Any, transformers: Any, spec: dict[str, Any]) -> tuple[Any, Any]:
-    """The model and a function that takes training step i."""
+    """Return the model and a function that performs training step i."""
     cls = getattr(transformers, spec["class"])
     model = cls._from_config(cls.config_class(**spec["config"]), attn_implementation="sdpa").to(spec["device"]).train()
     settings = spec["optimizer"]
@@ -245,7 +244,7 @@ def _training(torch: Any, transformers: Any, spec: dict[str, Any]) -> tuple[Any,
 
 
 def _batch(torch: Any, spec: dict[str, Any]) -> dict[str, Any]:
-    """A random batch: floats, or token ids below a bound."""
+    """Return a random batch: floats, or token ids below a bound."""
     batch = {}
     for name, wanted in spec["inputs"].items():
         if "below" not in wanted:

@@ -9,7 +9,7 @@ import tempfile
 
 
 def user_cache() -> pathlib.Path:
-    """Return $XDG_CACHE_HOME/ssl_jax, else ~/.cache/ssl_jax; without a home directory, a folder of this process alone.
+    """Return $XDG_CACHE_HOME/ssl_jax, else ~/.cache/ssl_jax, or without a home directory a folder for this process only.
 
     A relative or empty XDG_CACHE_HOME is ignored, as the XDG base directory specification asks.
     """

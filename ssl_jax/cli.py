@@ -1,6 +1,6 @@
-"""The command line: parse, call, print. Exit status 0 on success, 2 on a user's mistake, 1 on a failure of our own.
+"""The command line: parse, call, print. Exit status 0 on success, 2 for a user's mistake, 1 for an internal failure.
 
-`plan` exits with 3 where a config does not fit into the devices' memory."""
+`plan` exits with 3 if a config does not fit into the devices' memory."""
 
 import argparse
 import contextlib
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if not _one_of_several():
             raise
-        if "Gloo" in str(error):  # what a process's collectives say on a CPU once another process has ended
+        if "Gloo" in str(error):  # the error of a collective on a CPU when another process has ended
             print(f"ssl-jax: another process of this run has ended; its output says why ({error})", file=sys.stderr)
         else:
             traceback.print_exc()
@@ -40,13 +40,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _one_of_several() -> bool:
-    """Whether this process has joined others (`start` is imported by every command that can)."""
+    """Return whether this process has joined others (every command that can join imports `start`)."""
     start = sys.modules.get("ssl_jax.start")
     return start is not None and start.joined()
 
 
 def run(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit status; an error of the user is one line."""
+    """Run one command and return its exit status; print a user's error as one line."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         overrides, rest = take_overrides(argv)
@@ -71,13 +71,13 @@ def run(argv: list[str] | None = None) -> int:
         return error.status
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output is gone; nobody reads an error either
+    except BrokenPipeError:  # the reader of our output has gone, so an error message would have no reader either
         streams.silence()
         return 1
     except OSError as error:
         if error.errno not in NO_WRITING:
             raise
-        print(f"ssl-jax: {error.filename or 'a file'}: {error.strerror}; make room, or change its permissions", file=sys.stderr)
+        print(f"ssl-jax: {error.filename or 'a file'}: {error.strerror}; make room or change its permissions", file=sys.stderr)
         return 2
 
 
@@ -99,7 +99,7 @@ def take_overrides(argv: list[str]) -> tuple[dict[str, dict[str, str]], list[str
 
 
 def path(text: str) -> str:
-    """Return a path from the command line with `~` expanded (a shell leaves it in `--workdir=~/x`); "hf:DIR" likewise."""
+    """Return a path from the command line, also in "hf:DIR", with `~` expanded (shells do not expand `--workdir=~/x`)."""
     scheme, rest = ("hf:", text[3:]) if text.startswith("hf:") else ("", text)
     if not rest.strip():
         raise argparse.ArgumentTypeError("is empty; expected a path")
@@ -110,7 +110,7 @@ def path(text: str) -> str:
 
 
 def check_overrides(arguments: argparse.Namespace) -> None:
-    """Raise UserError for an override of a file that the command does not read, or that was not given."""
+    """Raise UserError for an override of a file that the command does not read or that was not given."""
     if arguments.command == "evaluate":  # of the run's own config, and of its data
         return
     for name, found in arguments.overrides.items():
@@ -124,7 +124,7 @@ def check_overrides(arguments: argparse.Namespace) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line."""
+    """An argument parser that reports an error in one line."""
 
     def error(self, message: str):
         raise UserError(f"{message} (see {self.prog} --help)")
@@ -176,11 +176,13 @@ def parser() -> argparse.ArgumentParser:
         help="an experiment file, run as Python; --experiment.seeds=5 and --config.KEY=VALUE override",
     )
     sub.add_argument("--plan", action="store_true", help="print what would run, and stop")
-    sub.add_argument("--replicas", metavar="N", help="train N runs together; default: one a core, or what fits on the devices")
-    sub.add_argument("--shard", metavar="I/N", help="of the groups of runs take every N-th, from the I-th on")
+    sub.add_argument(
+        "--replicas", metavar="N", help="train N runs together; default: one per core, or as many as fit on the devices"
+    )
+    sub.add_argument("--shard", metavar="I/N", help="run every N-th group of runs, from the I-th on")
     sub.add_argument("--submit", choices=("slurm",), help="as an array of SLURM jobs; with --plan, print the batch script")
-    sub.add_argument("--jobs", metavar="N", help="of the array; default: one for each group of runs")
-    sub.add_argument("--sbatch", metavar="OPTIONS", help='further options of sbatch, such as "--gpus=1 --time=4:00:00"')
+    sub.add_argument("--jobs", metavar="N", help="size of the array; default: one job per group of runs")
+    sub.add_argument("--sbatch", metavar="OPTIONS", help='additional options of sbatch, such as "--gpus=1 --time=4:00:00"')
     sub = command(
         "report",
         _report,
@@ -202,50 +204,50 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--top_p", type=float, default=None)
     sub.add_argument("--num_samples", type=int, default=1)
     sub.add_argument("--seed", type=int, default=0)
-    sub = command("fill-mask", _fill_mask, "the likeliest words for each [MASK]", workdir=True)
+    sub = command("fill-mask", _fill_mask, "the most likely words for each [MASK]", workdir=True)
     sub.add_argument("--text", required=True)
     sub.add_argument("--top", type=int, default=5)
     sub = command("embed", _embed, "features of a source, as an npz file", workdir=True)
     sub.add_argument("--data", required=True, metavar="URI")
     sub.add_argument("--features", default="mean", metavar="NAME[,NAME]")
     sub.add_argument("--to", required=True, type=path, metavar="NPZ")
-    sub = command("predict", _predict, "what a supervised model says of each example of a source, as a table", workdir=True)
+    sub = command("predict", _predict, "a supervised model's prediction for each example of a source, as a table", workdir=True)
     sub.add_argument("--data", required=True, metavar="URI")
     sub.add_argument("--to", required=True, type=path, metavar="FILE", help=".csv, .jsonl or .npz")
     sub = command("retrieve", _retrieve, "images for a text, or texts for an image", workdir=True)
     sub.add_argument("--text")
     sub.add_argument("--images", metavar="URI")
     sub.add_argument("--image", type=path, metavar="FILE")
-    sub.add_argument("--texts", type=path, metavar="FILE", help="one caption a line")
+    sub.add_argument("--texts", type=path, metavar="FILE", help="one caption per line")
     sub.add_argument("--top", type=int, default=12)
     sub.add_argument("--to", type=path, metavar="PNG", help="default: WORKDIR/retrieved.png")
-    sub = command("convert", _convert, "published weights in and out")
+    sub = command("convert", _convert, "import or export published weights")
     sub.add_argument("--from", dest="source", required=True, type=path, metavar="hf:DIR|WORKDIR|FILE.pth")
     sub.add_argument("--to", dest="target", required=True, type=path, metavar="WORKDIR|hf:DIR")
     sub = command(
         "bench", _bench, "step time, throughput and MFU; --peer beside the reference implementation", config=True, trains=True
     )
-    sub.add_argument("--peer", action="store_true", help="the same model and batch in PyTorch, in turn")
+    sub.add_argument("--peer", action="store_true", help="alternate with the same model and batch in PyTorch")
     sub.add_argument("--steps", type=int, default=None, metavar="N")
     sub.add_argument("--json", type=path, metavar="OUT")
     sub = command(
-        "plan", _plan, "memory, collectives, roofline and time of a run on devices that need not be here; exit status 3 when"
+        "plan", _plan, "memory, collectives, roofline and time of a run on devices that need not be present; exit status 3 if"
         " it does not fit", config=True, devices=False,
     )  # fmt: skip
-    sub.add_argument("--topology", metavar="NAME", help="v5e:8x8, v5p:2x2x2, h100:8, local:2; default: the devices here")
+    sub.add_argument("--topology", metavar="NAME", help="v5e:8x8, v5p:2x2x2, h100:8, local:2; default: this machine's devices")
     sub.add_argument("--json", action="store_true", help="print everything as JSON")
     sub.add_argument("--examples", type=int, metavar="N", help="training examples, for a duration in epochs")
-    sub.add_argument("--analyse", action="store_true", help="memory by analysis, in seconds; nothing is compiled")
+    sub.add_argument("--analyse", action="store_true", help="estimate the memory within seconds, without compiling")
     sub = command("data", _data, "list, inspect or prepare data sources", devices=False)
     sub.add_argument("action", choices=("list", "inspect", "prepare"))
     sub.add_argument("uri", nargs="?")
     sub.add_argument("--index", type=int, default=None, help="inspect: this example only")
     sub.add_argument("--config", metavar="FILE[:ARG]", help="inspect: the training data of this config")
-    sub.add_argument("--to", type=path, metavar="PNG", help="inspect: write images as the model of --config will see them")
+    sub.add_argument("--to", type=path, metavar="PNG", help="inspect: write images as the model of --config reads them")
     return top
 
 
-# Each command imports what it needs when it is called, so that --help and mistakes answer at once ------------------------
+# Each command imports its modules when it is called, so that --help and mistakes are answered at once --------------------
 
 
 def _load_config(file, overrides):
@@ -255,7 +257,7 @@ def _load_config(file, overrides):
 
 
 def _origin(arguments):
-    """Return what a run records of where its config comes from."""
+    """Return the origin of the config, which a run records."""
     overrides = arguments.overrides["config"]
     return {"command": arguments.command_line, "config_file": arguments.config, "overrides": overrides}
 
@@ -307,7 +309,7 @@ def _submit(arguments, experiment):
     from ssl_jax import slurm, sweeps
 
     if arguments.shard:
-        raise UserError("--submit=slurm: each job gets a --shard of its own; give none")
+        raise UserError("--submit=slurm: each job gets its own --shard; omit --shard")
     folder = pathlib.Path(arguments.workdir).absolute()
     groups = len(sweeps.grouped(sweeps.jobs_of(experiment, folder)))
     jobs = groups if arguments.jobs is None else min(groups, sweeps.parse_positive("--jobs", arguments.jobs))
@@ -401,7 +403,7 @@ def _data(arguments):
         print(commands.prepare(uri))
         return
     if arguments.to and not settings:
-        raise UserError(f"--to={arguments.to} needs --config=FILE: how images are augmented stands there")
+        raise UserError(f"--to={arguments.to}: needs --config=FILE, which says how images are augmented")
     options = {name: settings.data.get(name) for name in ("dir", "columns", "label_separator")} if settings else {}
     print(commands.inspect(uri, arguments.index, **options))
     if arguments.to:

@@ -1,7 +1,7 @@
-"""Configurations: load a file, override keys, check them against the code they configure.
+"""Configurations: load a file, override keys, check them against the code that they configure.
 
-A config file is Python (`get_config(arg) -> ConfigDict`) and is run as the user. What a section may hold is the dataclass
-that reads it: its fields are the valid keys, its annotations the types, its `__post_init__` the ranges.
+A config file is Python (`get_config(arg) -> ConfigDict`) and is executed with the user's rights. A section is defined by the
+dataclass that reads it: its fields are the valid keys, its annotations the types, its `__post_init__` checks the ranges.
 """
 
 import ast
@@ -48,7 +48,7 @@ CAN_BE_OFF = ("mesh", "schedules", "downstream", "expected")  # sections that No
 def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     """Return the config of `FILE[:ARG]` with `overrides` ("training.duration" -> "20 steps") applied; `card` is its docstring.
 
-    Raises UserError for a missing file, an error inside it (with its line), an unknown key (with the nearest valid one)
+    Raise UserError for a missing file, an error inside it (with its line), an unknown key (with the nearest valid one)
     and a section that is missing. The types of values are checked by `read`.
     """
     path, arg = _split_spec(spec)
@@ -69,17 +69,17 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     return config
 
 
-UNMEASURED = (  # settings that change no result, but by chance
+UNMEASURED = (  # settings that change results only by chance
     "seed", "mesh", "checkpoint", "data.workers", "data.placement", "data.dir", "training.accumulation", "training.log_every",
     "training.steps_per_call", "training.evaluate_every", "training.evaluators", "training.tensorboard", "training.wandb",
 )  # fmt: skip
 
 
 def still_expected(expected: Any, card: str, overrides: Mapping[str, str]) -> Any:
-    """Return the intervals that hold for a run with `overrides`: those of the recipe, if it is run as its card says.
+    """Return the intervals that are valid for a run with `overrides`: the recipe's, if it is run as its card says.
 
-    The card's first command may set keys itself, such as data.train: then they must be set, a file under the same name.
-    Another evaluator's settings drop its own intervals only.
+    Keys that the card's first command sets, such as data.train, must be set too, a file to a path with the same name.
+    Changed settings of an evaluator invalidate only its own intervals.
     """
     if not isinstance(expected, Mapping | ConfigDict):
         return expected
@@ -96,7 +96,7 @@ def still_expected(expected: Any, card: str, overrides: Mapping[str, str]) -> An
 
 
 def _split_spec(spec: str) -> tuple[str, str]:
-    """Split `FILE[:ARG]` behind the first part that is a file, so that either may hold a colon."""
+    """Split `FILE[:ARG]` after the first part that is a file, so that either may contain a colon."""
     parts = os.path.expanduser(spec).split(":")
     for i in range(1, len(parts) + 1):
         path = ":".join(parts[:i])
@@ -133,7 +133,7 @@ def one_line(what: str, path: str) -> typing.Iterator[None]:
 
 
 def _plain(config: ConfigDict, path: str = "") -> dict[str, Any]:
-    """Return the config as nested dicts; UserError for a required placeholder that nothing has filled."""
+    """Return the config as nested dicts; raise UserError for a required placeholder without a value."""
     found = {}
     for key in config:
         try:
@@ -145,7 +145,7 @@ def _plain(config: ConfigDict, path: str = "") -> dict[str, Any]:
 
 
 def check_sections(config: ConfigDict, path: str) -> None:
-    """Check that every required section is there, and remove optional ones that None or False switches off."""
+    """Check that every required section exists, and remove optional ones that None or False switches off."""
     for name in list(config):
         if name not in TOP_LEVEL:
             raise UserError(f"{path}: unknown key {name}{nearest(name, TOP_LEVEL)}")
@@ -158,11 +158,11 @@ def check_sections(config: ConfigDict, path: str) -> None:
         if name in config and (config[name] is None or config[name] is False):
             del config[name]
     if "checkpoint" in config and (config.checkpoint is None or config.checkpoint is False):
-        raise UserError(f"checkpoint={config.checkpoint}: cannot be switched off, the last step is always saved")
+        raise UserError(f"checkpoint={config.checkpoint}: cannot be switched off, since the last step is always saved; omit it")
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
-    """Set `key` ("task.mask.ratio") from the command line's text; a value of any type, which `read` checks."""
+    """Set `key` ("task.mask.ratio") to the value of a command-line text, whose type `read` checks later."""
     with config.ignore_type(), config.unlocked():
         section, last = _section_of(config, key, f"--config.{key}")
         section[last] = literal(text, _held(section, last))
@@ -176,7 +176,7 @@ def assign(config: ConfigDict, key: str, value: Any) -> None:
 
 
 def _section_of(config: ConfigDict, key: str, shown: str) -> tuple[ConfigDict, str]:
-    """Return the section that holds `key`, made where it is missing, and the last part of the key."""
+    """Return the section that contains `key`, created if missing, and the last part of the key."""
     *parents, last = key.split(".")
     if not all((*parents, last)):
         raise UserError(f"{shown}: a name is missing between the dots")
@@ -198,9 +198,9 @@ def _held(section: ConfigDict, name: str) -> Any:
 
 
 def literal(text: str, old: Any = None) -> Any:
-    """Return a value from the command line: a Python literal, else the text; None unsets a text, and False switches off.
+    """Parse a value from the command line as a Python literal, else as text; None unsets a value, False switches off.
 
-    "none" is a text where the config has one or nothing, as several settings have it as a choice (model.remat=none).
+    "none" remains text if the config's value is a text or unset, because it is a choice of several settings (model.remat=none).
     """
     if isinstance(old, str) or (old is None and text == "none"):
         return None if text == "None" else text
@@ -220,7 +220,7 @@ def nearest(name: str, valid: typing.Iterable[str]) -> str:
 
 
 def look_up(registry: Mapping[str, str], name: Any, path: str) -> Any:
-    """Return the class or function that a registry ("name" -> "module:attribute") holds under `name`; UserError for others."""
+    """Return the class or function under `name` in a registry ("name" -> "module:attribute"); raise UserError if unknown."""
     if not isinstance(name, str) or name not in registry:
         raise UserError(f"{path}={name!r}: unknown{nearest(str(name), registry)}")
     module, _, attribute = registry[name].partition(":")
@@ -239,7 +239,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_json(config: Any) -> str:
-    """Return the resolved config as JSON text, keys in order, tuples as lists."""
+    """Return the resolved config as JSON text with sorted keys and tuples as lists."""
     plain = config.to_dict() if isinstance(config, ConfigDict) else config
     return json.dumps(plain, indent=2, sort_keys=True, default=str)
 
@@ -248,12 +248,12 @@ def to_json(config: Any) -> str:
 
 
 def read(cls: type, section: Any, path: str, **given: Any) -> Any:
-    """Return `cls(**section, **given)`, every key and type checked; a field that is a dataclass is read from its own section.
+    """Return `cls(**section, **given)` with all keys and types checked; dataclass fields are read from nested sections.
 
-    `given`: values that come from elsewhere (an image size) and may not be set in the config. "name" is skipped where
-    `cls` has no such field: it chose the class; so is "init" of a task, which `initialisation` reads. A nested section that is
-    None or False is switched off, where it can be: its field may be None, or its class says that an empty section does
-    nothing (`OFF_WHEN_EMPTY`).
+    `given`: values from elsewhere (an image size), which the config may not set. "name" is skipped if `cls` has no such
+    field, because it selected the class; so is a task's "init", which `initialisation` reads. A nested section that is None
+    or False is switched off if its field may be None or if its class declares that an empty section has no effect
+    (`OFF_WHEN_EMPTY`).
     Errors name the full key: `task.mask.ratio=1.2: must lie in (0, 1)`.
     """
     section = {} if section is None else section
@@ -261,7 +261,7 @@ def read(cls: type, section: Any, path: str, **given: Any) -> Any:
         raise UserError(f"{path}={section!r}: expected a section with keys, such as dict(...)")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init and f.name != "parent"}
-    if any(f.name == "parent" for f in dataclasses.fields(cls)):  # a Linen module, whose name is not a setting
+    if any(f.name == "parent" for f in dataclasses.fields(cls)):  # a Linen module: its name is not a setting
         fields.pop("name", None)
     values = dict(given)
     for key, value in section.items():
@@ -298,13 +298,13 @@ def _dataclasses(hint: Any) -> list[type]:
 
 
 def _value(hint: Any, value: Any, path: str) -> Any:
-    """Return `value` as the annotation `hint` takes it, or raise UserError."""
+    """Return `value` converted to the annotation `hint`, or raise UserError."""
     nested = _dataclasses(hint)
     if nested and isinstance(value, Mapping | ConfigDict):
         return read(nested[0], value, path)
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     mappings = any((typing.get_origin(option) or option) in (Mapping, dict) for option in options)
-    if (value is None or value is False) and bool not in options and (nested or mappings):  # a section switched off
+    if (value is None or value is False) and bool not in options and (nested or mappings):  # a section that is switched off
         if types.NoneType in options:
             return None
         if mappings:
@@ -356,18 +356,18 @@ def _finite(value: float, path: str) -> float:
 
 def _small(value: int, path: str) -> int:
     if abs(value) >= 2**31:
-        raise UserError(f"{path}={value}: must lie within 32 bits")
+        raise UserError(f"{path}={value}: must be a 32-bit integer")
     return value
 
 
 def _items(hints: tuple, values: list | tuple, path: str) -> tuple:
-    """Return `values` as tuple, tuple[float, ...] or tuple[float, float] takes them."""
+    """Return `values` converted to tuple, tuple[float, ...] or tuple[float, float]."""
     if not hints:
         return _tuple(values)
     if hints[-1] is Ellipsis:
         hints = hints[:1] * len(values)
     if len(hints) != len(values):
-        raise UserError(f"{path}={tuple(values)!r}: expected {len(hints)} values, not {len(values)}")
+        raise UserError(f"{path}={tuple(values)!r}: has {len(values)} values; expected {len(hints)}")
     return tuple(_value(hint, value, f"{path}[{i}]") for i, (hint, value) in enumerate(zip(hints, values, strict=True)))
 
 
@@ -389,14 +389,14 @@ class Duration:
 
     @classmethod
     def parse(cls, text: Any, path: str) -> "Duration":
-        """Read `"90 epochs"`, `"10_000 steps"`, `"5e9 tokens"`, `"30 minutes"` or `"5 %"`; UserError for a bare number."""
+        """Parse `"90 epochs"`, `"10_000 steps"`, `"5e9 tokens"`, `"30 minutes"` or `"5 %"`; raise UserError otherwise."""
         match = _DURATION.match(text) if isinstance(text, str) else None
         if match is None:
             examples = '"90 epochs", "10_000 steps", "5e9 tokens", "30 minutes" or "5 %"'
             raise UserError(f"{path}={text!r}: write a number and its unit, such as {examples}")
         number = float(match[1].replace("_", ""))
         if not 0 <= number < 1e15:
-            raise UserError(f"{path}={text!r}: is out of range")
+            raise UserError(f"{path}={text!r}: must be below 1e15")
         return cls(number, match[2].rstrip("s"))
 
     def steps(self, *, path: str, batch_size: int, examples: int, tokens_per_example: int = 1, total: int | None = None,
@@ -413,10 +413,10 @@ class Duration:
                 steps = self.number / (batch_size * tokens_per_example)
             case "minute":
                 if steps_per_minute is None:
-                    raise UserError(f"{path}: minutes cannot be used here; use steps, epochs or %")
+                    raise UserError(f"{path}: minutes are not supported here; use steps, epochs or %")
                 steps = self.number * steps_per_minute
             case "%":
                 if total is None:
-                    raise UserError(f"{path}: % of what? Use steps, epochs, examples, tokens or minutes")
+                    raise UserError(f"{path}: % needs a total length; use steps, epochs, examples, tokens or minutes")
                 steps = self.number / 100 * total
         return round(steps)

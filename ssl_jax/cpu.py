@@ -21,15 +21,15 @@ from ssl_jax.randomness import drop
 
 
 def traced_for() -> bool:
-    """Whether the program being traced is for a CPU."""
+    """Return whether the program being traced is for a CPU."""
     return target.current().platform == "cpu"
 
 
-# What is computed once ------------------------------------------------------------------------------------------------
+# Values that are computed once ----------------------------------------------------------------------------------------
 
 
 def no_inline(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make `function` a call that XLA may not inline: its arguments and results are written to memory, nothing is fused."""
+    """Make `function` a call that XLA may not inline: its arguments and results are materialized and not fused."""
     called = jax.jit(function)
 
     @functools.wraps(function)
@@ -65,7 +65,7 @@ materialize_cotangent.defvjp(lambda x: (x, None), lambda _, g: (materialize(g),)
 
 
 def is_cpu_bf16(*factors: Array) -> bool:
-    """Whether these are bf16 operands of a product on a CPU, for which only one layout has a fast kernel."""
+    """Return whether these are bf16 operands of a product on a CPU, for which only one layout has a fast kernel."""
     return all(x.dtype == jnp.bfloat16 for x in factors) and traced_for()
 
 
@@ -115,7 +115,7 @@ def affine(
 
 @jax.custom_vjp
 def _dense(x, kernel):
-    """x @ kernel with autodiff's gradient written out, so that its cotangent is not fused into both products."""
+    """Return x @ kernel; autodiff's gradient is written out, so that the cotangent is not fused into both products."""
     return matmul(_rows(x), kernel).reshape(*x.shape[:-1], -1)
 
 
@@ -134,7 +134,7 @@ _dense.defvjp(lambda x, kernel: (_dense(x, kernel), (x, kernel)), _dense_backwar
 
 @jax.custom_vjp
 def _affine_bf16(x, kernel, bias):
-    """x @ kernel + bias with the bias and its gradient in f32: the sum of a bf16 cotangent is slow."""
+    """Return x @ kernel + bias, with the bias and its gradient in f32 because summing a bf16 cotangent is slow."""
     return (matmul(_rows(x), kernel, jnp.float32) + bias).astype(x.dtype).reshape(*x.shape[:-1], -1)
 
 
@@ -182,7 +182,7 @@ def written_out_gradient(weights_of: Callable[..., Array]) -> Callable[[Callable
 
 
 def grouped_matmul(x: Float[Array, "batch kv_heads group q n"], y: Float[Array, "batch kv_heads n m"], dtype=None):
-    """Return x @ y, the heads of a group sharing y, in `dtype` (default: that of x)."""
+    """Return x @ y, where the heads of a group share y, in `dtype` (default: that of x)."""
     batch, kv_heads, group, time, _ = x.shape
     return matmul(x.reshape(batch, kv_heads, group * time, -1), y, dtype).reshape(batch, kv_heads, group, time, -1)
 
@@ -236,7 +236,7 @@ def split_cores() -> None:
     try:
         jax.config.update("jax_num_cpu_devices", min(cores(), MOST_CORES))
         cores_are_devices = True
-    except RuntimeError:  # JAX has its devices already
+    except RuntimeError:  # JAX has already initialised its devices
         return
 
 

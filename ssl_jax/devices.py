@@ -1,4 +1,4 @@
-"""What a device can do: its peak rate of floating-point operations, its memory and bandwidths; the memory in use."""
+"""Properties of devices: peak FLOP/s, memory size, bandwidths, and the memory in use."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 # Dense peaks in TFLOP/s of one JAX device, first match on the lower-case device kind: (kind, {dtype: TFLOP/s}). "float32"
-# is what a float32 matmul runs at by JAX's default precision: one bfloat16 pass on a TPU, TF32 on a GPU that has it.
+# is the rate of a float32 matmul at JAX's default precision: one bfloat16 pass on a TPU, TF32 on a GPU that has it.
 # Tensor-core figures count float32 accumulation and no sparsity (half of what a data sheet gives "with sparsity").
 # Sources: cloud.google.com/tpu/docs/system-architecture-tpu-vm (a device is a core of v2, v3 and 7x, else a chip);
 # NVIDIA's data sheets of V100, T4, A100, L4, L40S, H100, H200, GH200, HGX B200; NVIDIA's architecture white papers on
@@ -74,7 +74,7 @@ HARDWARE: tuple[tuple[str, tuple[float | None, float | None, float | None]], ...
 
 @dataclasses.dataclass(frozen=True)
 class Hardware:
-    """One device's memory in bytes, and its bandwidths in bytes/s to its memory and to its neighbours; None: not known."""
+    """A device's memory in bytes, and its bandwidths in bytes/s to this memory and to its neighbours; None: unknown."""
 
     memory: int | None = None
     bandwidth: float | None = None
@@ -82,7 +82,7 @@ class Hardware:
 
 
 def hardware(kind: str) -> Hardware:
-    """What is tabled of this kind of device."""
+    """Return the table's entry for this kind of device."""
     for pattern, (memory, bandwidth, interconnect) in HARDWARE:
         if re.search(pattern, kind.strip().lower()):
             scale = lambda x: None if x is None else x * 1e9
@@ -92,14 +92,14 @@ def hardware(kind: str) -> Hardware:
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """A device's dense peak in FLOP/s, and where the number is from."""
+    """A device's dense peak in FLOP/s, and the source of the number."""
 
     flops: float
     source: str
 
 
 def table_peak(kind: str, dtype: str) -> float | None:
-    """The tabled dense peak in FLOP/s of one device of this kind, or None for an unknown kind or dtype."""
+    """Return the table's dense peak in FLOP/s of one device of this kind, or None for an unknown kind or dtype."""
     kind = re.sub(r"\s+480gb$", "", kind.strip().lower())
     for pattern, peaks in PEAKS:
         if re.search(pattern, kind):
@@ -108,10 +108,10 @@ def table_peak(kind: str, dtype: str) -> float | None:
 
 
 def peak(device: Any = None, dtype: str = "float32") -> Peak | None:
-    """The peak of one device (default: the first) for matmuls in `dtype`; None where it is not known.
+    """Return the peak of one device (default: the first) for matmuls in `dtype`; None if unknown.
 
-    An accelerator's is looked up; a CPU's is measured with a large matmul over all the cores that this process may use,
-    once a process and dtype.
+    An accelerator's peak is looked up; a CPU's is measured with a large matmul on all the cores that this process may use,
+    once per process and dtype.
     """
     import jax
 
@@ -127,7 +127,7 @@ def peak(device: Any = None, dtype: str = "float32") -> Peak | None:
 
 
 def utilisation(flops_per_second: float, dtype: str = "float32", devices: Any = None) -> float | None:
-    """Model FLOPs utilisation (PaLM, Chowdhery et al. 2022, appendix B) over `devices` (default: all); None: peak unknown.
+    """Return the model FLOPs utilisation (PaLM, Chowdhery et al. 2022, appendix B) of `devices` (default: all); None: unknown.
 
     The virtual devices of one CPU share its peak.
     """
@@ -143,14 +143,14 @@ def utilisation(flops_per_second: float, dtype: str = "float32", devices: Any = 
 
 @functools.cache
 def measured_peak(dtype: str = "float32", size: int = 1536, seconds: float = 0.4) -> float:
-    """The highest rate of a size x size matmul on the CPU within about `seconds`, in FLOP/s."""
+    """Return the highest rate of a size x size matmul on the CPU within about `seconds`, in FLOP/s."""
     import jax
     import jax.numpy as jnp
 
     device = jax.local_devices(backend="cpu")[0]
     with jax.default_device(device):
         a = jnp.ones((size, size), dtype)
-        matmul = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))  # XLA's fastest, of bf16 too
+        matmul = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))  # XLA's fastest form, also for bf16
         jax.block_until_ready(matmul(a, a))
         best, start = float("inf"), time.perf_counter()
         while time.perf_counter() - start < seconds or best == float("inf"):
@@ -161,12 +161,12 @@ def measured_peak(dtype: str = "float32", size: int = 1536, seconds: float = 0.4
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpuinfo() -> list[str]:
-    """The lines of Linux's /proc/cpuinfo that name the processor and its features, each once, sorted; [] elsewhere."""
+    """Return the distinct lines of Linux's /proc/cpuinfo that name the processor and its features, sorted; [] elsewhere."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -175,7 +175,7 @@ def cpuinfo() -> list[str]:
 
 
 def processor() -> str:
-    """This machine's processor and its units that count for matmuls: "AMD EPYC, AVX2"."""
+    """Return this machine's processor and its vector units: "AMD EPYC, AVX2"."""
     facts = dict(map(str.strip, line.partition(":")[::2]) for line in cpuinfo())
     features = (facts.get("flags") or facts.get("Features") or "").split()
     units = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "bf16", "amx_bf16": "AMX", "sve": "SVE", "bf16": "bf16"}
@@ -186,7 +186,7 @@ def processor() -> str:
 
 
 def peak_memory(device: Any = None) -> tuple[int, str] | None:
-    """(bytes, what they are): the most device memory used so far, or the resident memory of this process on a CPU."""
+    """Return (bytes, description) of the peak device memory, or on a CPU of the process's peak resident memory."""
     import jax
 
     device = jax.local_devices()[0] if device is None else device
@@ -198,7 +198,7 @@ def peak_memory(device: Any = None) -> tuple[int, str] | None:
 
 
 def peak_resident() -> int | None:
-    """The most resident memory of this process so far in bytes; None where the system does not tell."""
+    """Return the peak resident memory of this process in bytes; None if the system does not report it."""
     try:
         import resource
     except ImportError:

@@ -1,12 +1,12 @@
-"""What a user can mend, told in one line."""
+"""Errors that the user can fix, reported in one line."""
 
 
 class UserError(Exception):
-    """A mistake of the user's: one line that names the thing, the value, what was expected and the mend.
+    """A user's mistake: one line that names the setting, its value, what was expected and how to fix it.
 
     The command line prints it without a traceback and exits with status 2.
     """
 
     def __str__(self) -> str:
-        """One line, whatever the value or another library's message brought with it."""
+        """Return the message as one line, even if a value or another library's message contains several."""
         return " ".join(line.strip() for line in super().__str__().splitlines() if line.strip())

@@ -34,7 +34,7 @@ def check_evaluation(parts: Any) -> None:
 def check_selection(parts: Any, wd: Workdir, log: Callable[[str], None] = say) -> Any:
     """Evaluate the metric checkpoint.best once, on untrained parameters, to find a wrong name before training.
 
-    Return the parts with the metric's direction as checkpoint.mode. Raises UserError, with the nearest name, for a metric
+    Return the parts with the metric's direction as checkpoint.mode. Raise UserError, with the nearest name, for a metric
     that no evaluator yields.
     """
     best, evaluation = parts.checkpoint.best, parts.selection
@@ -45,7 +45,7 @@ def check_selection(parts: Any, wd: Workdir, log: Callable[[str], None] = say) -
         name = best.partition("/")[0]
         if name not in evaluation.evaluators:
             known = evaluation.evaluators
-            raise UserError(f"checkpoint.best={best!r}: {name!r} is not measured during training{nearest(name, known)}")
+            raise UserError(f"checkpoint.best={best!r}: {name!r} is not evaluated during training{nearest(name, known)}")
         evaluation.check()
         record = untrained(parts, evaluation, name, best, log)
         selection = {"metric": best, "mode": "min" if record.lower_is_better else "max"}
@@ -66,11 +66,11 @@ def untrained(parts: Any, evaluation: Any, name: str, best: str, log: Callable[[
     encoder = evaluation.encoder(jax.jit(parts.task.init)(stream(parts.config.get("seed", 0), "init"), batch))
     found = {record.name: record for record in evaluation.measure(name, {"ema": encoder, "student": encoder})}
     if not found:
-        raise UserError(f"checkpoint.best={best!r}: {name} measures nothing, since the training data have no labels")
+        raise UserError(f"checkpoint.best={best!r}: {name} needs labels, but the training data have none; use another metric")
     if best not in found:
         raise UserError(f"checkpoint.best={best!r}: {name} yields no such result{nearest(best, found)}")
     seconds = time.monotonic() - started
-    log(f"{best} {found[best].value:.4g} before training, on the examples held out to select on ({seconds:.1f} s)")
+    log(f"{best} {found[best].value:.4g} before training, on the examples held out for selection ({seconds:.1f} s)")
     return found[best]
 
 

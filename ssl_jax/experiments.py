@@ -50,7 +50,7 @@ def product(*factors: Factor, names: Sequence[str] | None = None) -> Arms:
     """Return every combination of the factors, the last one varying fastest.
 
     A factor is a mapping of config keys to values, each key a factor of its own, or the arms of another combinator.
-    Arms are named "ratio=0.5, depth=4" unless `names` are given. Raises UserError for a factor without values.
+    Arms are named "ratio=0.5, depth=4" unless `names` are given. Raise UserError for a factor without values.
     """
     parts = []
     for factor in factors:
@@ -59,14 +59,14 @@ def product(*factors: Factor, names: Sequence[str] | None = None) -> Arms:
         else:
             parts.append(tuple(factor))
     if not parts or not all(parts):
-        raise UserError("product: has no arms; give each factor at least one value")
+        raise UserError("product: a factor is empty; give each factor at least one value")
     return _named([_joined(combination) for combination in itertools.product(*parts)], names, "product")
 
 
 def zipped(values: Mapping[str, Sequence[Any]], names: Sequence[str] | None = None) -> Arms:
     """Return arms whose keys vary together: the first value of every key, then the second, and so on.
 
-    Raises UserError where the keys have different numbers of values, or none.
+    Raise UserError where the keys have different numbers of values, or none.
     """
     columns = {key: tuple(column) for key, column in values.items() if not isinstance(column, str)}
     for key in values:
@@ -76,7 +76,9 @@ def zipped(values: Mapping[str, Sequence[Any]], names: Sequence[str] | None = No
     if not lengths or 0 in lengths.values():
         raise UserError(f"{next((k for k, n in lengths.items() if not n), 'zipped')}: has no values; give at least one")
     if len(set(lengths.values())) > 1:
-        raise UserError(f"zipped: {', '.join(f'{key} has {n} values' for key, n in lengths.items())}; give each as many")
+        raise UserError(
+            f"zipped: {', '.join(f'{key} has {n} values' for key, n in lengths.items())}; give each the same number"
+        )
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return _named([Arm(", ".join(f"{k.rpartition('.')[2]}={_shown(v)}" for k, v in row.items()), row) for row in rows],
                   names, "zipped")  # fmt: skip
@@ -141,13 +143,13 @@ class Published:
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentSettings:
-    """The keys of what `get_experiment()` returns."""
+    """The keys of the dictionary that `get_experiment()` returns."""
 
     config: str | Mapping  # a config file, relative to the experiment file, or the config itself
-    arms: tuple  # of Arm
+    arms: tuple  # Arms
     overrides: Mapping = dataclasses.field(default_factory=dict)  # config key -> value, for every arm
     seeds: int | tuple = 3  # their number (0, 1, ...), or a tuple of seeds
-    default: str | None = None  # the arm that the others are compared with; None: the first
+    default: str | None = None  # the arm with which the others are compared; None: the first
     columns: Mapping = dataclasses.field(default_factory=dict)  # metric of results.json -> heading
     figure: Figure | None = None
     published: Published | None = None
@@ -155,19 +157,19 @@ class ExperimentSettings:
 
     def __post_init__(self):
         if not self.arms:
-            raise UserError("arms is empty: give at least one")
+            raise UserError("arms: is empty; give at least one")
         for arm in self.arms:
             if not isinstance(arm, Arm):
-                raise UserError(f"arms: {arm!r} is no Arm; make arms with Arm, product, zipped or chained")
+                raise UserError(f"arms: {arm!r} is not an Arm; make arms with Arm, product, zipped or chained")
             if not arm.name or not isinstance(arm.name, str):
-                raise UserError(f"arms: the arm that sets {dict(arm.values)} has no name")
+                raise UserError(f"arms: the arm that sets {dict(arm.values)} has no name; give it one")
         folders: dict[str, str] = {}
         for name, folder in ((arm.name, arm.folder) for arm in self.arms):
             other = folders.setdefault(folder.lower(), name)
             if list(a.name for a in self.arms).count(name) > 1:
-                raise UserError(f"arms: two arms are named {name!r}; give each a name of its own")
+                raise UserError(f"arms: two arms are named {name!r}; give each its own name")
             if other != name:
-                raise UserError(f"arms: {other!r} and {name!r} would share the folder {folder}; name one otherwise")
+                raise UserError(f"arms: {other!r} and {name!r} would share the folder {folder}; rename one")
         names = [arm.name for arm in self.arms]
         if self.default is not None and self.default not in names:
             raise UserError(f"default={self.default!r}: there is no such arm{configs.nearest(self.default, names)}")
@@ -175,7 +177,7 @@ class ExperimentSettings:
         if not seeds or any(isinstance(s, bool) or not isinstance(s, int) or not 0 <= s < 2**31 for s in seeds):
             raise UserError(f"seeds={self.seeds!r}: must be a count of at least 1, or whole numbers from 0 to 2^31 - 1")
         if len(set(seeds)) < len(seeds):
-            raise UserError(f"seeds={self.seeds!r}: names a seed twice")
+            raise UserError(f"seeds={self.seeds!r}: names a seed twice; give each once")
         if not self.columns:
             raise UserError('columns is empty: name metrics of results.json, such as {"linear_probe/accuracy": "linear probe"}')
         for key, heading in self.columns.items():
@@ -183,19 +185,19 @@ class ExperimentSettings:
                 raise UserError(f"columns: {key!r}: {heading!r}: write metric: heading, both text")
         for key in self.figure.y if self.figure else ():
             if key not in self.columns:
-                raise UserError(f"figure.y: {key!r} is no column{configs.nearest(str(key), self.columns)}")
+                raise UserError(f"figure.y: {key!r} is not a column{configs.nearest(str(key), self.columns)}")
         if self.published is not None:
             self._check_published(names)
 
     def _check_published(self, names: list[str]) -> None:
         for key, points in self.published.curves.items():
             if key not in self.published.columns:
-                raise UserError(f"published.curves: {key!r} is none of published.columns")
+                raise UserError(f"published.curves: {key!r} is not among published.columns")
             if not all(isinstance(point, list | tuple) and len(point) == 2 for point in points):
                 raise UserError(f"published.curves[{key!r}]: write ((x, value), ...)")
         for name, row in self.published.rows.items():
             if name not in names:
-                raise UserError(f"published.rows: {name!r} is no arm{configs.nearest(str(name), names)}")
+                raise UserError(f"published.rows: {name!r} is not an arm{configs.nearest(str(name), names)}")
             row = tuple(row) if isinstance(row, list | tuple) else (row,)
             good = all(v is None or isinstance(v, int | float) and not isinstance(v, bool) for v in row)
             if not good or len(row) != len(self.published.columns):
@@ -272,7 +274,7 @@ class Experiment:
 def load(file: str, *, settings: Mapping[str, str] | None = None, overrides: Mapping[str, str] | None = None) -> Experiment:
     """Load the experiment of a file, with `--experiment.KEY` (`settings`) and `--config.KEY` (`overrides`) applied.
 
-    Raises UserError for a missing file, a file without get_experiment, an unknown setting, and an override of a key that
+    Raise UserError for a missing file, a file without get_experiment, an unknown setting, and an override of a key that
     the arms set themselves.
     """
     card, section = _read_file(file)

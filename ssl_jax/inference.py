@@ -1,4 +1,4 @@
-"""What a trained model is used for from the shell: reconstruct, generate, fill-mask, embed, retrieve."""
+"""The commands that use a trained model: reconstruct, generate, fill-mask, embed, retrieve."""
 
 import itertools
 import math
@@ -18,30 +18,30 @@ from ssl_jax.workdir import Workdir
 
 
 def restore_task(workdir: str, needed: tuple[str, ...], command: str) -> tuple[Task, Params, DataInfo]:
-    """Return the run's task and parameters; UserError unless the task is one of `needed`."""
+    """Return the run's task, parameters and data info; raise UserError unless the task is one of `needed`."""
     task, params, info = runs.restore(workdir)
     if needed and task.name not in needed:
-        raise UserError(f"{command}: {workdir} holds a {task.name} run; this command needs {' or '.join(needed)}")
+        raise UserError(f"{command}: {workdir} is a run of the task {task.name}; this command needs {' or '.join(needed)}")
     return task, params, info
 
 
 def dataset_of(workdir: str, task: Task, uri: str | None, info: DataInfo) -> Any:
-    """Return the run's test data, or the source `uri` read as the run's data are: its size, normalisation and tokenizer."""
+    """Return the run's test data, or the source `uri` with the run's image size, normalisation and tokenizer."""
     config = ConfigDict(dict(data={}, task=dict(name=task.name)))
     if not workdir.startswith("hf:"):
         config = Workdir.existing(workdir).config()
     if uri is None and not config.data:
-        raise UserError(f"{workdir} has no data of its own; name a source, such as folder:DIR")
+        raise UserError(f"{workdir}: has no data; name a source, such as folder:DIR")
     section, options = config.data, {}
     if uri is not None:
         section = ConfigDict(runs.data_as_trained(config.data, task, info, workdir) | dict(train=uri, test=uri))
-    if uri is not None and task.data in ("images", "pairs"):  # a source of its own classes, of which none need be labelled
+    if uri is not None and task.data in ("images", "pairs"):  # a source with its own classes, or without labels
         section, options = ConfigDict({**section, "classes": ()}), {"unlabelled": True}
     return data.build(task.data, section, split="test", train=False, task_section=config.task, workdir=workdir, **options)
 
 
 def reconstruct(workdir: str, *, images: str | None, count: int, seed: int, to: str | None) -> None:
-    """Original, masked and reconstructed images as a PNG sheet."""
+    """Write original, masked and reconstructed images as a PNG sheet."""
     from ssl_jax.randomness import stream
     from ssl_jax.reports.panels import image_sheet, write
 
@@ -52,14 +52,14 @@ def reconstruct(workdir: str, *, images: str | None, count: int, seed: int, to: 
     panel = task.panels(params, batch, stream(seed, "reconstruct"))["reconstruction"]
     path = pathlib.Path(to or f"{workdir}/reconstructions.png")
     if not path.parent.is_dir():
-        raise UserError(f"--to={path}: there is no directory {path.parent}")
+        raise UserError(f"--to={path}: there is no directory {path.parent}; make it first")
     write(path, image_sheet(panel))
     print(path)
 
 
 def generate(workdir: str, *, prompt: str, max_tokens: int, temperature: float, top_k: int | None, top_p: float | None,
              num_samples: int, seed: int) -> None:  # fmt: skip
-    """Print continuations of `prompt`; of an empty one, texts from their beginning."""
+    """Print continuations of `prompt`, or for an empty prompt new texts."""
     from ssl_jax.pretext import generation
 
     task, params, info = restore_task(workdir, ("next_token",), "generate")
@@ -73,13 +73,13 @@ def generate(workdir: str, *, prompt: str, max_tokens: int, temperature: float, 
     texts = []
     for row in samples.tolist():
         row = list(itertools.takewhile(lambda token: token not in tokenizer.stop_ids, row))
-        start, whole = tokenizer.decode(given), tokenizer.decode([*given, *row])  # some decoders look at the token before
+        start, whole = tokenizer.decode(given), tokenizer.decode([*given, *row])  # some decoders depend on the previous token
         texts.append(prompt + (whole[len(start) :] if whole.startswith(start) else tokenizer.decode(row)))
     print("\n\n---\n\n".join(texts))
 
 
 def fill_mask(workdir: str, *, text: str, top: int) -> None:
-    """Print the likeliest words for each mask, with their probabilities."""
+    """Print the most likely words for each mask, with their probabilities."""
     from ssl_jax.pretext.generation import fill_mask as fill
 
     task, params, info = restore_task(workdir, ("masked_token",), "fill-mask")
@@ -87,15 +87,15 @@ def fill_mask(workdir: str, *, text: str, top: int) -> None:
         print("  ".join(f"{word} {probability:.3f}" for word, probability in place))
 
 
-TEXT_KINDS = ("tokens", "sequences", "labelled_text")  # kinds of data whose features are of one text
+TEXT_KINDS = ("tokens", "sequences", "labelled_text")  # kinds of data with one text per example
 
 
 def embed(workdir: str, *, data: str, features: tuple[str, ...], to: str) -> None:
-    """Write the named features of a source to an npz file, one row an example in the source's order.
+    """Write the named features of a source to an npz file, one row per example in the source's order.
 
-    Beside them: "index" i64[rows], each row's number in the source; "name", what the source calls it (a file, a line);
-    "skipped", the names of examples without a row; where there are labels "label" i32[rows], -1 for none, and "classes", their
-    names. Of text every line or record is an example, cut where it is longer than the model reads.
+    The file also holds "index" i64[rows], each row's number in the source; "name", its name in the source (a file, a line);
+    "skipped", the names of examples without a row; and, if there are labels, "label" i32[rows], -1 for none, and the names
+    "classes". In a text, each line or record is an example, truncated to the model's context.
     """
     path = pathlib.Path(to)
     if path.suffix != ".npz" or not path.absolute().parent.is_dir():
@@ -116,7 +116,7 @@ def embed(workdir: str, *, data: str, features: tuple[str, ...], to: str) -> Non
 def dataset_features(
     workdir: str, task: Task, params: Params, info: DataInfo, uri: str, names: tuple[str, ...]
 ) -> tuple[Source, np.ndarray, dict[str, np.ndarray]]:
-    """(source, index of each row in it, features) of a source that is read as the run's own data are."""
+    """Return (source, index of each row in it, features) of a source read like the run's own data."""
     from ssl_jax.data.pipeline import Part
     from ssl_jax.downstream.evaluators.features import Encoder
 
@@ -131,7 +131,7 @@ def dataset_features(
 def text_features(
     workdir: str, task: Task, params: Params, info: DataInfo, uri: str, names: tuple[str, ...]
 ) -> tuple[Source, np.ndarray, dict[str, np.ndarray]]:
-    """(table of texts, index of each row in it, features) of a source of text, one row a line or record."""
+    """Return (table of texts, index of each row in it, features) of a text source, one row per line or record."""
     from ssl_jax.data.text.encoding import bucket, encode_sentences, encode_texts
     from ssl_jax.data.text.lines import text_dataset, text_rows
     from ssl_jax.downstream.evaluators.features import Encoder
@@ -141,11 +141,11 @@ def text_features(
     causal, tokenizer = task.data == "tokens", info.tokenizer
     longest = info.shapes["tokens"].shape[0] - causal
     index = np.arange(len(table))
-    if causal and not tokenizer.begin_ids:  # a model cannot read an empty text
+    if causal and not tokenizer.begin_ids:  # the model cannot read an empty text
         index = np.array([i for i, text in enumerate(table.columns["text"]) if tokenizer.encode(text)], np.int64)
     column = lambda name: [table.columns[name][i] for i in index]
     if len(index) == 0:
-        raise UserError(f"{uri}: holds nothing but empty texts")
+        raise UserError(f"{uri}: contains only empty texts")
     if causal:
         tokens, length = encode_texts(tokenizer, column("text"), longest)
         arrays = {"tokens": tokens, "length": length}
@@ -154,7 +154,7 @@ def text_features(
         tokens, token_types, length, _ = encode_sentences(tokenizer, column("text"), pairs, longest)
         arrays = {"tokens": tokens, "length": length, "token_types": token_types}
     encoder, found = Encoder(task, params), {}
-    every_token = any("tokens" in name for name in names)  # features of one shape
+    every_token = any("tokens" in name for name in names)  # all features must have the same shape
     width = np.array([longest if every_token else bucket(n, longest) for n in length.tolist()])
     for size in np.unique(width):
         rows = np.flatnonzero(width == size)
@@ -163,14 +163,14 @@ def text_features(
         extracted = encoder.extract(text_dataset(info, part, places), names)
         for name, value in extracted.items():
             found.setdefault(name, np.zeros((len(index), *value.shape[1:]), value.dtype))[rows] = value
-    del found["index"]  # within one width
+    del found["index"]  # an index within texts of one width
     named = {} if labels is None else {"label": labels[index], "classes": np.array(info.classes, str)}
     return table, index, found | named
 
 
 def retrieve(workdir: str, *, text: str | None, images: str | None, image: str | None, texts: str | None, top: int,
              to: str | None) -> None:  # fmt: skip
-    """Images for a text, as a contact sheet; or captions for an image, ranked."""
+    """Write the best images for a text as a contact sheet, or print the best captions for an image."""
     from ssl_jax.downstream.evaluators.retrieval import retrieve as rank
 
     task, params, info = restore_task(workdir, ("image_text",), "retrieve")

@@ -1,12 +1,12 @@
-"""Start from trained weights: what `config.task.init` names, for every task.
+"""Start from the trained weights that `config.task.init` names, for every task.
 
-`task.init="hf:DIR"`, or a work directory, DIR or DIR@STEP, gives whatever the two models share. `task.init=dict(image=DIR,
-text=DIR)` gives parts of a model their own sources (a dual encoder's "image" and "text", a translation model's "encoder" and
-"decoder") and takes nothing else.
+`task.init="hf:DIR"`, or a work directory, DIR or DIR@STEP, loads all parts that the two models share.
+`task.init=dict(image=DIR, text=DIR)` names a source for each part of a model (a dual encoder's "image" and "text", a
+translation model's "encoder" and "decoder") and loads nothing else.
 
-A *trunk* is an image encoder or a text transformer, whatever part of a task's parameters it is. It is taken whole, resized
-where images, patches or contexts have another size, and refused where it is another architecture. Heads, decoders and
-projectors are taken where their names and shapes agree.
+A *trunk* is an image encoder or a text transformer, whatever part of a task's parameters it is. It is loaded as a whole, and
+resized to other images, patches or contexts; another architecture is an error. Heads, decoders and projectors are loaded if
+their names and shapes agree.
 """
 
 import dataclasses
@@ -28,22 +28,31 @@ from ssl_jax.models.vit import ViT
 from ssl_jax.task import DataInfo, Params, Task
 from ssl_jax.training.rules import flatten
 
-MARKS = {"patch_embedding": "image encoder", "token_embedding": "text transformer"}  # how an unknown model's trunk is told
-# Parameters of a trunk that one of the two models may lack: how it is read off, not what it computes.
+MARKS = {
+    "patch_embedding": "image encoder",
+    "token_embedding": "text transformer",
+}  # the parameter that identifies a trunk of an unknown model
+# Parameters of a trunk's readout, which one of the two models may lack.
 READ_OFF = r"(final_norm|pooled_norm|pooling|pooler|mask_token)(/.*)?"
-# Settings of a trunk that change no parameter's meaning: how it is drawn, trained, computed, read off or measured.
+# Settings of a trunk that change no parameter's meaning: initialisation, training, implementation, readout, measurement.
 FREE = {
     "init", "init_std", "attention", "remat", "scan", "drop_path", "dropout", "attention_dropout", "patch_size", "crop",
     "pooling", "pooler", "norm_pooled", "mask_token", "class_token", "context_length", "mask_padding", "vocabulary",
     "vocabulary_multiple", "tied", "output_bias", "head_transform", "layer_scale", "causal",
 }  # fmt: skip
-NOTED = {"norm_eps", "rope_theta", "rope_scaling", "local_rope_theta", "window"}  # reported, since one may mean to change them
-DERIVED = {"mlp_width": "width_of_mlp", "head_width": "width_of_head"}  # their values where they are not set
+NOTED = {
+    "norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "local_rope_theta",
+    "window",
+}  # reported only, since a change may be intended
+DERIVED = {"mlp_width": "width_of_mlp", "head_width": "width_of_head"}  # their values if they are not set
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A trained model, and what the config calls it."""
+    """A trained model and its name in the config."""
 
     task: Task
     params: Params
@@ -57,13 +66,13 @@ class Trunk:
 
     part: str  # the key of its parameters
     kind: str  # a value of MARKS
-    model: Any  # ViT or Transformer; None for a model that is not known here
-    section: str = "model"  # of the config
+    model: Any  # ViT or Transformer; None for an unknown model
+    section: str = "model"  # its section of the config
 
 
 @dataclasses.dataclass
 class Start:
-    """The values that initial parameters are replaced by, and a report."""
+    """The values that replace initial parameters, and a report."""
 
     values: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     sources: tuple[str, ...] = ()
@@ -73,7 +82,7 @@ class Start:
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def __call__(self, params: Params) -> Params:
-        """Return `params`, those at initialisation, with what was taken; further rows of a table stay."""
+        """Return the initial `params` with the loaded values; additional rows of a table keep their initial values."""
 
         def value(path: str, leaf: Any) -> Any:
             taken = self.values.get(path)
@@ -85,7 +94,7 @@ class Start:
         return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
     def report(self) -> dict[str, Any]:
-        """Return what was taken, for a work directory."""
+        """Return what was loaded, as recorded in a work directory."""
         return {
             "from": list(self.sources),
             "parameters": sum(value.size for value in self.values.values()),
@@ -106,11 +115,11 @@ class Start:
         return "; ".join(said + [f"{label}: {', '.join(items)}" for label, items in labels if items])
 
 
-# What the config names ------------------------------------------------------------------------------------------------
+# Sources --------------------------------------------------------------------------------------------------------------
 
 
 def named(task_section: Mapping[str, Any] | ConfigDict) -> dict[str, str]:
-    """Return the sources of `task.init` by the part they are for; "" stands for the whole model."""
+    """Return the sources of `task.init` by the part that they initialise; "" is the whole model."""
     init = task_section.get("init")
     if init is None:
         return {}
@@ -122,7 +131,7 @@ def named(task_section: Mapping[str, Any] | ConfigDict) -> dict[str, str]:
 
 
 def load(paths: Mapping[str, str], restore: Callable[[str, int | None], tuple[Task, Params, DataInfo]]) -> dict[str, Trained]:
-    """Read each source once; `restore(path, step)` gives (task, parameters, data info)."""
+    """Read each source once; `restore(path, step)` returns (task, parameters, data info)."""
     found: dict[str, Trained] = {}
     for path in dict.fromkeys(paths.values()):
         folder, step = split_step(path)
@@ -134,7 +143,7 @@ def load(paths: Mapping[str, str], restore: Callable[[str, int | None], tuple[Ta
 
 
 def check_exist(paths: Mapping[str, str]) -> None:
-    """Raise UserError for a source that is not there, before data are read for nothing."""
+    """Raise UserError for a missing source, before any data are read."""
     for path in paths.values():
         if not pathlib.Path(split_step(path)[0].removeprefix("hf:")).expanduser().exists():
             raise UserError(f"task.init: {path}: there is no such directory")
@@ -147,7 +156,7 @@ def split_step(path: str) -> tuple[str, int | None]:
 
 
 def tokenizer_folder(paths: Mapping[str, str]) -> str | None:
-    """Return the folder of the tokenizer that the model to start from reads; None where it has none."""
+    """Return the folder of the initial model's tokenizer; None if it has none."""
     for path in (path for part, path in paths.items() if part != "image"):
         folder = pathlib.Path(split_step(path)[0].removeprefix("hf:")).expanduser()
         for place in (folder / "tokenizer", folder):
@@ -179,23 +188,23 @@ def trunks(task: Task, tree: Mapping[str, Any]) -> list[Trunk]:
 
 
 def shapes_of(task: Task) -> Params:
-    """Return the tree of a task's parameters as shapes; nothing is allocated."""
+    """Return the tree of a task's parameters as shapes, without allocating memory."""
     batch = {name: jax.ShapeDtypeStruct((1, *s.shape), s.dtype) for name, s in task.info.shapes.items()}
     return jax.eval_shape(task.init, jax.random.key(0), batch)
 
 
 def match(task: Task, sources: Mapping[str, Trained], *, heads: bool = True) -> Start:
-    """Return what the parameters of `task` take from `sources`, by part, or "" for the whole model.
+    """Return the values that the parameters of `task` take from `sources`, given by part, or "" for the whole model.
 
-    heads: whether parts that are no trunk are taken, too. Raises UserError for another architecture or vocabulary, and
-    where a source holds nothing of use.
+    heads: whether to load parts that are not trunks too. Raise UserError if the architecture or vocabulary differs, or if a
+    source has no parameters in common with the task.
     """
     shapes = shapes_of(task)
     wanted, start = trunks(task, shapes), Start(sources=tuple(dict.fromkeys(source.name for source in sources.values())))
     parts, whole = [trunk.part for trunk in wanted], sources.get("")
     for part in sources:
         if part and part not in parts:
-            raise UserError(f"task.init.{part}: this model's parts are {', '.join(parts)}")
+            raise UserError(f"task.init.{part}: this model has no such part; its parts are {', '.join(parts)}")
     free = list(trunks(whole.task, whole.params)) if whole else []
     for trunk in wanted:
         source = sources.get(trunk.part, whole)
@@ -218,19 +227,19 @@ def match(task: Task, sources: Mapping[str, Trained], *, heads: bool = True) -> 
         start.unused += [trunk.part for trunk in free]
         take_heads(start, task, whole, shapes, parts if heads else list(shapes), heads)
     if not start.values:
-        raise UserError(f"task.init: {' and '.join(start.sources)} holds nothing that this model has")
+        raise UserError(f"task.init: {' and '.join(start.sources)} has no parameters in common with this model; name another")
     start.fresh += [name for name in modules(flatten(shapes)) if name.split("/")[0] not in modules_parts(start)]
     start.fresh = list(dict.fromkeys(start.fresh))
     return start
 
 
 def modules_parts(start: Start) -> set[str]:
-    """Return the parts of which something was taken, or said to be left as initialised."""
+    """Return the parts that were loaded or reported as newly initialised."""
     return {path.split("/")[0] for path in (*start.values, *start.fresh)}
 
 
 def take_trunk(start: Start, trunk: Trunk, other: Trunk, source: Trained, shapes: Any, info: DataInfo) -> None:
-    """Add the values of one trunk, `other` of `source`, to `start`, in the sizes of `trunk`."""
+    """Add the values of the trunk `other` of `source` to `start`, resized to `trunk`."""
     check_settings(start, trunk, other, source)
     new, tree = flatten(shapes), dict(source.params[other.part])
     if "class_token" in tree and "class_token" not in shapes and "positions" in tree:
@@ -238,7 +247,7 @@ def take_trunk(start: Start, trunk: Trunk, other: Trunk, source: Trained, shapes
     if isinstance(trunk.model, ViT) and isinstance(other.model, ViT):
         note_normalization(start, source.info, info)
         if trunk.model.channels != other.model.channels:
-            raise UserError(f"task.init: {source.name} reads images of {other.model.channels} channels, the data have "
+            raise UserError(f"task.init: {source.name} reads images of {other.model.channels} channels, but the data have "
                             f"{trunk.model.channels}; add --config.data.channels={other.model.channels}")  # fmt: skip
         try:
             tree = trunk.model.adapt(tree, other.model.grid, other.model.config.patch)
@@ -273,11 +282,11 @@ def take_trunk(start: Start, trunk: Trunk, other: Trunk, source: Trained, shapes
 
 
 def another(source: Trained, why: str, trunk: Trunk) -> UserError:
-    return UserError(f"task.init: {source.name} is another architecture: {why}; give {trunk.section} its settings")
+    return UserError(f"task.init: {source.name} has another architecture: {why}; give {trunk.section} its settings")
 
 
 def check_settings(start: Start, trunk: Trunk, other: Trunk, source: Trained) -> None:
-    """Raise UserError, with the flags to add, unless two trunks compute the same function of their parameters."""
+    """Raise UserError, with the flags to add, unless both trunks compute the same function of their parameters."""
     ours, theirs = getattr(trunk.model, "config", None), getattr(other.model, "config", None)
     if ours is None or theirs is None:
         return
@@ -285,7 +294,7 @@ def check_settings(start: Start, trunk: Trunk, other: Trunk, source: Trained) ->
     flags = []
     for name in (f.name for f in dataclasses.fields(ours) if f.name in fields - FREE):
         here, there = getattr(ours, name), getattr(theirs, name)
-        if name in DERIVED and (here, there) != (None, None):  # where neither is set, they follow from the others
+        if name in DERIVED and (here, there) != (None, None):  # if neither is set, they follow from other settings
             here, there = (getattr(config, DERIVED[name]) for config in (ours, theirs))
         elif name == "kv_heads" and (here, there) != (None, None):
             here, there = (config.kv_heads or config.heads for config in (ours, theirs))
@@ -300,7 +309,7 @@ def check_settings(start: Start, trunk: Trunk, other: Trunk, source: Trained) ->
     if (ours.layer_scale is None) != (theirs.layer_scale is None):
         flags.append(f"--config.{trunk.section}.layer_scale={theirs.layer_scale}")
     if flags:
-        raise UserError(f"task.init: {source.name} is another architecture; to take it, add {' '.join(flags)}")
+        raise UserError(f"task.init: {source.name} has another architecture; to use it, add {' '.join(flags)}")
     causal = [getattr(t.model, "causal", None) for t in (trunk, other)]
     if causal[0] != causal[1]:
         start.notes.append(f"{trunk.part} is {'' if causal[0] else 'not '}causal here, {'' if causal[1] else 'not '}there")
@@ -309,9 +318,9 @@ def check_settings(start: Start, trunk: Trunk, other: Trunk, source: Trained) ->
 def take_heads(
     start: Start, task: Task, source: Trained, shapes: Mapping[str, Any], trunk_parts: Iterable[str], wanted: bool
 ) -> None:
-    """Add the parts that are no trunk, module by module, where all names and shapes of a module agree.
+    """Add the parts that are not trunks, each module if all its names and shapes agree.
 
-    A head over classes is taken only where the classes are the same.
+    A head over classes is loaded only if the classes are the same.
     """
     limits = getattr(task, "index_limits", dict)()
     classes = len(task.info.classes) if "label" in limits and task.info.classes != source.info.classes else None
@@ -345,7 +354,7 @@ def inside(path: str, module: str) -> bool:
 
 
 def note_normalization(start: Start, there: DataInfo, here: DataInfo) -> None:
-    """Note where images were normalised by other numbers than now."""
+    """Report if images were normalised differently in the source."""
     spread = lambda values: (
         np.broadcast_to(np.asarray(values, float), 3) if len(values) in (1, 3) else np.asarray(values, float)
     )
@@ -359,18 +368,18 @@ def note_normalization(start: Start, there: DataInfo, here: DataInfo) -> None:
 
 
 def for_context(table: np.ndarray, rows: int, offset: int = 0) -> np.ndarray:
-    """Return a table of learned positions for another context: cut, or repeated (Beltagy et al. 2020, section 5).
+    """Return a table of learned positions for another context: truncated, or repeated (Beltagy et al. 2020, section 5).
 
-    offset: rows that stand for no position (RoBERTa's padding) and stay in front.
+    offset: the number of leading rows without a position (RoBERTa's padding), which are unchanged.
     """
     body, wanted = table[offset:], rows - offset
     return np.concatenate([table[:offset], np.tile(body, (-(-wanted // len(body)), 1))[:wanted]])
 
 
 def for_vocabulary(table: np.ndarray, rows: int, source: Trained, info: DataInfo) -> np.ndarray:
-    """Return the rows of a token embedding that this vocabulary has too; tokens at its end may be new.
+    """Return the rows of a token embedding for this vocabulary, which may have new tokens at its end.
 
-    Raises UserError where a token has another id: its vector would be another's.
+    Raise UserError if a token has another id, since it would get another token's embedding.
     """
     here, there = info.tokenizer, source.info.tokenizer
     known = all(isinstance(t, Tokenizer) and not is_stand_in(t) for t in (here, there))
@@ -385,5 +394,5 @@ def for_vocabulary(table: np.ndarray, rows: int, source: Trained, info: DataInfo
                 f"--config.data.tokenizer.path={folder}"
             )
     if rows < len(table) and known and here.size > rows or not known and rows != len(table):
-        raise UserError(f"task.init: {source.name} has {len(table):,} tokens, this model {rows:,}; use its tokenizer")
+        raise UserError(f"task.init: {source.name} has {len(table):,} tokens, but this model {rows:,}; use its tokenizer")
     return table[:rows]

@@ -1,4 +1,4 @@
-"""What a run is about to do, in a few lines before it starts."""
+"""A summary of a run in a few lines, printed before it starts."""
 
 from typing import Any
 
@@ -39,12 +39,12 @@ def _data(parts: Any) -> str:
     dataset, info = parts.stream.dataset, parts.info
     shapes = [f"{name} {' x '.join(map(str, s.shape))}" for name, s in info.shapes.items() if s.shape]
     words = [f"{dataset.size:,} training examples" + (f" ({', '.join(shapes)})" if shapes else "")]
-    if dataset.source.name != parts.config.data.get("train"):  # the name of a corpus says what is held out of it
+    if dataset.source.name != parts.config.data.get("train"):  # a corpus's name says which part is held out
         words.append(f"from {dataset.source.name}")
     if info.classes:
         words.append(f"{len(info.classes)} classes")
     if parts.part is not None:
-        words.append(f"{parts.part('validation', False).size:,} more held out to select on")
+        words.append(f"{parts.part('validation', False).size:,} more held out for selection")
     return ", ".join(words)
 
 

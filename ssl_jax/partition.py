@@ -1,5 +1,5 @@
-"""How arrays inside a model lie on the mesh of the step being traced (`jax.sharding.use_abstract_mesh`, or `jax.set_mesh`);
-without one, on one device.
+"""The sharding of arrays inside a model over the mesh of the step being traced (`jax.sharding.use_abstract_mesh`, or
+`jax.set_mesh`); without a mesh, on one device.
 
 The mesh has the axes (data, fsdp, tensor). Examples are split over data and fsdp, heads and hidden units over tensor.
 """
@@ -18,9 +18,9 @@ HEADS = ("tensor",)
 
 
 def free_axes(names: tuple[str, ...], *sizes: int) -> tuple[str, ...]:
-    """The axes among `names` over which XLA splits arrays here, if they divide all `sizes`; else none.
+    """Return the axes among `names` over which XLA splits arrays here, if they divide all `sizes`; else none.
 
-    Inside jax.shard_map the axes that it maps are taken: an array there is one device's part already.
+    Axes that an enclosing jax.shard_map maps are excluded, because an array there is already one device's part.
     """
     mesh = jax.sharding.get_abstract_mesh()
     free = tuple(name for name in names if name in mesh.auto_axes and mesh.shape[name] > 1)
@@ -28,15 +28,15 @@ def free_axes(names: tuple[str, ...], *sizes: int) -> tuple[str, ...]:
 
 
 def count(names: tuple[str, ...]) -> int:
-    """The devices along these axes of the mesh."""
+    """Return the number of devices along these axes of the mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return math.prod(mesh.shape[name] for name in names)
 
 
 def rows(x: Float[Array, "batch *rest"]) -> Float[Array, "batch *rest"]:
-    """Return `x`, its examples split over the devices and all else whole: for activations between the blocks of a model.
+    """Return `x` sharded over examples only, for activations between the blocks of a model.
 
-    XLA otherwise lets activations follow the parameters' layout, and exchanges them where parameters should be gathered.
+    Otherwise XLA shards activations like the parameters and exchanges them instead of gathering the parameters.
     """
     axes = free_axes(ROWS, x.shape[0])
     return jax.lax.with_sharding_constraint(x, P(axes)) if axes else x
@@ -44,7 +44,7 @@ def rows(x: Float[Array, "batch *rest"]) -> Float[Array, "batch *rest"]:
 
 @jax.custom_vjp
 def gathered(x: Array) -> Array:
-    """Return `x`, replicated on every device; XLA chooses the sharding of its gradient."""
+    """Return `x` replicated on every device; XLA chooses the sharding of its gradient."""
     return jax.lax.with_sharding_constraint(x, P()) if free_axes(AXES) else x
 
 
@@ -57,13 +57,13 @@ gathered.defvjp(lambda x: (gathered(x), None), _gathered_backward)
 
 
 def over_rows(function: Callable[..., Any], split: tuple, parts: tuple) -> tuple[Any, Any]:
-    """Return `function(split, parts, across)` = (sums, results) of each device's own examples: sums added up over the devices
-    that share the examples, results put together.
+    """Return `function(split, parts, across)` = (sums, results) of each device's own examples: the sums are added up over the
+    devices that share the examples, the results are concatenated.
 
-    split: a tree of arrays [batch, ...]; parts: a tree of arrays [rows, ...], of which every device gets its part of the rows
-    over the mesh's axes `across` ("tensor", where that divides the rows), else all. What needs all rows the function itself
-    must sum over `across`; a sum of one axis or more has the device's own rows. A sum of two or more axes is left split over
-    "fsdp" where that divides it, as a parameter's gradient is.
+    split: a tree of arrays [batch, ...]; parts: a tree of arrays [rows, ...], split over the mesh's axes `across` ("tensor",
+    if it divides the rows) or else replicated. The function must sum over `across` itself whatever needs all rows; a sum with
+    one or more axes has the device's own rows. A sum with two or more axes is left split over "fsdp" if that divides it, like
+    a parameter's gradient.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = free_axes(ROWS, *(x.shape[0] for x in jax.tree.leaves(split)))
@@ -96,10 +96,10 @@ def over_rows(function: Callable[..., Any], split: tuple, parts: tuple) -> tuple
 
 
 def by_rows(function: Callable[..., Any], split: tuple, whole: tuple = ()) -> Any:
-    """Return `function(gather, split, whole)` of each device's own examples, the results put together along their first axis.
+    """Return `function(gather, split, whole)` of each device's own examples, concatenated along the first axis.
 
-    split: a tree of arrays [batch, ...]; whole: a tree of arrays that every device gets whole. `gather` gives the examples of
-    all devices of such an array; its gradient is summed over the devices once.
+    split: a tree of arrays [batch, ...]; whole: a tree of replicated arrays. `gather` returns the examples of all devices of an
+    array of `split`; its gradient is summed over the devices once.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = free_axes(ROWS, *(x.shape[0] for x in jax.tree.leaves(split)))
@@ -114,8 +114,8 @@ def by_rows(function: Callable[..., Any], split: tuple, whole: tuple = ()) -> An
 def by_rows_and_heads(function: Callable[..., Array], *arrays: Array | None) -> Array:
     """Call `function(*arrays)` on each device with its own examples and heads.
 
-    For kernels that XLA cannot split. Arrays of four axes are [batch, heads, ...], others [batch, ...]; those whose batch axis
-    is 1 are held whole by every device. The result is [batch, heads, ...].
+    For kernels that XLA cannot split. Arrays of four axes are [batch, heads, ...], others [batch, ...]; those with a batch
+    axis of 1 are replicated. The result is [batch, heads, ...].
     """
     mesh = jax.sharding.get_abstract_mesh()
     if all(mesh.shape[name] == 1 for name in mesh.auto_axes):

@@ -1,4 +1,4 @@
-"""What a sweep will do before it does it: runs, programs, replicas, time and disk; and one progress line while it does."""
+"""The plan of a sweep (runs, programs, replicas, time, disk), and its progress line."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ WARM_STEPS, SECONDS = 3, 2.0  # of the measured step
 
 
 def replicas_of(program: Any, saving: Any, wanted: int | None) -> int:
-    """Return how many runs of a program train together: `wanted`, else one a core on a CPU, as many as fit elsewhere."""
+    """Return how many runs of a program train together: `wanted`, else one per core on a CPU, or as many as fit elsewhere."""
     from ssl_jax.training.replicas import can_be_replicated
 
     if not can_be_replicated(program, saving):
@@ -33,7 +33,7 @@ def replicas_of(program: Any, saving: Any, wanted: int | None) -> int:
 
 
 def bytes_of(program: Any) -> int:
-    """Return the device memory of one run of a program: its state, and what its compiled step needs besides."""
+    """Return the device memory of one run of a program: its state and the temporaries of its compiled step."""
     from ssl_jax.training import sharding
 
     compiled = program.compiled(1, sharding.put_replicated(program.stream.resident, program.mesh))
@@ -74,9 +74,9 @@ def step_seconds(trainer: Any, parts: Any) -> float:
 
 
 def describe(experiment: Any, groups: Sequence[Any], prepared: Sequence[tuple[Any, Any]], replicas: int | None) -> str:
-    """Return the plan: what is left, in which programs, how long training takes and how much disk.
+    """Return the plan: the remaining runs by program, the time of training, and the disk space.
 
-    The step of the first program is measured, that of the others estimated by its FLOPs.
+    The step of the first program is measured, those of the others are estimated from their FLOPs.
     """
     jobs = [job for group in groups for job in group.jobs]
     done = sum(job.finished for job in jobs)
@@ -102,14 +102,14 @@ def describe(experiment: Any, groups: Sequence[Any], prepared: Sequence[tuple[An
         disk += state_bytes(own.program) * (parts.checkpoint.keep + (size > 1)) * len(left)
     evaluation = evaluation_seconds(jobs)
     left = len(jobs) - done
-    more = f"evaluation {duration(evaluation * left)}" if evaluation is not None else "evaluation is not measured yet"
+    more = f"evaluation {duration(evaluation * left)}" if evaluation is not None else "evaluation has not been measured yet"
     measured = f"a step of {1e3 * seconds:.1f} ms measured, others by their FLOPs"
     lines.append(f"training about {duration(total)} ({measured}); {more}; checkpoints {disk / 2**20:,.0f} MiB")
     return "\n".join(lines)
 
 
 def evaluation_seconds(jobs: Sequence[Any]) -> float | None:
-    """Return the mean time of evaluation of the runs that are done; None while there are none."""
+    """Return the mean evaluation time of the completed runs; None if there are none."""
     found = [job.workdir.read("timings.json", {}) for job in jobs if job.finished and job.workdir.results()]
     found = [sum(v for k, v in timings.items() if k != "training") for timings in found]
     return float(np.mean(found)) if found else None
@@ -119,7 +119,7 @@ def evaluation_seconds(jobs: Sequence[Any]) -> float | None:
 
 
 class Progress:
-    """One line for the whole sweep: live on a terminal, at most once a minute elsewhere, and a line for each run that ends."""
+    """One line for the whole sweep, live on a terminal, at most once a minute elsewhere; and a line for each completed run."""
 
     def __init__(self, total: int, done: int):
         self.total, self.done, self.begun = total, done, done
@@ -127,7 +127,7 @@ class Progress:
         self.live = sys.stderr.isatty()
 
     def left(self, share: float = 0.0) -> str:
-        """The time that the rest takes, `share` of a run being done besides those that ended."""
+        """Return the remaining time, given the `share` of the current run that is done."""
         ran = self.done - self.begun + share
         if ran <= 0:
             return ""
@@ -151,7 +151,7 @@ class Progress:
 
 
 class RunLine(Console):
-    """The console of one run, or of several that train together, as the sweep's one line."""
+    """The console of one run, or of several that train together, shown in the sweep's line."""
 
     def __init__(self, progress: Progress, name: str):  # draws nothing of its own
         self.quiet = False

@@ -1,4 +1,4 @@
-"""What a supervised model says of examples: class probabilities, answers, translations, one row an example."""
+"""Predictions of supervised models: class probabilities, answers, translations, one row per example."""
 
 import csv
 import json
@@ -27,11 +27,11 @@ TASKS = ("classification", "text_classification", "question_answering", "transla
 
 
 def predict_source(workdir: str, *, data: str, to: str) -> None:
-    """Write the predictions for a source to a .csv, .jsonl or .npz file: "index", "name", then what the task says.
+    """Write the predictions for a source to a .csv, .jsonl or .npz file: "index", "name", and the task's columns.
 
-    Classifiers give "prediction", "probability" and the probability of each class (where an example may have several,
-    "prediction" names those above 0.5, with "; " between them, and there is no "probability"); question answering "question",
-    "prediction" ("" for no answer) and "probability"; translation "source" and "prediction".
+    Classifiers give "prediction", "probability" and the probability of each class (if an example may have several classes,
+    "prediction" names those above 0.5, separated by "; ", without "probability"); question answering gives "question",
+    "prediction" ("" for no answer) and "probability"; translation gives "source" and "prediction".
     """
     path = pathlib.Path(to)
     if path.suffix not in SUFFIXES or not path.absolute().parent.is_dir():
@@ -43,7 +43,7 @@ def predict_source(workdir: str, *, data: str, to: str) -> None:
 
 
 def predict(task: Task, params: Params, info: DataInfo, batch: Any, logits: Callable[[Any], np.ndarray]) -> Rows:
-    """Return the predictions for what a notebook has: a batch for classifiers, else questions or texts.
+    """Return the predictions for a batch (classifiers), questions or texts.
 
     logits: batch -> f32[examples, classes]. Questions are pairs (question, context) or mappings with these keys.
     """
@@ -54,11 +54,11 @@ def predict(task: Task, params: Params, info: DataInfo, batch: Any, logits: Call
     if task.name == "translation":
         texts = [batch] if isinstance(batch, str) else list(batch)
         return translation_rows(task, params, info, texts)
-    raise UserError(f"predict: a model of the task {task.name} predicts no labels; those that do are {', '.join(TASKS)}")
+    raise UserError(f"predict: a model of the task {task.name} predicts no labels; use one of {', '.join(TASKS)}")
 
 
 def class_rows(logits: np.ndarray, task: Task) -> Rows:
-    """Return "prediction", its "probability" and "probabilities" by class; the probability of each of several classes."""
+    """Return "prediction", its "probability" and "probabilities" by class; for several classes, see `predict_source`."""
     check_finite(logits, "logits")
     classes = task.info.classes
     if getattr(task, "several_classes", False):
@@ -99,9 +99,9 @@ def questions_of(asked: Any) -> tuple[Question, ...]:
 def answer_rows(
     task: Task, params: Params, info: DataInfo, questions: tuple[Question, ...], section: Mapping[str, Any] | None = None
 ) -> Rows:
-    """Return "question", "prediction" and "probability" of each; "" is an answer where training had unanswerable ones.
+    """Return "question", "prediction" and "probability" of each; the answer may be "" if training had unanswerable questions.
 
-    section: the `data` of the model's run, for the sizes of windows and questions.
+    section: the `data` section of the model's run, for the lengths of windows and questions.
     """
     length, section = info.shapes["tokens"].shape[0], dict(section or {})
     query = min(section.get("max_query_length", 64), length // 2)
@@ -123,7 +123,7 @@ NAMES = ("start_logits", "end_logits")
 
 
 def translation_rows(task: Task, params: Params, info: DataInfo, texts: Sequence[str], batch_size: int = 64) -> Rows:
-    """Return "source" and "prediction" of each text; a text that is too long loses its last tokens."""
+    """Return "source" and "prediction" of each text; long texts are truncated."""
     tokenizer, width = info.tokenizer, info.shapes["source"].shape[0]
     last = sentence_ends(tokenizer)[1]
     tokens = np.full((len(texts), width), tokenizer.pad_id or 0, np.int32)
@@ -136,7 +136,7 @@ def translation_rows(task: Task, params: Params, info: DataInfo, texts: Sequence
         index = np.minimum(np.arange(start, start + size), len(texts) - 1)  # the last batch repeats its last text
         found, scores = map(np.asarray, run(params, {"source": tokens[index], "source_segments": segments[index]}))
         if not np.all(np.isfinite(scores) & (scores > NEVER / 2)):
-            raise UserError("translations: probabilities are NaN; training diverged: lower optimizer.lr")
+            raise UserError("translations: the probabilities are NaN because training diverged; lower optimizer.lr")
         pieces = zip(texts[start : start + size], found, strict=False)
         rows += [{"source": text, "prediction": detokenized(tokenizer, ids)} for text, ids in pieces]
     return rows
@@ -184,7 +184,7 @@ def of_sentences(workdir: str, task: Task, params: Params, info: DataInfo, uri: 
 
 
 def section_of(workdir: str) -> dict[str, Any]:
-    """Return the section `data` of the run; {} of imported weights."""
+    """Return the run's `data` section; {} for imported weights."""
     from ssl_jax.workdir import Workdir
 
     return {} if workdir.startswith("hf:") else Workdir.existing(workdir).config().data.to_dict()
@@ -197,7 +197,7 @@ def write(path: str | os.PathLike[str], rows: Rows, classes: Sequence[str] = ())
     """Write rows as .csv (a column for each class), .jsonl or .npz (arrays by name, and "classes")."""
     path = pathlib.Path(path)
     if not rows:
-        raise UserError(f"{path}: there is nothing to predict")
+        raise UserError(f"{path}: is empty; expected at least one example to predict")
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         return

@@ -1,4 +1,4 @@
-"""`ssl-jax data inspect --config=FILE --to=PNG`: training images as the model of a config will see them."""
+"""`ssl-jax data inspect --config=FILE --to=PNG`: training images as the model of a config reads them."""
 
 import pathlib
 from typing import Any
@@ -20,11 +20,11 @@ VIEW_COPIES = 4  # copies of a view at most
 def preview(config: ConfigDict, to: str) -> int:
     """Write a sheet of training images to `to`: as evaluated, augmented, each view, and masked. Return the number of examples.
 
-    Raises UserError for a config whose data are not images, and for what is wrong in the config.
+    Raise UserError if the config is invalid or its data are not images.
     """
     parts = runs.prepare(config)
     if "image" not in parts.info.shapes:
-        raise UserError(f"--to={to}: the data of task.name={config.task.name!r} are not images; leave --to out")
+        raise UserError(f"--to={to}: the data of task.name={config.task.name!r} are not images; omit --to")
     from ssl_jax.reports.panels import image_sheet, write
 
     panel = sheet(parts)
@@ -35,7 +35,7 @@ def preview(config: ConfigDict, to: str) -> int:
 
 
 def sheet(parts: runs.Parts) -> Images:
-    """Return one row an example: as evaluated, COPIES times augmented, each copy of each view, and masked."""
+    """Return one row per example: as evaluated, COPIES augmentations, each copy of each view, and masked."""
     train, plain, seed = parts.dataset("train", True), parts.dataset("train", False), parts.config.get("seed", 0)
     index = np.unique(np.linspace(0, train.size - 1, min(ROWS, train.size)).astype(int))
     columns = {"evaluation": plain.on_device(plain.rows(index), None)["image"]}
@@ -71,7 +71,7 @@ def greyed(images: Float[np.ndarray, "b h w c"], hidden: Bool[np.ndarray, "b row
 
 
 def centred(images: Float[np.ndarray, "b h w c"], height: int, width: int) -> Float[np.ndarray, "b {height} {width} c"]:
-    """Return images in the middle of a white canvas: views may be smaller than the image."""
+    """Return images centred on a white canvas, since views may be smaller than the image."""
     top, left = (height - images.shape[1]) // 2, (width - images.shape[2]) // 2
     canvas = np.ones((len(images), height, width, images.shape[3]), np.float32)
     canvas[:, top : top + images.shape[1], left : left + images.shape[2]] = images

@@ -1,4 +1,4 @@
-"""Starting a run again: what may change, why the rest may not, and what is done already."""
+"""Resuming a run: which settings may change, why the others may not, and what is already done."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,14 +9,14 @@ from ssl_jax import config as configs
 from ssl_jax.errors import UserError
 from ssl_jax.workdir import Workdir, differences
 
-# Settings that may change between two starts of one run: they alter no number of the training so far. A run that has met
-# no loss that is not finite is the same under every `on_nonfinite`.
+# Settings that may change when a run is resumed, since they do not affect its training so far. A run without a
+# non-finite loss is the same under every `on_nonfinite`.
 MAY_CHANGE = (
     "mesh", "checkpoint", "downstream", "expected", "data.workers", "data.dir", "data.placement", "data.cache",
     "training.accumulation", "training.steps_per_call", "training.log_every", "training.evaluate_every", "training.evaluators",
     "training.on_nonfinite", "training.tensorboard", "training.wandb", "training.patience",
 )  # fmt: skip
-REASONS = {  # why other settings may not, by the start of their key
+REASONS = {  # why other settings may not change, by the prefix of their key
     "seed": "the steps already taken drew their random numbers from it",
     "data.test": "`ssl-jax evaluate --data.test=` measures a run on other data",
     "data": "the steps already taken read other batches",
@@ -27,9 +27,9 @@ REASONS = {  # why other settings may not, by the start of their key
 
 
 def check_directory(wd: Workdir, config: ConfigDict) -> None:
-    """Raise UserError, with the difference and the reason, where the directory's run cannot go on under `config`.
+    """Raise UserError, with the difference and the reason, if the directory's run cannot be resumed under `config`.
 
-    A run of which nothing is saved begins anew, under any config.
+    A run without saved progress starts from the beginning, under any config.
     """
     wd.check_writable()
     old = wd.config()
@@ -41,11 +41,11 @@ def check_directory(wd: Workdir, config: ConfigDict) -> None:
         more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
         shown = "; ".join(line for _, line, _ in refused[:3]) + more
         why = refused[0][2]
-        raise UserError(f"--workdir={wd.path}: belongs to a run of another config ({shown}); {why}; take another --workdir")
+        raise UserError(f"--workdir={wd.path}: belongs to a run of another config ({shown}); {why}; use another --workdir")
 
 
 def why_not(key: str, old: ConfigDict, new: ConfigDict) -> str | None:
-    """Return why the setting `key` may not change on a new start, or None: it may."""
+    """Return why the setting `key` may not change when a run is resumed; None if it may."""
     if key == "training.duration":
         from ssl_jax.training.length import EXTENDABLE
 
@@ -62,21 +62,21 @@ def why_not(key: str, old: ConfigDict, new: ConfigDict) -> str | None:
 
 
 def has_progress(wd: Workdir) -> bool:
-    """Whether anything of the directory's run is saved: a checkpoint, or that it was trained."""
+    """Return whether the directory's run has saved progress: a checkpoint, or the record that it was trained."""
     from ssl_jax.training.checkpoint import complete_steps
 
     return "trained" in wd.status() or bool(complete_steps(wd.path / "checkpoints"))
 
 
 def begin_anew(wd: Workdir, config: ConfigDict) -> None:
-    """Remove what an earlier start under another config recorded, where nothing of it is saved."""
+    """Remove the records of an earlier start under another config that saved no progress."""
     old = wd.config()
     if old is not None and not has_progress(wd) and differences(old.to_dict(), wd.as_recorded(config).to_dict()):
         wd.forget()
 
 
 def trained(wd: Workdir, config: ConfigDict | None = None) -> bool:
-    """Whether the last step is done and its checkpoint sound; steps whose checkpoint was damaged since are done again."""
+    """Return whether training is complete and its last checkpoint undamaged; otherwise the missing steps are repeated."""
     from ssl_jax.training.checkpoint import damage
 
     step = wd.status().get("trained")
@@ -86,13 +86,13 @@ def trained(wd: Workdir, config: ConfigDict | None = None) -> bool:
 
 
 def extended(wd: Workdir, config: ConfigDict) -> bool:
-    """Whether a run that was trained to its end is to go on, since `config` gives it another length."""
+    """Return whether a completed run must be trained further because `config` gives it another length."""
     status, duration = wd.status(), config.training.get("duration")
     return "trained" in status and status.get("duration", duration) != duration
 
 
 def best_checkpoint(wd: Workdir, checkpoint: Any) -> int | None:
-    """Return the step that the run selected (checkpoint.best), while its checkpoint is there; None where it selected none."""
+    """Return the step that the run selected (checkpoint.best), if its checkpoint exists; else None."""
     from ssl_jax.training.checkpoint import complete_steps, damage
 
     if checkpoint.best is None:
@@ -103,7 +103,7 @@ def best_checkpoint(wd: Workdir, checkpoint: Any) -> int | None:
 
 
 def stored_selection(wd: Workdir) -> dict[str, Any]:
-    """Return what the newest checkpoint holds of the selection of the best one: metric, mode, value, step."""
+    """Return the state of the best checkpoint's selection from the newest checkpoint: metric, mode, value, step."""
     from ssl_jax.training.checkpoint import complete_steps, read_extra
 
     steps = complete_steps(wd.path / "checkpoints")
@@ -111,7 +111,7 @@ def stored_selection(wd: Workdir) -> dict[str, Any]:
 
 
 def set_results_aside(wd: Workdir) -> None:
-    """Rename the results of a run that was trained and now goes on: results_STEP.json and records_STEP.json."""
+    """Rename the results of a completed run that is trained further to results_STEP.json and records_STEP.json."""
     status = wd.status()
     step = status.pop("trained")
     for name in ("results", "records"):
@@ -122,13 +122,13 @@ def set_results_aside(wd: Workdir) -> None:
 
 
 def finished(wd: Workdir, config: ConfigDict, evaluate: bool) -> bool:
-    """Whether a start of this config would find nothing to do."""
+    """Return whether a run of this config is complete."""
     done = measured(wd, config) and (wd.path / "report.html").is_file() if evaluate else "trained" in wd.status()
     return done and not extended(wd, config)
 
 
 def measured(wd: Workdir, config: ConfigDict) -> bool:
-    """Whether the run is trained, and evaluated by all evaluators of `config`."""
+    """Return whether the run is trained and has been evaluated by all evaluators of `config`."""
     wanted = {name: fingerprint(section) for name, section in evaluator_sections(config).items()}
     status = wd.status()
     return "trained" in status and "evaluated" in status and wanted.items() <= status["evaluated"].items()
@@ -143,5 +143,5 @@ def evaluator_sections(config: ConfigDict) -> dict[str, Any]:
 
 
 def fingerprint(section: Any) -> str:
-    """Return an evaluator's settings as text, which differs where any of them does."""
+    """Return an evaluator's settings as text that changes with any of them."""
     return configs.to_json(section)

@@ -68,7 +68,7 @@ class Parts:
 
     @functools.cached_property
     def evaluation(self) -> Any:
-        """The evaluators with the data they read. Raises UserError if there is no test split."""
+        """The evaluators with the data they read. Raise UserError if there is no test split."""
         from ssl_jax.downstream.evaluation import Evaluation
         from ssl_jax.downstream.evaluator import EvaluationData
 
@@ -108,7 +108,7 @@ def task_class(config: ConfigDict) -> type:
 
 def prepare(config: ConfigDict, workdir: str | None = None, build: Callable[..., Any] = data.build,
             devices: Sequence[Any] | None = None) -> Parts:  # fmt: skip
-    """Build and check everything that a config describes, for `devices` (default: all). Raises UserError for invalid
+    """Build and check everything that a config describes, for `devices` (default: all). Raise UserError for invalid
     settings and data."""
     from ssl_jax.data.pipeline import Stream
     from ssl_jax.plan import auto
@@ -136,9 +136,9 @@ def prepare(config: ConfigDict, workdir: str | None = None, build: Callable[...,
             raise UserError(f"training.evaluators: {name!r} is not in downstream{nearest(str(name), evaluators)}")
     check_expected(config)
     if training.patience is not None and checkpoint.best is None:
-        raise UserError("training.patience: needs checkpoint.best, the result that has to get better")
+        raise UserError("training.patience: needs checkpoint.best, the result that must improve")
     if checkpoint.best is not None and training.evaluate_every is None:
-        raise UserError('checkpoint.best: needs training.evaluate_every, such as "5 epochs", when that result is made')
+        raise UserError('checkpoint.best: needs training.evaluate_every, such as "5 epochs", the interval of its evaluation')
 
     section = data_section(config, cls.data, workdir) if build is data.build else config.data  # not of a stand-in
 
@@ -187,7 +187,9 @@ def read_evaluators(config: ConfigDict) -> dict[str, Any]:
     found = {}
     for name, settings in evaluator_sections(config).items():
         if "/" in name:
-            raise UserError(f"downstream.{name}: a name of an evaluator holds no '/', which separates the parts of a result")
+            raise UserError(
+                f"downstream.{name}: an evaluator's name must not contain '/', which separates the parts of a result; rename it"
+            )
         cls = look_up(downstream.EVALUATORS, name.partition(":")[0], "downstream")
         found[name] = read(cls, settings, f"downstream.{name}")
     return found
@@ -426,7 +428,7 @@ def data_as_trained(section: Any, task: Task, info: DataInfo, workdir: str, *, k
     image, tokens = info.shapes.get("image"), info.shapes.get("tokens")
     for what, shape, kinds in (("images", image, ("images", "pairs")), ("text", tokens, ("pairs", "labelled_text"))):
         if kind in kinds and shape is None:
-            raise UserError(f"data.kind={kind!r}: a {task.name} model reads no {what}")
+            raise UserError(f"data.kind={kind!r}: a {task.name} model does not read {what}")
     if kind in ("images", "pairs"):
         section |= {"image_size": tuple(image.shape[:2]), "normalize": (tuple(info.mean) or (0.0,), tuple(info.std) or (1.0,))}
         section |= {"eval_crop": 1.0} if imported else {}
@@ -467,11 +469,13 @@ def evaluate(
     sources = nested(data)
     for key, text in (overrides or {}).items():
         if key.partition(".")[0] not in ("downstream", "expected", "data"):
-            raise UserError(f"--config.{key}: evaluate reads downstream, expected and data; another {key} is another run")
+            raise UserError(
+                f"--config.{key}: evaluate can change only downstream, expected and data; start another run for another {key}"
+            )
         if config is None and not key.startswith("data."):
             configs.override(own, key, text)
     if not own.data and config is None:
-        raise UserError(f"--workdir={workdir}: imported weights have no data of their own; give --config=FILE with some")
+        raise UserError(f"--workdir={workdir}: imported weights have no data; give --config=FILE with a data section")
     if config is not None:
         if not own.data:
             task, _, info = restore(workdir)
@@ -483,7 +487,7 @@ def evaluate(
     if sources:
         parts = dataclasses.replace(parts, evaluators=on_other_data(parts.evaluators, sources))
     if not parts.evaluators:
-        raise UserError(f"--workdir={workdir}: its config names no evaluators; give a config whose `downstream` does")
+        raise UserError(f"--workdir={workdir}: its config names no evaluators; give --config=FILE with `downstream`")
     check_evaluation(parts)
     with locked(wd.path):
         final = best_checkpoint(wd, parts.checkpoint) or wd.status().get("trained")

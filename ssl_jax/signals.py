@@ -1,4 +1,4 @@
-"""The signals that end a run, and how its reader processes leave them to it."""
+"""The signals that end a run; its reader processes ignore them."""
 
 import functools
 import multiprocessing
@@ -10,16 +10,16 @@ from multiprocessing import resource_tracker, spawn
 from ssl_jax.streams import quiet_libraries
 
 # A terminal sends SIGINT (Ctrl-C) and SIGHUP (it is closed); schedulers and systemd send SIGTERM; SLURM's --signal sends
-# what it is told, usually SIGUSR1 or SIGUSR2.
+# the configured signal, usually SIGUSR1 or SIGUSR2.
 SHUTDOWN = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def shield_children() -> None:
-    """Block the shutdown signals in this thread, so that processes it starts are born with them blocked.
+    """Block the shutdown signals in this thread, so that processes that it starts inherit the block.
 
-    A signal to the process group then reaches the run alone, however early. No effect in the main thread, which has to
-    receive them. Starting multiprocessing's resource tracker unblocks two of them, so it is started first; what a killed
-    process leaves behind, the tracker removes without the warning that it prints by default.
+    A signal to the process group then reaches only the run, however early. No effect in the main thread, which must
+    receive them. multiprocessing's resource tracker is started first because starting it unblocks two of them; it removes the
+    remains of a killed process without its default warning.
     """
     if threading.current_thread() is threading.main_thread():
         return
@@ -38,10 +38,10 @@ def shield_children() -> None:
 
 @functools.cache
 def spare_main_module() -> None:
-    """Start grain's reader processes without running the script again that started this process.
+    """Start grain's reader processes without executing the main script of this process again.
 
-    multiprocessing does so by default, to unpickle what the script defines; grain pickles that by value. A script without
-    `if __name__ == "__main__"` would otherwise begin a second run in every reader.
+    By default multiprocessing executes it in order to unpickle objects that it defines; grain pickles these by value. A script
+    without `if __name__ == "__main__"` would otherwise start a second run in every reader.
     """
     default = spawn.get_preparation_data
 

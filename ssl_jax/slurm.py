@@ -21,21 +21,23 @@ exec {command} --shard="$SLURM_ARRAY_TASK_ID/{jobs}"
 
 
 def script(command: list[str], folder: pathlib.Path, jobs: int, options: str = "") -> str:
-    """Return the text of a batch script for `jobs` jobs; `options`: further ones of sbatch, separated by blanks."""
+    """Return the text of a batch script for `jobs` jobs; `options`: additional options of sbatch, separated by blanks."""
     lines = "".join(f"#SBATCH {word}\n" for word in shlex.split(options))
     quoted = shlex.join(command)
     return SCRIPT.format(name=folder.name, last=jobs - 1, folder=folder, options=lines, command=quoted, jobs=jobs)
 
 
 def submit(text: str, folder: pathlib.Path) -> str:
-    """Write the script into the sweep's folder and hand it to sbatch; return what sbatch said."""
+    """Write the script into the sweep's folder and submit it with sbatch; return sbatch's output."""
     file = folder / "slurm.sh"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
     try:
         done = subprocess.run(["sbatch", str(file)], capture_output=True, text=True)
     except FileNotFoundError:
-        raise UserError(f"--submit=slurm: sbatch is not on this machine; {file} is written, submit it where it is") from None
+        raise UserError(
+            f"--submit=slurm: sbatch is not installed here; submit {file}, which was written, on a machine that has it"
+        ) from None
     if done.returncode:
         raise UserError(f"--submit=slurm: sbatch {file}: {' '.join((done.stderr or done.stdout).split())}")
     return done.stdout.strip()

@@ -1,6 +1,6 @@
-"""Random data in the shapes that a config asks for: to trace, compile and time its step where the data are not.
+"""Random data with the shapes of a config's data, to trace, compile and time its step without the data.
 
-Only what shapes and tables depend on is real: sizes of images and views, lengths of texts, the number of tokens.
+Only quantities that shapes and tables depend on are real: sizes of images and views, lengths of texts, the number of tokens.
 """
 
 import functools
@@ -26,13 +26,18 @@ from ssl_jax.data.text.tokenizers import TokenizerSettings
 from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo
 
-PUBLISHED = {"gpt2": 50_257, "bert": 30_522, "clip": 49_408, "characters": 128}  # tokens of vocabularies by their name
-IMAGES = {"fashion_mnist": (28, 28, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}  # by data set
+PUBLISHED = {"gpt2": 50_257, "bert": 30_522, "clip": 49_408, "characters": 128}  # sizes of vocabularies by name
+IMAGES = {
+    "fashion_mnist": (28, 28, 1),
+    "mnist": (28, 28, 1),
+    "cifar10": (32, 32, 3),
+    "cifar100": (32, 32, 3),
+}  # shapes by data set
 EXAMPLES, CLASSES = 2**20, 1000
 
 
 class Words:
-    """The numbers of a tokenizer that tasks ask for."""
+    """A stand-in for a tokenizer: its size and special token ids."""
 
     def __init__(self, size: int, pad_id: int = 0):
         self.size, self.pad_id = size, pad_id
@@ -46,10 +51,10 @@ class Words:
 
 
 def info_of(kind: str, config: Mapping[str, Any] | ConfigDict, vocabulary: int | None = None) -> DataInfo:
-    """What data of `kind` (a key of ssl_jax.data.KINDS), read as `config.data` says, would tell a task.
+    """Return the DataInfo that data of `kind` (a key of ssl_jax.data.KINDS) under `config.data` would give a task.
 
-    vocabulary: the number of tokens; by default that of a published or yet to be trained tokenizer. Raises UserError where it,
-    or an image's size, is known from the data only.
+    vocabulary: the number of tokens; by default that of a published tokenizer or of one that would be trained. Raise UserError
+    if it, or an image's size, depends on the data.
     """
     section, shapes, extra, classes = dict(config["data"]), {}, {}, ()
     words = lambda length, *names: {name: jax.ShapeDtypeStruct((length,), jnp.int32) for name in names}
@@ -61,7 +66,7 @@ def info_of(kind: str, config: Mapping[str, Any] | ConfigDict, vocabulary: int |
         if size is None and known:
             size, channels = known[:2], known[2]
         if size is None:
-            raise UserError("data.image_size is missing: without the data it must be set, such as image_size=224")
+            raise UserError("data.image_size is missing: it is unknown without the data; set it, such as image_size=224")
         size = (size, size) if isinstance(size, int) else tuple(size) * (2 // len(size))
         shapes["image"] = jax.ShapeDtypeStruct((*size, channels), jnp.float32)
         for view in read_views(getattr(settings, "views", {}), size, Augment()):
@@ -105,18 +110,21 @@ SETTINGS: dict[str, type] = {
 
 
 def tokens_of(settings: TokenizerSettings, config: Mapping[str, Any] | ConfigDict) -> int:
-    """The number of tokens of a tokenizer that is not there."""
+    """Return the number of tokens of a tokenizer from its settings."""
     if settings.trained and settings.name not in PUBLISHED:
         return settings.size
     model = config.get("model") or {}
     known = PUBLISHED.get(settings.name) or model.get("vocabulary") or (model.get("text") or {}).get("vocabulary")
     if known is None:
-        raise UserError(f"data.tokenizer: {settings.path} says how many tokens there are; without it set model.vocabulary")
+        raise UserError(
+            f"data.tokenizer: {settings.path} is missing, so that the number of tokens is unknown; set model.vocabulary"
+        )
     return known
 
 
 def dataset(info: DataInfo, examples: int | None = None) -> Dataset:
-    """Random examples of `info`: so many, in memory and on the device; by default one, which stands for 2^20 on the host."""
+    """Return a dataset of random examples: `examples` of them in memory, on the device; by default one, repeated 2^20 times
+    on the host."""
     count, generator, tokenizer = examples or 1, np.random.default_rng(0), info.tokenizer
     arrays = {}
     for name, shape in info.shapes.items():
@@ -145,12 +153,12 @@ def dataset(info: DataInfo, examples: int | None = None) -> Dataset:
 def build(
     kind: str, section: Any, *, config: ConfigDict, vocabulary: int | None = None, **options: Any
 ) -> Dataset:  # the other options of ssl_jax.data.build change no shape
-    """What stands for ssl_jax.data.build."""
+    """Replace ssl_jax.data.build."""
     return dataset(info_of(kind, config, vocabulary))
 
 
 class Random(Source):
-    """Examples that lie in memory."""
+    """A source of examples in memory."""
 
     name, classes = "random", ()
 
@@ -171,6 +179,6 @@ class Random(Source):
 
 
 def _normalised(batch: Mapping[str, Any], keys: Any, *, mean: tuple, std: tuple) -> dict[str, Any]:
-    """u8 pixels as normalised f32; all else as it is."""
+    """Return the batch with u8 pixels as normalised f32."""
     scale = lambda x: (x.astype(jnp.float32) / 255 - jnp.float32(mean)) / jnp.float32(std)
     return {name: scale(jnp.asarray(x)) if x.dtype == jnp.uint8 else x for name, x in batch.items()}

@@ -22,10 +22,10 @@ from ssl_jax.streams import quiet_libraries
 def start_process() -> str:
     """Set this process up for a run, once, and return one line that names the devices it runs on.
 
-    The order matters: processes can only be joined, and a CPU's cores can only become devices, before JAX makes its
-    backend, which happens at the first question about a device.
-    Commands compute in 32 bits whatever JAX_ENABLE_X64 says: parameters are f32 and indices i32 in every checkpoint.
-    Raises UserError for incomplete process variables and for a platform that is not there.
+    The order matters: processes can only be joined, and a CPU's cores can only become devices, before JAX creates its
+    backend at the first query of a device.
+    Commands compute in 32 bits regardless of JAX_ENABLE_X64: parameters are f32 and indices i32 in every checkpoint.
+    Raise UserError for incomplete process variables and for a missing platform.
     """
     quiet_libraries()
     jax.config.update("jax_enable_x64", False)
@@ -38,7 +38,7 @@ def start_process() -> str:
 
 
 def join_processes() -> None:
-    """Join the processes of one run where the environment names several.
+    """Join the processes of a run if the environment describes several.
 
     SLURM, Open MPI, GKE and TPU pods are recognised by JAX. By hand, set JAX_COORDINATOR_ADDRESS=host:port,
     JAX_NUM_PROCESSES and JAX_PROCESS_ID.
@@ -63,7 +63,7 @@ def join_processes() -> None:
 
 
 def _by_scheduler() -> bool:
-    """Whether SLURM, Open MPI or a TPU pod started several processes."""
+    """Return whether SLURM, Open MPI or a TPU pod started several processes."""
     environment = os.environ
     slurm = "SLURM_PROCID" in environment and "SLURM_STEP_NODELIST" in environment and _whole("SLURM_NTASKS", 1, 1) > 1
     return slurm or _whole("OMPI_COMM_WORLD_SIZE", 1, 1) > 1 or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
@@ -83,7 +83,7 @@ def _initialize(*arguments) -> None:
         jax.distributed.initialize(*arguments)
     except (RuntimeError, ValueError) as error:
         line = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"the processes of this run could not be joined: {line}") from error
+        raise UserError(f"joining the processes of this run failed: {line}; check JAX_COORDINATOR_ADDRESS") from error
 
 
 def joined() -> bool:
@@ -110,12 +110,14 @@ def end_failed(status: int) -> None:
 
 
 def find_devices() -> list[jax.Device]:
-    """Return all devices; UserError where JAX_PLATFORMS names one that is not there."""
+    """Return all devices; raise UserError if JAX_PLATFORMS names a missing platform."""
     try:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:
         line = str(error).splitlines()[0] if str(error) else "this machine has no such device, or its plugin is not installed"
-        raise UserError(f"JAX_PLATFORMS={jax.config.jax_platforms or ''}: {line}; unset it to use what is there") from error
+        raise UserError(
+            f"JAX_PLATFORMS={jax.config.jax_platforms or ''}: {line}; unset it to use an available platform"
+        ) from error
 
 
 def describe(found: list[jax.Device]) -> str:

@@ -60,7 +60,7 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is trained and evaluated, or has diverged (another start would diverge again)."""
+        """Return whether the run is trained and evaluated, or has diverged (another start would diverge again)."""
         return "diverged" in self.workdir.status() or resume.measured(self.workdir, self.config)
 
 
@@ -78,7 +78,7 @@ def sweep(
 
     plan: only print the missing runs and their estimated time. shard=(i, n): run only every n-th group, from the i-th on.
     replicas: number of runs that train together in one program; by default one per core on a CPU, and as many as fit on
-    accelerators. Raises UserError, before anything is written, for an invalid config of an arm and for a folder with
+    accelerators. Raise UserError, before anything is written, for an invalid config of an arm and for a folder with
     another sweep.
     """
     folder = Workdir.at(workdir).path
@@ -167,10 +167,10 @@ def check_columns(experiment: Experiment, parts: Parts) -> None:
         name, _, rest = metric.partition("/")
         if name not in parts.evaluators:
             near = nearest(name, parts.evaluators) if parts.evaluators else "; the config names no evaluators"
-            raise WrongColumn(f"columns: {metric!r}: {name!r} is no evaluator of `downstream`{near}")
+            raise WrongColumn(f"columns: {metric!r}: {name!r} is not an evaluator of `downstream`{near}")
         names = parts.evaluators[name].names
         if names and not any(fnmatch.fnmatchcase(rest, pattern) for pattern in names):
-            raise WrongColumn(f"columns: {metric!r} is no result of {name}{nearest(metric, [f'{name}/{n}' for n in names])}")
+            raise WrongColumn(f"columns: {metric!r} is not a result of {name}{nearest(metric, [f'{name}/{n}' for n in names])}")
 
 
 def check_results(experiment: Experiment, job: Job) -> None:
@@ -178,15 +178,15 @@ def check_results(experiment: Experiment, job: Job) -> None:
     results = job.workdir.results()
     for metric in experiment.settings.columns:
         if metric not in results:
-            raise WrongColumn(f"columns: {metric!r} is none of the results of {job.name}{nearest(metric, results)}")
+            raise WrongColumn(f"columns: {metric!r} is not among the results of {job.name}{nearest(metric, results)}")
 
 
 def check_folder(folder: pathlib.Path, experiment: Experiment) -> None:
     """Raise UserError, naming the difference, if a folder holds another sweep or a run. Seeds and arms may be added."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--workdir={folder}: is a file; take another")
+        raise UserError(f"--workdir={folder}: is a file; use another --workdir")
     if (folder / "config.json").exists():
-        raise UserError(f"--workdir={folder}: holds a single run; take another")
+        raise UserError(f"--workdir={folder}: holds a single run; use another --workdir")
     old = Workdir(folder).read(FILE)
     if old is None:
         return
@@ -199,7 +199,7 @@ def check_folder(folder: pathlib.Path, experiment: Experiment) -> None:
             differ += [f"arm {arm['name']!r}: {line}" for _, line in lines]
     if differ:
         more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-        raise UserError(f"--workdir={folder}: holds another sweep ({'; '.join(differ[:3])}{more}); take another --workdir")
+        raise UserError(f"--workdir={folder}: holds another sweep ({'; '.join(differ[:3])}{more}); use another --workdir")
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -368,5 +368,5 @@ def parse_shard(text: str) -> tuple[int, int]:
     """Parse "0/2" into (0, 2)."""
     first, slash, count = text.partition("/")
     if not (slash and first.isdigit() and count.isdigit() and int(first) < int(count)):
-        raise UserError(f"--shard={text}: write i/n with i from 0 to n - 1, such as 0/2")
+        raise UserError(f"--shard={text}: expected i/n with i from 0 to n - 1, such as 0/2")
     return int(first), int(count)

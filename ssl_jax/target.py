@@ -1,7 +1,7 @@
-"""The hardware that a program is traced for: asked of JAX by default, told where it is not there.
+"""The hardware that a program is traced for: by default JAX's devices, or a target set by `told`.
 
-What depends on the platform (attention kernels, forms for XLA:CPU) asks `current()`, never JAX, so that a step can be
-traced and compiled for a device that this host does not have.
+Code that depends on the platform (attention kernels, forms for XLA:CPU) calls `current()` instead of JAX, so that a step
+can be traced and compiled for a device that this host does not have.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ PLATFORMS = ("cpu", "gpu", "tpu")
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """`count` devices of one kind. What is not known of a kind is None, never guessed."""
+    """`count` devices of one kind. Unknown properties are None, never guessed."""
 
     platform: str  # one of PLATFORMS
     kind: str = ""  # JAX's `device_kind`
@@ -30,21 +30,21 @@ class Target:
 
     @property
     def memory(self) -> int | None:
-        """Bytes of one device's memory."""
+        """Return one device's memory in bytes."""
         return devices.hardware(self.kind).memory
 
     @property
     def bandwidth(self) -> float | None:
-        """Bytes/s between one device and its memory."""
+        """Return the bandwidth between one device and its memory in bytes/s."""
         return devices.hardware(self.kind).bandwidth
 
     @property
     def interconnect(self) -> float | None:
-        """Bytes/s that one device sends to its neighbours (NVLink, ICI), all links together, one direction."""
+        """Return the bytes/s that one device sends to its neighbours (NVLink, ICI) over all links, one direction."""
         return devices.hardware(self.kind).interconnect
 
     def flops(self, dtype: str) -> float | None:
-        """Dense peak in FLOP/s of one device for matmuls in `dtype`."""
+        """Return one device's dense peak in FLOP/s for matmuls in `dtype`."""
         return devices.table_peak(self.kind, dtype)
 
 
@@ -52,12 +52,12 @@ _told: contextvars.ContextVar[Target | None] = contextvars.ContextVar("target", 
 
 
 def of(found: Sequence[Any]) -> Target:
-    """The target that these JAX devices are."""
+    """Return these JAX devices as a target."""
     return Target(found[0].platform, found[0].device_kind, len(found))
 
 
 def current() -> Target:
-    """The target that was told, else the devices of this process's default backend."""
+    """Return the target set by `told`, else the devices of this process's default backend."""
     return _told.get() or _asked()
 
 
@@ -70,9 +70,9 @@ def _asked() -> Target:
 
 @contextlib.contextmanager
 def told(target: Target) -> Iterator[Target]:
-    """Inside, programs are traced for `target`, whatever this host has.
+    """A context in which programs are traced for `target` instead of this host's devices.
 
-    jax.jit knows nothing of it: a function that was traced before for these shapes is not traced again. Make a new one.
+    jax.jit's cache ignores the target: a function already traced for these shapes is not traced again. Make a new one.
     """
     token = _told.set(target)
     try:

@@ -117,8 +117,8 @@ class Task:
 
     @property
     def relates_examples(self) -> bool:
-        """Whether the loss relates examples (contrastive, batch norm): the trainer computes `joint_loss` on the global batch,
-        and with accumulation `embed` piece by piece, forward and backward (GradCache: Gao et al. 2021)."""
+        """Return whether the loss relates examples (contrastive, batch norm). The trainer then computes `joint_loss` on the
+        global batch, and with accumulation `embed` piece by piece, forward and backward (GradCache: Gao et al. 2021)."""
         return False
 
     def embed(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool, context: Context | None) -> Any:
@@ -148,14 +148,14 @@ class Task:
         """Return one line if the averaged metrics of a log line show that training has failed (collapsed features)."""
         return None
 
-    # What is read off a trained model -------------------------------------------------------------------------------------
+    # The trained model ----------------------------------------------------------------------------------------------------
 
     def features(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """Return named representations, f32[batch, ...]: "cls", "mean", "tokens", "block00/mean" ... Nothing is masked."""
+        """Return named representations, f32[batch, ...]: "cls", "mean", "tokens", "block00/mean", ..., without masking."""
         raise NotImplementedError(type(self))
 
     def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """Return the task's own outputs by name, as the table in docs/interop.md lists them."""
+        """Return the task's own outputs by name, as listed in docs/interop.md."""
         return self.features(params, batch)
 
     def panels(
@@ -165,7 +165,7 @@ class Task:
         return {}
 
     def tokenize(self, texts: Any) -> dict[str, np.ndarray]:
-        """Return the batch of some texts, for tasks that embed text and images separately."""
+        """Return texts as a batch, for tasks that embed text and images separately."""
         raise NotImplementedError(type(self))
 
     def flops(self) -> float:
@@ -174,12 +174,12 @@ class Task:
 
 
 def by_default(task: Task, method: str) -> bool:
-    """Whether a task inherits the default of an optional method."""
+    """Return whether a task inherits the default of an optional method."""
     return getattr(type(task), method, None) is getattr(Task, method)
 
 
 def tokens_of(info: DataInfo) -> int:
-    """Return the tokens of one example where examples are text; else 1."""
+    """Return the number of tokens of one example if examples are text; else 1."""
     if "tokens" not in info.shapes or "image" in info.shapes:
         return 1
     return int(info.extra.get("tokens_per_example", info.shapes["tokens"].shape[-1]))

@@ -17,9 +17,9 @@ def split_training(
 ) -> Callable[[str, bool], Any]:
     """Return (part, augmented) -> Dataset, where the part is "train" or "validation", `share` of the training examples.
 
-    Examples that stand by themselves are held out by a hash of their names or contents (splits.held_out), in every class;
-    of a corpus, the last part is. whole: augmented -> the training data before the split; section, options: what
-    `data.build` reads them from. Raises UserError for a corpus without a test text of its own.
+    Independent examples are held out by a hash of their names or contents (splits.held_out), in every class; of a corpus, the
+    last part is held out. whole: augmented -> the training data before the split; section, options: the arguments of
+    `data.build`. Raise UserError for a corpus without a separate test text.
     """
     if kind in CORPORA:
         return _by_position(whole, kind, section, share, options)
@@ -31,7 +31,7 @@ def split_training(
         dataset = whole(augmented)
         held = held_out(dataset.source.keys(), share, dataset.labels(), seed=1)
         if not held.any():
-            raise UserError(f"training.validation={share}: holds out none of {dataset.size:,} training examples; raise it")
+            raise UserError(f"training.validation={share}: holds out none of the {dataset.size:,} training examples; raise it")
         return subset(dataset, np.flatnonzero(held == (name == "validation")))
 
     return part
@@ -39,7 +39,7 @@ def split_training(
 
 def _by_position(whole, kind, section, share, options) -> Callable[[str, bool], Any]:
     if section.get("test") is None:
-        raise UserError("checkpoint.best: give data.test; without it the end of data.train is the test text already")
+        raise UserError("checkpoint.best: needs data.test, because the end of data.train is used as test text without it")
 
     def part(name: str, augmented: bool) -> Any:
         tokenizer = whole(False).info.tokenizer

@@ -1,14 +1,14 @@
-"""A work directory: which files a run keeps, and how they are read and written.
+"""A work directory: the files of a run, and how they are read and written.
 
 config.json    the resolved config, with versions, git commit and device
-data.json      what each split was made from: source, number of examples, digest
+data.json      origin of each split: source, number of examples, digest
 info.json      shapes, classes and normalisation of the data, so that a model loads without them
 tokenizer/     the tokenizer, for text
-metrics.jsonl  one object a log step
+metrics.jsonl  one object per log step
 results.json   flat: "linear_probe/accuracy": 0.87
-status.json    what is done: steps trained, evaluators finished
-warnings.json  what is odd about the run, a line each
-initialised.json  what was taken from the model that the run started from (task.init)
+status.json    progress: steps trained, evaluators finished
+warnings.json  the run's warnings, one line each
+initialised.json  the parameters loaded from another model (task.init)
 checkpoints/   Orbax
 panels/        pictures and texts for the report
 """
@@ -39,14 +39,14 @@ class Workdir:
 
     @classmethod
     def at(cls, path: str) -> "Workdir":
-        """Return the work directory at `path`, there or not yet; `~` is expanded."""
+        """Return the work directory at `path`, which need not exist; `~` is expanded."""
         if not str(path).strip():
-            raise UserError("--workdir is empty; name the run's folder, such as runs/mae")
+            raise UserError("--workdir: is empty; name the run's folder, such as runs/mae")
         return cls(pathlib.Path(os.path.expanduser(path)))
 
     @classmethod
     def existing(cls, path: str) -> "Workdir":
-        """Return the work directory at `path`, or raise UserError unless it holds a run."""
+        """Return the work directory at `path`; raise UserError unless it holds a run."""
         workdir = cls.at(path)
         if not workdir.path.is_dir():
             raise UserError(f"--workdir={path}: there is no such directory")
@@ -60,24 +60,24 @@ class Workdir:
         if stored is None:
             return None
         if not isinstance(stored.get("config"), dict):
-            raise UserError(f"{self.path / 'config.json'}: holds no config; restore it or take another --workdir")
+            raise UserError(f"{self.path / 'config.json'}: holds no config; restore it or use another --workdir")
         return ConfigDict(_tuples(stored["config"]))
 
     def read(self, name: str, default: Any = None) -> Any:
-        """Return the object in a JSON file of the directory, `default` where there is no file."""
+        """Return the object in a JSON file of the directory, or `default` if the file does not exist."""
         file = self.path / name
         if not file.is_file():
             return default
         try:
             value = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise UserError(f"{file}: is not JSON ({error}); restore it or take another --workdir") from None
+            raise UserError(f"{file}: is not JSON ({error}); restore it or use another --workdir") from None
         if not isinstance(value, dict):
-            raise UserError(f"{file}: is not what a run writes there; restore it or take another --workdir")
+            raise UserError(f"{file}: is not what a run writes there; restore it or use another --workdir")
         return value
 
     def write(self, name: str, value: Any) -> None:
-        """Write a JSON file whole: a kill leaves the old one or the new one."""
+        """Write a JSON file atomically: a kill leaves the old or the new one."""
         file = self.path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
@@ -86,21 +86,21 @@ class Workdir:
         os.replace(temporary, file)
 
     def check_writable(self) -> None:
-        """Raise UserError where the directory cannot be made or written, or holds a sweep."""
+        """Raise UserError if the directory cannot be created or written, or holds a sweep."""
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--workdir={self.path}: is a file; take another")
+            raise UserError(f"--workdir={self.path}: is a file; use another --workdir")
         if (self.path / "sweep.json").exists():
-            raise UserError(f"--workdir={self.path}: holds a sweep; take another, or one of its runs")
+            raise UserError(f"--workdir={self.path}: holds a sweep; use another --workdir or one of its runs")
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not os.access(parent, os.W_OK):
-            raise UserError(f"--workdir={self.path}: {parent} cannot be written to; take another or change its permissions")
+            raise UserError(f"--workdir={self.path}: {parent} is not writable; use another --workdir or change its permissions")
 
     def as_recorded(self, config: ConfigDict) -> ConfigDict:
-        """Return `config` as `config()` reads it after a start: types as JSON holds them, without the recipe card."""
+        """Return `config` as `config()` would read it after a start: with JSON's types, without the recipe card."""
         return ConfigDict(_tuples(plain(config)[0]))
 
     def forget(self) -> None:
-        """Remove what an earlier start recorded of its data and settings."""
+        """Remove an earlier start's records of its data and settings."""
         for name in (
             "config.json",
             "info.json",
@@ -117,10 +117,10 @@ class Workdir:
         self, config: ConfigDict, info: DataInfo, data: Mapping[str, Mapping[str, Any]] | None = None,
         origin: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        """Record what runs: the config and what is known of the machine, the data's shape and the tokenizer.
+        """Record the config, the environment, the data's description and the tokenizer.
 
-        data: what each split was made from (`Dataset.fingerprint`); UserError where an earlier start of this run was made from
-        other data. origin: where the config comes from, "command", "config_file" and "overrides" (key -> text).
+        data: the origin of each split (`Dataset.fingerprint`); raise UserError if an earlier start of this run used other data.
+        origin: where the config comes from: "command", "config_file" and "overrides" (key -> text).
         """
         self.check_data(data or {})
         self.path.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ class Workdir:
             self._save_tokenizer(info.tokenizer)
 
     def _save_tokenizer(self, tokenizer: Any) -> None:
-        """Write the run's tokenizer, in place of another that a start which was refused has left."""
+        """Write the run's tokenizer; replace one left behind by a failed start."""
         folder = self.path / "tokenizer"
         if folder.exists():
             from ssl_jax.data.text.tokenizers import Tokenizer
@@ -143,7 +143,7 @@ class Workdir:
         tokenizer.save(folder)
 
     def check_data(self, data: Mapping[str, Mapping[str, Any]]) -> None:
-        """Raise UserError where a split was made from other data than `data`, by split, says; see Dataset.fingerprint."""
+        """Raise UserError if a split was made from other data than `data` (split -> Dataset.fingerprint)."""
         for split, old in self.read("data.json", {}).items():
             new = data.get(split, old)
             if (new["examples"], new["digest"]) != (old["examples"], old["digest"]):
@@ -154,14 +154,14 @@ class Workdir:
                 )
                 raise UserError(
                     f"--workdir={self.path}: the examples of {new['source']} ({split}) have changed since the run was started "
-                    f"(then {same}); restore them, or take another --workdir"
+                    f"(then {same}); restore them, or use another --workdir"
                 )
 
     def info(self) -> DataInfo:
         """Return the DataInfo that the run was started with."""
         stored = self.read("info.json")
         if stored is None:
-            raise UserError(f"--workdir={self.path}: info.json is missing; start the run again to have it written")
+            raise UserError(f"--workdir={self.path}: info.json is missing; start the run again to write it")
         tokenizer = None
         if (self.path / "tokenizer").is_dir():
             from ssl_jax.data.text.tokenizers import Tokenizer
@@ -170,7 +170,7 @@ class Workdir:
         return info_from_json(stored, tokenizer)
 
     def begun(self) -> bool:
-        """Whether there is a checkpoint."""
+        """Return whether the run has a checkpoint."""
         folder = self.path / "checkpoints"
         return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
 
@@ -182,13 +182,13 @@ class Workdir:
 
 
 def plain(config: ConfigDict) -> tuple[dict[str, Any], str]:
-    """Return (the config as JSON holds it, its recipe card)."""
+    """Return (the config with JSON's types, its recipe card)."""
     sections = json.loads(configs.to_json(config))
     return sections, sections.pop("card", "")
 
 
 def differences(old: Mapping, new: Mapping, path: str = "") -> list[tuple[str, str]]:
-    """Return (key, "key: OLD there, NEW here") for every leaf that differs; a missing one is "unset"."""
+    """Return (key, "key: OLD there, NEW here") for every leaf that differs; missing values are "unset"."""
     found = []
     for key in sorted(set(old) | set(new), key=str):
         name, a, b = f"{path}{key}", old.get(key, "unset"), new.get(key, "unset")
@@ -219,7 +219,7 @@ def environment() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """Return the commit of this source tree, with "-dirty" when it was changed; None outside a checkout."""
+    """Return the commit of this source tree, with "-dirty" if it has changes; None outside a checkout."""
     here = pathlib.Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
@@ -243,7 +243,7 @@ def info_from_json(stored: Mapping[str, Any], tokenizer: Any = None) -> DataInfo
 
 
 def _tuples(value: Any) -> Any:
-    """Return a value with its lists as tuples, as configs are written."""
+    """Return a value with lists converted to tuples, as in config files."""
     if isinstance(value, Mapping):
         return {key: _tuples(v) for key, v in value.items()}
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

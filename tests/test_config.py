@@ -46,7 +46,7 @@ def test_sections_become_nested_settings():
         (dict(mask=3), "task.mask=3: expected a section with the keys kind, ratio, not int"),
         (dict(depth="4"), "task.depth='4': expected int, not str"),
         (dict(depth=True), "task.depth=True: expected int, not bool"),
-        (dict(depth=2**40), "task.depth=1099511627776: must lie within 32 bits"),
+        (dict(depth=2**40), "task.depth=1099511627776: must be a 32-bit integer"),
         (ConfigDict(dict(depth=dict(x=1, y=2))), "task.depth={'x': 1, 'y': 2}: expected int, not a section"),
         (3, "task=3: expected a section with keys, such as dict(...)"),
     ],
@@ -71,7 +71,7 @@ def test_durations_in_every_unit(text, steps):
 
 @pytest.mark.parametrize("text", [10, 10.0, "10", "ten steps", "-3 steps", "3 fortnights", None, "1e400 steps", "inf epochs"])
 def test_a_bare_number_or_unknown_unit_is_refused(text):
-    with pytest.raises(UserError, match="write a number and its unit|out of range"):
+    with pytest.raises(UserError, match="write a number and its unit|must be below"):
         Duration.parse(text, "training.duration")
 
 

@@ -95,7 +95,7 @@ def test_evaluators_of_the_run_are_changed_from_the_command_line(finished):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--config.training.duration=9 steps"], "evaluate reads downstream, expected and data"),
+        (["--config.training.duration=9 steps"], "evaluate can change only downstream, expected and data"),
         (["--data.test=npz:/nowhere.npz"], "there is no such file"),
         (["--data.tset=npz:x"], "unknown key"),
         (["--config.downstream.knnn.k=3"], "did you mean knn?"),
@@ -155,7 +155,7 @@ def test_the_best_is_selected_on_training_data_and_evaluated_on_the_test_split(f
     "words, message",
     [
         ([*SELECT, "--config.checkpoint.best=knn/acuracy"], "knn yields no such result; did you mean knn/accuracy?"),
-        ([*SELECT, "--config.checkpoint.best=linear/accuracy"], "'linear' is not measured during training"),
+        ([*SELECT, "--config.checkpoint.best=linear/accuracy"], "'linear' is not evaluated during training"),
         ([*SELECT, "--config.checkpoint.mode=min"], "the best knn/accuracy is the highest"),
         (["--config.checkpoint.best=knn/accuracy"], "checkpoint.best: needs training.evaluate_every"),
         (["--config.training.patience=2"], "training.patience: needs checkpoint.best"),
@@ -205,5 +205,5 @@ def test_text_is_selected_on_its_end_by_the_lowest_loss(tmp_path):
     np.testing.assert_array_equal(np.concatenate([kept, held])[: len(whole)], whole)
     assert parts.part("train", True).info.tokenizer.size == parts.info.tokenizer.size
     config.data.test = None
-    with pytest.raises(UserError, match="give data.test; without it the end of data.train is the test text already"):
+    with pytest.raises(UserError, match="needs data.test, because the end of data.train is used as test text without it"):
         runs.prepare(config)

@@ -156,12 +156,12 @@ def test_another_patch_and_image_size_at_once():
 )
 def test_another_architecture_is_refused_with_the_flags_that_take_it(model, message):
     source = trained(MAE, VIT | model, images())
-    with pytest.raises(UserError, match=rf"^task.init: runs/x is another architecture; to take it, {message}"):
+    with pytest.raises(UserError, match=rf"^task.init: runs/x has another architecture; to use it, {message}"):
         match(build(MAE, VIT, images()), {"": source})
 
 
 def test_other_channels_and_other_kinds_are_refused():
-    with pytest.raises(UserError, match="of 3 channels, the data have 1; add --config.data.channels=3"):
+    with pytest.raises(UserError, match="of 3 channels, but the data have 1; add --config.data.channels=3"):
         match(build(MAE, VIT, images()), {"": trained(MAE, VIT, images(channels=3))})
     with pytest.raises(UserError, match="holds transformer, but no image encoder"):
         match(build(MAE, VIT, images()), {"": trained("next_token", LANGUAGE, texts())})
@@ -265,7 +265,7 @@ def test_towers_start_from_one_run_or_from_one_each():
     clip = Trained(task, params, info, "runs/clip")
     again = match(task, {"": clip})
     same(again(fresh), params)
-    with pytest.raises(UserError, match="task.init.audio: this model's parts are image, text"):
+    with pytest.raises(UserError, match="task.init.audio: this model has no such part; its parts are image, text"):
         match(task, {"audio": mae})
     with pytest.raises(UserError, match="task.init.text: runs/x holds decoder, encoder, but no text transformer"):
         match(task, {"text": mae})

@@ -34,7 +34,7 @@ COMMANDS = (  # (command, exit status, an expression found in what it prints)
     (f"run {MAE} --config.data.train=folder:photos --workdir=x {TINY} {SHORT} --config.task.init=nowhere", 2,
      r"task.init: nowhere: there is no such directory"),
     (f"run {MAE} --config.data.train=folder:photos --workdir=x {TINY} {SHORT} --config.task.init=mae --config.model.heads=4", 2,
-     r"another architecture; to take it, add --config.model.heads=2"),
+     r"another architecture; to use it, add --config.model.heads=2"),
     (f"pretrain {MAE} --config.data.train=folder:photos --workdir=large {TINY} {SHORT} --config.task.init=mae"
      " --config.data.image_size=32 --config.model.patch_size=8", 0, r"resized: encoder/patch_embedding/kernel \[48, 32\] -> \[192, 32\]"),
     ("evaluate --workdir=mae --config.downstream.linear_probe=None --data.test=folder:others", 0, r"knn"),
@@ -46,7 +46,7 @@ COMMANDS = (  # (command, exit status, an expression found in what it prints)
     ("finetune --config={root}/configs/downstream/images.py --config.data.train=folder:photos --init=hf:published --workdir=classes"
      f" --config.data.image_size=16 --config.data.batch_size=8 {SMALL} {SHORT}", 0, r"(?s)task.init: .*classification/accuracy"),
     ("predict --workdir=classes --data=folder:flat --to=classes.csv", 0, r"classes.csv: 3 rows of index, name, prediction"),
-    ("predict --workdir=mae --data=folder:flat --to=classes.csv", 2, r"holds a masked_image run; this command needs classification"),
+    ("predict --workdir=mae --data=folder:flat --to=classes.csv", 2, r"is a run of the task masked_image; this command needs classification"),
     ("pretrain --config={root}/configs/gpt/shakespeare_char_cpu.py --config.data.train=text:book.txt --workdir=gpt"
      f" --config.data.block=16 {WORDS} {SHORT} --config.optimizer.warmup='1 steps'", 0, r"3/3"),
     ("generate --workdir=gpt --prompt=the --max_tokens=8", 0, r"^the"),

@@ -82,7 +82,7 @@ def test_what_cannot_be_read_is_named(classifier, tmp_path, capsys):
         model.predict([np.zeros((4, 4, 3)), np.zeros((4, 4, 7))])
     assert predict(classifier, "folder:nowhere", tmp_path / "out.txt") == 2
     assert "--to=" in capsys.readouterr().err
-    with pytest.raises(UserError, match="of the task image_encoder predicts no labels; those that do are classification"):
+    with pytest.raises(UserError, match="of the task image_encoder predicts no labels; use one of classification"):
         task = task_of("ViTModel")
         Pretrained(task, params_of(task), task.info).predict([np.zeros((6, 8, 3))])
 
@@ -116,7 +116,7 @@ def test_texts(tmp_path, command):
         np.testing.assert_allclose(list(row["probabilities"].values()), list(other["probabilities"].values()), rtol=1e-4)
     assert model.predict("z")[0]["prediction"] == expected[1]["prediction"]
     assert len(model.predict([("ab", "x"), ("b", "z")])) == 2
-    with pytest.raises(UserError, match="text: number 1 is no pair"):
+    with pytest.raises(UserError, match="text: number 1 is not a pair"):
         model.predict([("ab", "x"), "z"])
 
 

@@ -115,7 +115,7 @@ def test_classes_of_another_split_are_matched_by_name(folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(train="folder:{folder}"), "data.label_separator: folder:.* is no table"),
+        (dict(train="folder:{folder}"), "data.label_separator: folder:.* is not a table"),
         (dict(label_separator=None), "label is .*red.*expected one class; for several set data.label_separator"),
         (dict(label_separator=""), "must be at least one character"),
     ],

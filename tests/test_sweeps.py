@@ -148,8 +148,8 @@ def test_the_plan_is_printed_and_nothing_is_written(folder, capsys):
         ('arms=product({"task.mask.ration": (0.5,)})', "arm 'ration=0.5': unknown key task.mask.ration; did you mean"),
         ('arms=product({"model.heads": (3,)})', "arm 'heads=3': "),
         ('arms=product({"optimizer.lr": ("high",)})', "arm 'lr=high': optimizer.lr='high': expected float"),
-        ('columns={"knn/acuracy": "k-NN"}', "'knn/acuracy' is no result of knn; did you mean knn/accuracy"),
-        ('columns={"knm/accuracy": "k-NN"}', "'knm' is no evaluator of `downstream`; did you mean knn"),
+        ('columns={"knn/acuracy": "k-NN"}', "'knn/acuracy' is not a result of knn; did you mean knn/accuracy"),
+        ('columns={"knm/accuracy": "k-NN"}', "'knm' is not an evaluator of `downstream`; did you mean knn"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(folder, settings, line, capsys):
@@ -176,7 +176,7 @@ def test_a_folder_of_something_else_is_refused(folder, finished, capsys):
 @pytest.mark.parametrize("shard", ["2/2", "a/b", "1", "0/0", "-1/2"])
 def test_a_wrong_shard_is_one_line(folder, shard, capsys):
     assert sweep(folder, "wrong", f"--shard={shard}") == 2
-    assert "write i/n" in capsys.readouterr().err
+    assert "expected i/n" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -226,6 +226,6 @@ def test_a_batch_script_fills_the_sweep(folder, tmp_path, capsys, monkeypatch):
 def test_submitting_without_slurm_is_one_line(folder, capsys, monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert sweep(folder, "nowhere", "--submit=slurm") == 2
-    assert "sbatch is not on this machine" in capsys.readouterr().err
+    assert "sbatch is not installed here" in capsys.readouterr().err
     assert sweep(folder, "nowhere", "--jobs=2") == 2
     assert "--jobs needs --submit=slurm" in capsys.readouterr().err

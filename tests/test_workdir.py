@@ -41,7 +41,7 @@ def test_a_folder_that_changed_is_refused_in_its_old_work_directory(tmp_path):
     with pytest.raises(UserError, match=r"run: the examples of folder:.*photos \(train\) have changed .* \(then 20, now 21\)"):
         workdir.check_data(made_from(uri))
     (tmp_path / "photos" / "class0" / "0.png").unlink()  # as many, but others
-    with pytest.raises(UserError, match="others of the same number, 20.; restore them, or take another --workdir"):
+    with pytest.raises(UserError, match="others of the same number, 20.; restore them, or use another --workdir"):
         workdir.check_data(made_from(uri))
 
 

@@ -2,14 +2,14 @@ r"""BERT-base as published (Devlin et al. 2019; google-research/bert: create_pre
 
 12 post-norm layers of width 768, GELU, tied output layer with dense + norm before it; masked token (15 %, 80/10/10, masks
 drawn once for each of 10 duplicates) and next-sentence prediction; AdamW 1e-4 (0.9, 0.999, eps 1e-6) without bias correction,
-weight decay 0.01 but for norms and biases, clip 1.0, warm-up 10,000 steps, linear to 0, dropout 0.1, batch 256, 1 M steps.
-The first 90 % run at length 128 (argument `128`, the default), the rest at 512 (argument `512`, from the first one's weights).
+weight decay 0.01 except on norms and biases, clip 1.0, warm-up 10,000 steps, linear to 0, dropout 0.1, batch 256, 1 M steps.
+The first 90 % run at length 128 (argument `128`, the default), the rest at 512 (argument `512`, from the first run's weights).
 GLUE of the published weights: 80.9 on average.
 
     ssl-jax run --config=configs/bert/bert_base.py --config.data.train='text:wiki_books/*.txt' \
         --config.data.tokenizer.path=vocab.txt --workdir=runs/bert_base
 
-Text: a sentence a line, a blank line between documents. Not run here: 16 TPU chips for four days.
+Text: one sentence per line, a blank line between documents. Not run here: it needs 16 TPU chips for four days.
 """
 
 from ml_collections import ConfigDict

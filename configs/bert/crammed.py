@@ -3,12 +3,12 @@ r"""Cramming (Geiping and Goldstein 2023, arXiv:2212.14034; code, architecture c
 16 pre-norm layers of width 768 with gated GELU (3,072), no biases, scaled sinusoidal positions, norms after the embedding
 and at the end, no transform before the output layer; 25 % masked, no next-sentence prediction, length 128, no dropout.
 AdamW 1e-3 (0.9, 0.98, eps 1e-12), weight decay 0.01, clip 0.5, batch 8,192, a triangular schedule over one day of one GPU.
-The published code grows the batch linearly over the first 60 % of the budget; here it is whole from the start.
+The published code grows the batch linearly over the first 60 % of the budget; here it is constant.
 Published GLUE: 78.6 (A6000, 24 h), 80.7 (newer code).
 
     ssl-jax run --config=configs/bert/crammed.py --config.data.train='jsonl:corpus.jsonl' --workdir=runs/crammed
 
-Not run here: one GPU for a day.
+Not run here: it needs one GPU for a day.
 """
 
 from ml_collections import ConfigDict

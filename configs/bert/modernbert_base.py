@@ -1,13 +1,13 @@
 r"""ModernBERT-base (Warner et al. 2024, arXiv:2412.13663, tables 3 and 4).
 
 22 pre-norm layers of width 768 with gated GELU (1,152 wide on either side), no biases, rotary positions (160,000 in global
-layers, 10,000 in local ones), attention to 64 tokens on either side but in every third layer, no norm before the first
+layers, 10,000 in local ones), attention to 64 tokens on either side except in every third layer, no norm before the first
 attention; 30 % masked, no next-sentence prediction, length 1,024. Published:
 StableAdamW 8e-4 (0.9, 0.98, eps 1e-6), weight decay 1e-5 decoupled from the learning rate, warm-up over 3 G tokens, constant,
 then 1 - sqrt to 0 over the last 50 G, batch 4,608 (from 768 over the first 50 G tokens), 1.719 T tokens.
 
-Here: AdamW with clipping at 1.0 in place of StableAdamW's, the batch whole from the start, and each sequence one document or
-a part of it, padded, where the published code packs several.
+Differences: AdamW with clipping at 1.0 instead of StableAdamW, a constant batch, and padded sequences of one document or a
+part of it, where the published code packs several.
 
     ssl-jax run --config=configs/bert/modernbert_base.py --config.data.train='jsonl:corpus.jsonl' \
         --config.data.tokenizer.path=modernbert --workdir=runs/modernbert

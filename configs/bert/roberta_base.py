@@ -1,13 +1,13 @@
 r"""RoBERTa-base (Liu et al. 2019; fairseq examples/roberta, config/pretraining/base.yaml).
 
-BERT-base without next-sentence prediction, masks drawn anew each time, sequences of 512 across documents, byte-level BPE
+BERT-base without next-sentence prediction, a new mask each time, sequences of 512 across documents, byte-level BPE
 (50,265 tokens with <s>, </s>, <pad>, <mask>); positions begin at 2. Adam 5e-4 (0.9, 0.98, eps 1e-6), weight decay 0.01, no
 clipping, warm-up 10,000 steps, linear to 0 at 125,000, batch 2,048, dropout 0.1. GLUE of the published weights: 85.1.
 
     ssl-jax run --config=configs/bert/roberta_base.py --config.data.train='jsonl:corpus.jsonl' \
         --config.data.tokenizer.path=roberta --workdir=runs/roberta
 
-`roberta` is a folder with tokenizer.json. Not run here: it needs a node of GPUs.
+`roberta` is a folder with tokenizer.json. Not run here: it needs a node with several GPUs.
 """
 
 from ml_collections import ConfigDict

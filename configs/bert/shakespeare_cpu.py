@@ -1,14 +1,14 @@
 r"""A small BERT on Shakespeare, for two CPU cores.
 
-The encoder and masking of Devlin et al. 2019 (15 %, 80/10/10, drawn anew each time) without next-sentence prediction, as Liu et
-al. 2019 (RoBERTa) found best; pre-norm, as Geiping and Goldstein 2023 (Cramming) for small budgets. WordPiece of 4,096 pieces,
-trained on the text. Muon and its settings are those of configs/gpt/shakespeare_char_cpu_best.py, untuned here.
+The encoder and masking of Devlin et al. 2019 (15 %, 80/10/10, a new mask each time) without next-sentence prediction, which Liu
+et al. 2019 (RoBERTa) found best; pre-norm, as in Geiping and Goldstein 2023 (Cramming) for small budgets. WordPiece with 4,096
+pieces, trained on the text. Muon and its settings are those of configs/gpt/shakespeare_char_cpu_best.py, not tuned here.
 
     ssl-jax run --config=configs/bert/shakespeare_cpu.py --workdir=runs/bert
 
-One core of an AMD EPYC that other programs used at the same time: 5.5 min, seed 0. Loss of the hidden tokens of the test split
-5.783, where token frequencies alone give 6.248; accuracy 0.149, where the most frequent token gives 0.066. The loss still falls
-at the end: --config.training.duration="6000 steps" where there is time.
+One core of an AMD EPYC that other programs used at the same time: 5.5 min, seed 0. On the hidden tokens of the test split: loss
+5.783 (token frequencies alone: 6.248), accuracy 0.149 (the most frequent token: 0.066). The loss is still falling at the end;
+--config.training.duration="6000 steps" trains for longer.
 """
 
 from ml_collections import ConfigDict

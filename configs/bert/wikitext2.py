@@ -1,14 +1,14 @@
-r"""A small BERT on WikiText-2's text, for one GPU in minutes; "cpu" is a smoke version of minutes on a CPU.
+r"""A small BERT on WikiText-2's text, for minutes on one GPU; the argument "cpu" is a smoke test of minutes on a CPU.
 
-As shakespeare_cpu.py, with a wider network and 8,192 WordPieces trained on the text. A document is what stands between blank
-lines; no sequence crosses one with --config.data.packing=documents.
+Like shakespeare_cpu.py, with a wider network and 8,192 WordPieces trained on the text. Blank lines separate documents; with
+--config.data.packing=documents, no sequence crosses one.
 
     ssl-jax run --config=configs/bert/wikitext2.py --workdir=runs/wikitext2 \
         --config.data.train=text:wiki.train.txt --config.data.test=text:wiki.test.txt
 
 Measured so far: wikitext2.py:cpu with WikiText-2's validation text (1.1 MB) as the training data and its test text as the
-test, two cores of an Intel Xeon, 72 s in all, seed 0: loss of the hidden tokens 5.393, where token frequencies alone give
-6.282; accuracy 0.240, where the most frequent token gives 0.046.
+test, two cores of an Intel Xeon, 72 s in all, seed 0: on the hidden tokens, loss 5.393 (token frequencies alone: 6.282),
+accuracy 0.240 (the most frequent token: 0.046).
 """
 
 from ml_collections import ConfigDict

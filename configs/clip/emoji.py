@@ -1,7 +1,7 @@
 r"""CLIP on emoji at 64 pixels, for one GPU.
 
-Radford et al. 2021 (arXiv:2103.00020) on 1,384 pairs: a ViT-S/8 over whole 64 x 64 pictures, the whole data set in
-one and a third steps, half of the patches dropped while it trains (FLIP: Li et al. 2023, arXiv:2212.00794, table 1a).
+Radford et al. 2021 (arXiv:2103.00020) on 1,384 pairs: a ViT-S/8 on whole 64 x 64 pictures, an epoch in one and a third
+steps, half of the patches dropped in training (FLIP: Li et al. 2023, arXiv:2212.00794, table 1a).
 
     ssl-jax run --config=configs/clip/emoji.py --workdir=runs/clip_emoji_gpu
 

@@ -1,11 +1,11 @@
-r"""CLIP on emoji, the image tower from a masked autoencoder trained on the same pictures; against configs/clip/emoji_cpu.py.
+r"""CLIP on emoji with an image tower from a masked autoencoder of the same pictures; compare with configs/clip/emoji_cpu.py.
 
     ssl-jax run --config=configs/clip/emoji_mae.py --workdir=runs/emoji_mae
     ssl-jax run --config=configs/clip/emoji_from_mae.py --workdir=runs/clip_emoji_from_mae
     ssl-jax run --config=configs/clip/emoji_cpu.py --workdir=runs/clip_emoji          # from scratch
     ssl-jax report runs/clip_emoji_from_mae runs/clip_emoji
 
-Another autoencoder: --config.task.init.image=DIR. Everything but the image tower's first values is that of emoji_cpu.py.
+Another autoencoder: --config.task.init.image=DIR. All else but the image tower's initial values is that of emoji_cpu.py.
 """
 
 import importlib.util
@@ -20,5 +20,5 @@ def get_config(init: str = "runs/emoji_mae") -> ConfigDict:
     spec.loader.exec_module(module)
     config = module.get_config()
     config.task.init = dict(image=init)
-    config.expected = ConfigDict()  # those are of a tower from scratch
+    config.expected = ConfigDict()  # the inherited ones are for a tower from scratch
     return config

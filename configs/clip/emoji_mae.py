@@ -1,6 +1,6 @@
-r"""A masked autoencoder on emoji pictures: what configs/clip/emoji_from_mae.py starts its image tower from.
+r"""A masked autoencoder on emoji pictures, from which configs/clip/emoji_from_mae.py starts its image tower.
 
-He et al. 2022 (arXiv:2111.06377) with the image tower of configs/clip/emoji_cpu.py; the test pictures are never seen.
+He et al. 2022 (arXiv:2111.06377) with the image tower of configs/clip/emoji_cpu.py; the test pictures are not used.
 
     ssl-jax run --config=configs/clip/emoji_mae.py --workdir=runs/emoji_mae
 

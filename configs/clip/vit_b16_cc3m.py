@@ -1,8 +1,8 @@
-r"""CLIP ViT-B/16 on Conceptual Captions 3M: the size at which a few GPUs tell whether a change helps.
+r"""CLIP ViT-B/16 on Conceptual Captions 3M, a size at which a few GPUs can show whether a change helps.
 
-OpenCLIP's CC3M row (its README): batch 128 x 8 = 1,024, AdamW 1e-3, weight decay 0.1, 10,000 steps of warmup, 30 epochs,
-cosine to 0. Published for the ResNet-50: 18.5 to 20 % ImageNet zero-shot. For a ViT-B/16 we know of no such row; half of
-the patches are dropped while it trains (FLIP, arXiv:2212.00794).
+OpenCLIP's CC3M row (its README): batch 128 x 8 = 1,024, AdamW 1e-3, weight decay 0.1, 10,000 steps of warm-up, 30 epochs,
+cosine to 0. Published for the ResNet-50: 18.5 to 20 % ImageNet zero-shot. We know of no published result for a ViT-B/16; half
+of the patches are dropped in training (FLIP, arXiv:2212.00794).
 
     ssl-jax run --config=configs/clip/vit_b16_cc3m.py --workdir=runs/clip_cc3m \
         --config.data.train='tar:/data/cc3m/*.tar' --config.data.test='tfds:coco_captions:test'

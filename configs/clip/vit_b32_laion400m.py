@@ -1,15 +1,15 @@
 r"""CLIP ViT-B/32 on LAION-400M: OpenCLIP's reproduction of Radford et al. 2021.
 
 Radford et al. 2021 (arXiv:2103.00020), tables 18 to 20; Cherti et al. 2023 (arXiv:2212.07143) and OpenCLIP's scripts: batch
-256 x 128 = 32,768, AdamW 5e-4, betas 0.9 / 0.98, eps 1e-6, weight decay 0.2, 2,000 steps of warmup, 32 epochs, cosine to 0,
+256 x 128 = 32,768, AdamW 5e-4, betas 0.9 / 0.98, eps 1e-6, weight decay 0.2, 2,000 steps of warm-up, 32 epochs, cosine to 0,
 random-resized crops of 90 to 100 %. Published: 62.96 % ImageNet zero-shot, 128 A100 for 36 h.
 
     ssl-jax run --config=configs/clip/vit_b32_laion400m.py --workdir=runs/clip_b32 \
         --config.data.train='tar:/data/laion400m/{00000..41455}.tar' --config.data.test='tar:/data/coco/*.tar' \
         --config.data.tokenizer.path=bpe_simple_vocab_16e6.txt.gz
 
-The shards are img2dataset's. Not run here: the data and 128 accelerators are the user's. On fewer devices raise
-training.accumulation: the contrastive batch stays 32,768 (GradCache), and task.logit_chunks bounds the memory of the logits.
+The shards are img2dataset's. Not run here: it needs the data and 128 accelerators. On fewer devices, raise
+training.accumulation: the contrastive batch is still 32,768 (GradCache), and task.logit_chunks bounds the memory of the logits.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,11 @@
 r"""data2vec on CIFAR-10: ViT-Ti with patches of 4 x 4 pixels.
 
-Baevski et al. 2022 (arXiv:2202.03555), section 5.1, at the size of CIFAR-10; the moving average rises as it does for speech
+Baevski et al. 2022 (arXiv:2202.03555), section 5.1, at the size of CIFAR-10; the moving average's decay rises as for speech
 and text.
 
     ssl-jax run --config=configs/data2vec/cifar10.py --workdir=runs/data2vec_cifar10
 
-Not run here, and no result at this size is known to us.
+Not run here; we know of no published result at this size.
 """
 
 from ml_collections import ConfigDict

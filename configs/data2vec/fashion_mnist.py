@@ -2,7 +2,7 @@ r"""data2vec on Fashion-MNIST, at the size of two CPU cores: Baevski et al. 2022
 
     ssl-jax run --config=configs/data2vec/fashion_mnist.py --workdir=runs/data2vec
 
-Not tuned, and never run to its end: there is no result to expect yet. By its 85 TFLOP training takes about 10 minutes at the
+Not tuned and never run to its end: there is no expected result yet. Its 85 TFLOP of training take about 10 minutes at the
 139 GFLOP/s of two cores of an AMD EPYC.
 """
 

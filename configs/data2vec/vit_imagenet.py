@@ -5,16 +5,16 @@ Baevski et al. 2022 (arXiv:2202.03555), sections 4.1 and 5.1, and beit/README.md
     ssl-jax run --config=configs/data2vec/vit_imagenet.py:variant=B --workdir=runs/data2vec_b
 
 Published top-1 accuracy after fine-tuning (table 1): ViT-B 84.2 (800 epochs), ViT-L 86.6 (1,600 epochs, the second half with
-decay 0.9999; the recipe here is that of its first 800).
+decay 0.9999; the recipe here is that of the first 800).
 
-Not run here. Differences: the targets are the FFN outputs of the top six blocks, normalised before they are averaged, as the
-paper says; the published command takes whole blocks' outputs and normalises afterwards. The moving average's decay is
-constant, as in the paper; the published command raises it from 0.999 first.
+Not run here. Differences: the targets are the FFN outputs of the top six blocks, normalised before averaging, as in the
+paper; the published command averages the blocks' outputs and normalises afterwards. The moving average's decay is
+constant, as in the paper; the published command raises it from 0.999 at first.
 """
 
 from ml_collections import ConfigDict
 
-# lr, its warm-up in epochs, drop path, dropout of the attention, layer scale
+# lr, warm-up in epochs, drop path, attention dropout, layer scale
 PRETRAIN = dict(B=(2e-3, 10, 0.25, 0.05, 1e-4), L=(1e-3, 80, 0.2, 0.15, 1e-5))
 FINETUNE = dict(B=(4e-3, 100, 0.2, 0.0), L=(5e-3, 50, 0.25, 0.05))  # lr, epochs, drop path, weight decay
 

@@ -10,8 +10,8 @@ Published top-1 accuracy, the teacher's class token:
     100 epochs, 8 GPUs, 1.75 days                            69.3   about 73.8
     300 epochs, teacher at 0.07 after 30, 16 GPUs, 2.6 days  73.3   about 76.1
 
-Not run here. Differences: the gradient is clipped by its global norm and not parameter by parameter; the last layer stays
-weight-normalised in both recipes (the reference frees it in the second one).
+Not run here. Differences: the gradient is clipped by its global norm instead of per parameter; the last layer is
+weight-normalised in both recipes (in the reference only in the first).
 """
 
 from ml_collections import ConfigDict
@@ -50,7 +50,7 @@ def get_config(arg: str = "epochs=100") -> ConfigDict:
     config.optimizer = dict(
         name="adamw", base_lr=5e-4, min_lr=1e-6, b1=0.9, b2=0.999, weight_decay=0.04, warmup="10 epochs", clip=3.0
     )  # fmt: skip
-    last = "+".join(["block08/cls", "block09/cls", "block10/cls", "cls"])  # four blocks, as eval_linear.py for ViT-S
+    last = "+".join(["block08/cls", "block09/cls", "block10/cls", "cls"])  # four blocks, as in eval_linear.py for ViT-S
     config.downstream = dict(
         knn=dict(representation="cls", k=(20, 10, 100, 200)), linear_probe=dict(protocol="grid", representation=last)
     )

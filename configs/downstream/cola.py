@@ -1,4 +1,4 @@
-r"""Is it English? CoLA (Warstadt et al. 2019), measured by Matthews correlation; 8,551 and 1,043 sentences, no header.
+r"""Linguistic acceptability: CoLA (Warstadt et al. 2019), by Matthews correlation; 8,551 and 1,043 sentences, no header.
 
     ssl-jax run --config=configs/downstream/cola.py --config.data.train=tsv:train.tsv --config.data.test=tsv:dev.tsv \
         --workdir=runs/cola                                                                 # from random initialisation
@@ -6,7 +6,7 @@ r"""Is it English? CoLA (Warstadt et al. 2019), measured by Matthews correlation
 
 Published, Matthews correlation x 100: BERT-base 56.5, no pre-training 0.0 (Geiping & Goldstein 2023).
 
-With --init, `model` must be that of the run it starts from, whose vocabulary is taken over. Arguments: "small" (the default,
+With --init, `model` must be that of the initial run, whose vocabulary is used. Arguments: "small" (the default,
 minutes on two CPU cores), "minilm" (--init=hf:DIR, MiniLM-L6-H384) and "base" (BERT-base; Devlin et al. 2019, appendix A.3).
 """
 

@@ -4,8 +4,8 @@ r"""Fine-tuning an image classifier on one's own class folders, from a run or fr
     ssl-jax finetune --config=configs/downstream/images.py --config.data.train=folder:DIR --init=runs/mae --workdir=runs/classes
     ssl-jax predict --workdir=runs/classes --data=folder:NEW --to=classes.csv
 
-He et al. 2022 (arXiv:2111.06377), table 9, at a batch of 64. `model` is that of configs/mae/folder.py; of other weights, the
-refusal says which settings to add. Without --init it trains from scratch, for which 50 epochs are few. Not measured.
+He et al. 2022 (arXiv:2111.06377), table 9, at a batch of 64. `model` is that of configs/mae/folder.py; for other weights, the
+error message says which settings to add. Without --init it trains from scratch, for which 50 epochs are few. Not measured.
 """
 
 from ml_collections import ConfigDict

@@ -4,10 +4,10 @@ r"""English to German captions: Multi30k (Elliott et al. 2016), 29,000 pairs, te
         --config.data.train=parallel:train.en.gz,train.de.gz \
         --config.data.test=parallel:test_2016_flickr.en.gz,test_2016_flickr.de.gz
 
-For one GPU and 10 minutes: a small model with strong dropout, as Wu et al. 2021 (arXiv:2105.14462, section 4) found best on
-this data, pre-norm. Arguments: "prefix" is one decoder as a prefix language model; "cpu" a smoke version of minutes on two CPU
-cores. Either side can start from another run: --config.task.init.encoder=DIR (of masked tokens),
---config.task.init.decoder=DIR (of next tokens), both with --config.model.shared_embedding=False and the models' settings of
+For 10 minutes on one GPU: a small pre-norm model with strong dropout, which Wu et al. 2021 (arXiv:2105.14462, section 4) found
+best on this data. Arguments: "prefix" uses one decoder as a prefix language model; "cpu" is a smoke test of minutes on two CPU
+cores. Each side can start from another run: --config.task.init.encoder=DIR (masked tokens),
+--config.task.init.decoder=DIR (next tokens), both with --config.model.shared_embedding=False and the model settings of
 those runs.
 
 Measured so far: "cpu" with all 29,000 pairs, two cores of an Intel Xeon, 10 minutes of processor time, seed 0: BLEU 24.55

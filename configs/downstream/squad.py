@@ -4,8 +4,8 @@ r"""Extractive question answering on files in the SQuAD format (Rajpurkar et al.
         --config.data.test=squad:dev-v1.1.json --workdir=runs/squad
 
 Recipe: Devlin et al. 2019, section 4.2, and their run_squad.py: batch 32, 3 epochs (here 2), windows of 384 tokens every 128.
-Published, BERT-base on SQuAD 1.1 dev: 80.8 exact match, 88.5 F1 (table 2). Questions without an answer (SQuAD 2.0) are known
-from the file. squad:FILE[:80%] and squad:FILE[80%:] split one file by article.
+Published, BERT-base on SQuAD 1.1 dev: 80.8 exact match, 88.5 F1 (table 2). Questions without an answer (SQuAD 2.0) are
+recognised in the file. squad:FILE[:80%] and squad:FILE[80%:] split one file by article.
 
 Arguments: "base" (the default), "minilm" (--init=hf:DIR, MiniLM-L6-H384) and "small" (minutes on two CPU cores).
 """

@@ -1,14 +1,14 @@
-r"""Sentiment of sentences: SST-2 (Socher et al. 2013) as GLUE gives it, 67,349 and 872 rows.
+r"""Sentiment of sentences: GLUE's SST-2 (Socher et al. 2013), 67,349 and 872 rows.
 
     ssl-jax run --config=configs/downstream/sst2.py --config.data.train=tsv:train.tsv --config.data.test=tsv:dev.tsv \
         --workdir=runs/sst2                                                                 # from random initialisation
     ssl-jax finetune --init=runs/bert --config=... --workdir=runs/sst2_bert                 # from a masked-token run
     ... --config.data.fraction=0.01                                                         # 1 % of the labels
 
-Where the test file names its sentences otherwise: --config.data.test_columns.text=content. Published: BERT-base 91.9, no
+If the test file has another column of sentences: --config.data.test_columns.text=content. Published: BERT-base 91.9, no
 pre-training 79.9 (Geiping & Goldstein 2023).
 
-With --init, `model` must be that of the run it starts from, whose vocabulary is taken over. Arguments: "small" (the default,
+With --init, `model` must be that of the initial run, whose vocabulary is used. Arguments: "small" (the default,
 minutes on two CPU cores), "minilm" (--init=hf:DIR, MiniLM-L6-H384) and "base" (BERT-base; Devlin et al. 2019, appendix A.3).
 """
 

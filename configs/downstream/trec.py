@@ -4,7 +4,7 @@ r"""Question classification: TREC (Li & Roth 2002), six coarse classes, 5,452 an
         --workdir=runs/trec                                                                 # from random initialisation
     ssl-jax finetune --init=runs/bert --config=... --workdir=runs/trec_bert                 # from a masked-token run
 
-With --init, `model` must be that of the run it starts from, whose vocabulary is taken over. Arguments: "small" (the default,
+With --init, `model` must be that of the initial run, whose vocabulary is used. Arguments: "small" (the default,
 minutes on two CPU cores), "minilm" (--init=hf:DIR, MiniLM-L6-H384) and "base" (BERT-base; Devlin et al. 2019, appendix A.3).
 """
 
@@ -25,7 +25,7 @@ def get_config(size: str = "small") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.data = dict(train="trec:TREC.train", test="trec:TREC.test", batch_size=32, max_length=32)
-    config.data.tokenizer = dict(name="wordpiece", size=8192)  # trained on the questions; with --init, that run's own
+    config.data.tokenizer = dict(name="wordpiece", size=8192)  # trained on the questions; with --init, that run's
     config.task = dict(name="text_classification", pooling="mean" if size != "base" else "cls", dropout=0.1)
     config.model = SIZES[size]
     config.training = dict(duration="10 epochs" if size == "small" else "4 epochs", dtype="float32")

@@ -3,15 +3,15 @@ r"""GPT-2 124M: nanoGPT's reproduction (train.py, config/train_gpt2.py), or llm.
 12 layers, 12 heads, width 768, context 1,024, no biases, no dropout, tied embeddings padded to 50,304 rows, N(0, 0.02) and
 0.02 / sqrt(24) at the ends of residual branches (Radford et al. 2019, section 2.3).
 
-nanoGPT, OpenWebText (9,035,582,198 training tokens): 491,520 tokens a step, 600,000 steps, AdamW 6e-4 -> 6e-5, betas 0.9 and
+nanoGPT, OpenWebText (9,035,582,198 training tokens): 491,520 tokens per step, 600,000 steps, AdamW 6e-4 -> 6e-5, betas 0.9 and
 0.95, weight decay 0.1 on every matrix, clip 1.0, warm-up 2,000 steps. Published: validation loss about 2.85; four days on
 8 A100-40GB. OpenAI's own weights score 3.12 on the same text.
-llm.c, FineWeb-10B: 524,288 tokens a step, 18,865 steps, warm-up 700, cosine to 0. Published: 3.29 (May 2024).
+llm.c, FineWeb-10B: 524,288 tokens per step, 18,865 steps, warm-up 700, cosine to 0. Published: 3.29 (May 2024).
 
     ssl-jax run --config=configs/gpt/gpt2_124m.py --config.data.train='jsonl:openwebtext.jsonl' \
         --config.data.tokenizer.path=gpt2 --workdir=runs/gpt2 --config.training.accumulation=5
 
-`gpt2` is a folder with encoder.json and vocab.bpe. Not run here: it needs a node of GPUs.
+`gpt2` is a folder with encoder.json and vocab.bpe. Not run here: it needs a node with several GPUs.
 """
 
 from ml_collections import ConfigDict

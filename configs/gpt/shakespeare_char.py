@@ -1,12 +1,12 @@
 r"""nanoGPT's character model for one GPU (config/train_shakespeare_char.py).
 
-6 layers, 6 heads, width 384, dropout 0.2, 64 windows of 256 characters a step, 5,000 steps; 10.65 M parameters without
-positions. Published: best validation loss 1.4697, the least of estimates every 250 steps, about 3 minutes on one A100.
+6 layers, 6 heads, width 384, dropout 0.2, 64 windows of 256 characters per step, 5,000 steps; 10.65 M parameters without
+positions. Published: best validation loss 1.4697, the lowest of the estimates every 250 steps; about 3 minutes on one A100.
 
     ssl-jax run --config=configs/gpt/shakespeare_char.py --config.data.train=text:tinyshakespeare.txt --workdir=runs/char
 
-The recipe overfits from about step 2,000 on; the loss that counts is the best of the evaluations in metrics.jsonl, here over
-the whole test split.
+The recipe overfits from about step 2,000 on; its result is the lowest loss among the evaluations in metrics.jsonl, here on the
+whole test split.
 """
 
 from ml_collections import ConfigDict

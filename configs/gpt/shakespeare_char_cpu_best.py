@@ -1,13 +1,13 @@
-r"""A character model of our own: the data, size and training tokens of shakespeare_char_cpu.py, a lower loss.
+r"""A better character model with the data, size and training tokens of shakespeare_char_cpu.py.
 
-At most 0.80 M parameters and 1.54 M training tokens (2,000 steps of 768), as nanoGPT's CPU recipe. What differs: RMS norm,
+At most 0.80 M parameters and 1.54 M training tokens (2,000 steps of 768), as in nanoGPT's CPU recipe. Differences: RMS norm,
 rotary positions, QK norm, squared ReLU, Muon (Jordan et al. 2024) and a schedule that decays linearly to zero.
 
     ssl-jax run --config=configs/gpt/shakespeare_char_cpu_best.py --workdir=runs/best \
         --config.data.train=text:tinyshakespeare.txt
 
 Loss over the whole test split (the last tenth, in windows of 64 that do not overlap): 1.582 +- 0.004 (seeds 0, 1, 2: 1.581,
-1.578, 1.586), where nanoGPT's recipe reaches 1.90; 796,160 parameters. Two cores of an AMD EPYC.
+1.578, 1.586); nanoGPT's recipe reaches 1.90. 796,160 parameters; two cores of an AMD EPYC.
 
 Without --config.data.train it reads the bundled Shakespeare, a larger text with other numbers (`expected` is for
 tinyshakespeare).

@@ -2,7 +2,7 @@ r"""I-JEPA on Fashion-MNIST, at the size of two CPU cores: Assran et al. 2023 (a
 
     ssl-jax run --config=configs/ijepa/fashion_mnist.py --workdir=runs/ijepa
 
-Not tuned, and never run to its end: there is no result to expect yet. By its 86 TFLOP training takes about 10 minutes at the
+Not tuned and never run to its end: there is no expected result yet. Its 86 TFLOP of training take about 10 minutes at the
 139 GFLOP/s of two cores of an AMD EPYC.
 """
 

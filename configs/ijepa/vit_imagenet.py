@@ -10,9 +10,9 @@ Published top-1 accuracy (tables 1 and 2), the teacher's mean representation:
     ViT-L/16   600      77.5           69.4
     ViT-H/14   300      79.3           73.3
 
-Not run here. Differences: blocks reach the last row and column of the grid, scale and aspect ratio are drawn apart, and
-contexts are cut at random and not in raster order (pretext/block_masking.py). The published linear probe was never released;
-the one here is DINOv2's grid of heads.
+Not run here. Differences: blocks reach the last row and column of the grid, scale and aspect ratio are drawn independently,
+and contexts are truncated at random instead of in raster order (pretext/block_masking.py). The code of the published linear
+probe was never released; the one here is DINOv2's grid of heads.
 """
 
 from ml_collections import ConfigDict

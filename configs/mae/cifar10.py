@@ -6,8 +6,8 @@ for 100 epochs, 74.13 % from scratch (the best epoch on the test split, one seed
 
     ssl-jax run --config=configs/mae/cifar10.py --config.data.train=npz:cifar10_train.npz --config.data.test=npz:cifar10_test.npz --workdir=runs/mae_cifar10
 
-Differences: linear layers start from MAE's Xavier initialisation instead of PyTorch's default; warm-up and cosine follow one
-another instead of the smaller of both.
+Differences: linear layers have MAE's Xavier initialisation instead of PyTorch's default; the cosine follows the warm-up,
+whereas the reference takes the minimum of both.
 """  # noqa: E501
 
 from ml_collections import ConfigDict

@@ -1,18 +1,18 @@
 r"""MAE on Fashion-MNIST: the README's main job.
 
 He et al. 2022 (arXiv:2111.06377), table 8, at the size of two CPU cores: raw pixels, 75 % of 16 patches hidden. Pixels
-normalised patch by patch do not work here: the flat background has no variance.
+normalised per patch do not work here, because the flat background has no variance.
 
     ssl-jax run --config=configs/mae/fashion_mnist.py --workdir=runs/mae
 
 Two cores of an Intel Xeon on a shared machine: 8 to 9 min (4 min 43 s of it training), 3.1 GB. Seed 0: linear probe 0.867
 (raw pixels 0.847, random encoder 0.814), on the means of all three blocks 0.883 (0.846); 600 labels: 0.806 fine-tuned,
 0.743 from scratch. Two cores of an AMD EPYC without AVX-512, at 139 GFLOP/s together: 16 min 39 s, of it 10 to 11 training;
-0.873, 0.887, 0.804 and 0.742. So the probe depends on the order of sums as on the seed. `expected` are intervals about such
-values, of two standard deviations of the seeds and of 10,000 answers together.
+0.873, 0.887, 0.804 and 0.742: the order of sums affects the probe as much as the seed. `expected` holds intervals around such
+values, of two standard deviations over seeds and 10,000 answers together.
 
-Without a class token, which the reference has: after four epochs (seed 0, lr=1.5e-3) the probe is 0.861, with one 0.855 and
-an eighth more time a step.
+There is no class token, unlike in the reference: after four epochs (seed 0, lr=1.5e-3) the probe is 0.861 without and 0.855
+with one, which makes a step an eighth slower.
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,8 @@ He et al. 2022 (arXiv:2111.06377), table 8, with a ViT-S/16 for small collection
 
     ssl-jax run --config=configs/mae/folder.py --config.data.train=folder:DIR --workdir=runs/mine
 
-Without class folders the evaluators that need labels are left out. `--config.model.size=B` and a longer
-`--config.training.duration` for more images; `--config.data.image_size=64 --config.model.patch_size=8` for small ones.
+Without class folders, the evaluators that need labels are skipped. For more images, set `--config.model.size=B` and a longer
+`--config.training.duration`; for small ones, `--config.data.image_size=64 --config.model.patch_size=8`.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 r"""SimMIM on CIFAR-10: mask tokens in the encoder, a linear decoder, the absolute error of raw pixels on hidden patches.
 
-Xie et al. 2022 (arXiv:2111.09886), sections 3 and 4.1: squares of pixels hidden (there 32 of a 192-pixel image, at a ratio of
+Xie et al. 2022 (arXiv:2111.09886), sections 3 and 4.1: squares of pixels are hidden (32 x 32 of a 192-pixel image there, at a ratio of
 0.6), AdamW with a weight decay of 0.05. The model is that of configs/mae/cifar10.py; hidden squares have 4 pixels.
 
     ssl-jax run --config=configs/mae/simmim_cifar10.py --config.data.train=npz:cifar10_train.npz --config.data.test=npz:cifar10_test.npz --workdir=runs/simmim_cifar10

@@ -16,12 +16,12 @@ recipe=paper: fine-tuning with base lr 1e-3, layer decay 0.75, drop path 0.1 (H 
 recipe=repository: ViT-B base lr 5e-4, layer decay 0.65; drop path 0.1, 0.2, 0.3; min_lr 1e-6; random erasing; mean pooling.
 
 A run pre-trains, probes linearly (table 10, on augmented images), fine-tunes (table 9) and trains the same model from scratch
-(table 11; published 82.3, 82.6, 83.1). Each of the last two by itself, on a checkpoint or from random parameters:
+(table 11; published 82.3, 82.6, 83.1). To run only one of the last two, from a checkpoint or from random parameters:
 
     ssl-jax finetune --config=configs/mae/vit_imagenet.py:stage=finetune,variant=B --init=runs/mae_b --workdir=runs/mae_b_ft
     ssl-jax run --config=configs/mae/vit_imagenet.py:stage=scratch,variant=B --workdir=runs/scratch_b
 
-Random-resized crops are torchvision's; the original linear probe draws them without the repeated attempts.
+Random-resized crops are torchvision's; the original linear probe draws them without repeated attempts.
 """
 
 from ml_collections import ConfigDict

@@ -1,14 +1,14 @@
 r"""SigLIP ViT-B/16 at 224 pixels.
 
 Zhai et al. 2023 (arXiv:2303.15343): pairwise sigmoid loss, scale 10 and bias -10 to begin with, batch 32,768 ("32k is
-enough"), a vocabulary of 32,000, context 64, a text tower of 12 layers read at its last place, an attention-pooling head
-for images. Rate 1e-3, weight decay 0.01 and 3 % of warmup are those of big_vision's public example; the paper trains on
-WebLI, which is not public, so that its figures cannot be repeated. The data and the length are the user's.
+enough"), a vocabulary of 32,000, context 64, a text tower of 12 layers pooled at its last position, an attention-pooling head
+for images. Learning rate 1e-3, weight decay 0.01 and 3 % warm-up are those of big_vision's public example; the paper trains on
+WebLI, which is not public, so that its figures cannot be reproduced. The data and the length are the user's choice.
 
     ssl-jax run --config=configs/siglip/b16.py --workdir=runs/siglip_b16 \
         --config.data.train='tar:/data/datacomp/*.tar' --config.data.tokenizer.path=tokenizer.json
 
-Not run here. Each device holds its share of the batch x batch logits: task.logit_chunks bounds it.
+Not run here. Each device holds its share of the batch x batch logits, which task.logit_chunks bounds.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,11 @@
-r"""SigLIP on emoji: the pairwise sigmoid loss on the data, the towers' sizes and the schedule of configs/clip/emoji_cpu.py.
+r"""SigLIP on emoji: the pairwise sigmoid loss with the data, tower sizes and schedule of configs/clip/emoji_cpu.py.
 
-Zhai et al. 2023 (arXiv:2303.15343): each of the 128 x 128 pairs is a binary question; scale 10, bias -10 to begin with; an
+Zhai et al. 2023 (arXiv:2303.15343): each of the 128 x 128 pairs is a binary classification; initial scale 10 and bias -10; an
 attention-pooling head, tanh-GELU.
 
     ssl-jax run --config=configs/siglip/emoji_cpu.py --workdir=runs/siglip_emoji
 
-Two CPU cores, as long as configs/clip/emoji_cpu.py. Not measured: no interval is expected.
+Two CPU cores, about as long as configs/clip/emoji_cpu.py. Not measured: no interval is expected.
 """
 
 import importlib.util
@@ -25,5 +25,5 @@ def get_config() -> ConfigDict:
     config.model.image.update(pooling="attention", activation="gelu_tanh")
     config.model.text.update(activation="gelu_tanh")
     config.optimizer.update(b2=0.95, eps=1e-8, weight_decay=0.1)
-    config.expected = ConfigDict()  # those are CLIP's
+    config.expected = ConfigDict()  # the inherited ones are CLIP's
     return config

@@ -1,6 +1,6 @@
 r"""SimCLR on CIFAR-10: ViT-Ti with patches of 4 x 4 pixels.
 
-Chen et al. 2020 (arXiv:2002.05709), appendix B.9, and scripts/pretrain/cifar/simclr.yaml of solo-learn, with AdamW in place
+Chen et al. 2020 (arXiv:2002.05709), appendix B.9, and scripts/pretrain/cifar/simclr.yaml of solo-learn, with AdamW instead
 of LARS.
 
     ssl-jax run --config=configs/simclr/cifar10.py --workdir=runs/simclr_cifar10

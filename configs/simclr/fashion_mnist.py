@@ -2,7 +2,7 @@ r"""SimCLR on Fashion-MNIST, at the size of two CPU cores: Chen et al. 2020 (arX
 
     ssl-jax run --config=configs/simclr/fashion_mnist.py --workdir=runs/simclr
 
-Not tuned, and never run to its end: there is no result to expect yet. By its 41 TFLOP training takes about 5 minutes at the
+Not tuned and never run to its end: there is no expected result yet. Its 41 TFLOP of training take about 5 minutes at the
 139 GFLOP/s of two cores of an AMD EPYC.
 """
 

@@ -1,6 +1,6 @@
 r"""VICReg on CIFAR-10: ViT-Ti with patches of 4 x 4 pixels.
 
-Bardes et al. 2022 (arXiv:2105.04906), and scripts/pretrain/cifar/vicreg.yaml of solo-learn, with AdamW in place of LARS.
+Bardes et al. 2022 (arXiv:2105.04906), and scripts/pretrain/cifar/vicreg.yaml of solo-learn, with AdamW instead of LARS.
 `--config.task.loss=barlow_twins --config.task.last_norm=True` is Barlow Twins.
 
     ssl-jax run --config=configs/vicreg/cifar10.py --workdir=runs/vicreg_cifar10

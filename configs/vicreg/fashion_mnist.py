@@ -2,7 +2,7 @@ r"""VICReg on Fashion-MNIST, at the size of two CPU cores: Bardes et al. 2022 (a
 
     ssl-jax run --config=configs/vicreg/fashion_mnist.py --workdir=runs/vicreg
 
-Not tuned, and never run to its end: there is no result to expect yet. By its 44 TFLOP training takes about 5 minutes at the
+Not tuned and never run to its end: there is no expected result yet. Its 44 TFLOP of training take about 5 minutes at the
 139 GFLOP/s of two cores of an AMD EPYC.
 """
 

@@ -2,10 +2,10 @@ r"""How many tokens to hide (Wettig et al. 2023), on the bundled Shakespeare.
 
     ssl-jax sweep --experiment=experiments/bert/masking_rate.py --workdir=runs/masking_rate
 
-The paper (arXiv:2202.08005): 15 % is not the best rate for all; 40 % outperforms it for encoders of BERT-large's size after
-fine-tuning on GLUE and SQuAD, and larger models prefer higher rates. Losses at different rates cannot be compared, so all
-models are judged at the same two here, 15 % and 40 %. The model is configs/bert/shakespeare_cpu.py at half its length.
-Here (results/masking_rate.md): 30 % and 40 % beat 15 % at both rates; 50 % was not run to its end.
+The paper (arXiv:2202.08005): 15 % is not always the best rate; 40 % outperforms it for encoders of BERT-large's size after
+fine-tuning on GLUE and SQuAD, and larger models prefer higher rates. Since losses at different rates cannot be compared, all
+models are evaluated at the same two rates, 15 % and 40 %. The model is configs/bert/shakespeare_cpu.py at half its length.
+Result (results/masking_rate.md): training at 30 % and 40 % beats 15 % at both rates; 50 % was not run to its end.
 """
 
 from ssl_jax.experiments import product

@@ -4,15 +4,16 @@ r"""Build the data set `bundled:emoji`: pictures from Noto Color Emoji, names an
 
 Debian's fonts-noto-color-emoji 2.042 and npm's emojibase-data 17.0.0 (en/data.json, meta/groups.json) were used; it needs
 fontTools. Writes ssl_jax/data/bundled/emoji/{images.webp, emoji.json}: one sheet of 64 x 64 pictures over white, row by row,
-and what each picture is.
+and their names, keywords and groups.
 
-What is in. Every emoji that the font has a picture for, with the skin tones of a single person or hand (not the 25 mixed
-tones of a couple), but neither flags, letters nor the bare components (a skin tone, a hair style). A country's flag says
-nothing about its name to who has not seen it, and any flag's group is plain from its shape: flags would depress retrieval
+Content: every emoji with a picture in the font, with the skin tones of a single person or hand (not the 25 mixed
+tones of a couple), but no flags, letters or bare components (a skin tone, a hair style). The name of a flag's country cannot be
+inferred from its picture, and the group of a flag is obvious from its shape: flags would depress retrieval
 and inflate zero-shot classification without measuring either.
 
-The split is by family: an emoji, its skin tones and its sisters of another gender, hair or direction ("man running",
-"woman running facing right") lie on one side, and so do emoji with the same picture. About 15 % of each CLDR group is test.
+The split is by family: an emoji, its skin tones and its variants of another gender, hair or direction ("man running",
+"woman running facing right") are in the same split, and so are emoji with the same picture. About 15 % of each CLDR group is
+test.
 """
 
 import argparse
@@ -62,7 +63,7 @@ class Font:
         }
 
     def picture(self, hexcode: str) -> np.ndarray | None:
-        """u8[SIDE, SIDE, 3] over white, or None when the font has no single glyph for the sequence."""
+        """Return u8[SIDE, SIDE, 3] over white, or None if the font has no single glyph for the sequence."""
         whole = [int(code, 16) for code in hexcode.split("-")]
         for codes in (whole, [code for code in whole if code != 0xFE0F]):
             if any(code not in self.cmap for code in codes):
@@ -79,7 +80,7 @@ class Font:
 
 
 def families(records: list[dict]) -> list[int]:
-    """A number for each record; twins by code points, by name or by picture share it."""
+    """Return a family number for each record, equal for variants by code points, by name or by picture."""
     parent = list(range(len(records)))
 
     def root(i):
@@ -157,7 +158,7 @@ def main():
     sheet = np.full((rows * COLUMNS, SIDE, SIDE, 3), 255, np.uint8)
     sheet[: len(pictures)] = pictures
     sheet = sheet.reshape(rows, COLUMNS, SIDE, SIDE, 3).swapaxes(1, 2).reshape(rows * SIDE, COLUMNS * SIDE, 3)
-    sheet = np.clip(np.round(sheet / 8) * 8, 0, 255).astype(np.uint8)  # five bits a channel: half the size, no visible change
+    sheet = np.clip(np.round(sheet / 8) * 8, 0, 255).astype(np.uint8)  # five bits per channel: half the size, no visible change
     OUT.mkdir(exist_ok=True)
     Image.fromarray(sheet).save(OUT / "images.webp", lossless=True, quality=100, method=6)
     lines = ",\n".join(json.dumps(record, ensure_ascii=False, sort_keys=True) for record in records)

@@ -1,9 +1,9 @@
-"""What a grid of 39 linear heads costs beside one head, and that it finds what 39 single runs find.
+"""Compare the cost of a grid of 39 linear heads with that of one head, and its result with that of 39 single runs.
 
     python experiments/evaluation/heads.py
 
-On Fashion-MNIST, with the encoder of configs/mae/fashion_mnist.py as it is initialised (its speed does not depend on what it
-has learnt): 13 learning rates x 3 weight decays, the 54,000 examples that are not held out, 10 epochs of batch 128.
+On Fashion-MNIST, with the untrained encoder of configs/mae/fashion_mnist.py (training does not affect its speed):
+13 learning rates x 3 weight decays, the 54,000 examples that are not held out, 10 epochs of batch 128.
 """
 
 import pathlib
@@ -27,7 +27,7 @@ def grid(**options) -> LinearProbe:
 
 
 def seconds(run, repeats: int = 1) -> float:
-    """The shortest of `repeats` runs, in seconds of wall clock."""
+    """Return the wall-clock seconds of the shortest of `repeats` runs."""
     times = []
     for _ in range(repeats):
         started = time.perf_counter()

@@ -3,7 +3,7 @@ r"""Learning rate x width of a GPT in standard parametrisation (Yang et al. 2022
     ssl-jax sweep --experiment=experiments/gpt/lr_width.py --workdir=runs/lr_width
 
 The paper (arXiv:2203.03466): in standard parametrisation the best learning rate falls as the width grows, so that a rate tuned
-on a small model is too high for a large one. A figure with a line for each width shows where each is best; the model is
+on a small model is too high for a large one. The figure has a line for each width, which shows its best rate; the model is
 configs/gpt/shakespeare_char_cpu.py at a fifth of its length.
 """
 

@@ -1,12 +1,12 @@
-r"""Does an image tower that starts from a masked autoencoder beat one that starts at random? CLIP on emoji, over seeds.
+r"""Does initialising the image tower from a masked autoencoder beat random initialisation? CLIP on emoji, over seeds.
 
-For each seed a masked autoencoder is trained on the training pictures (configs/clip/emoji_mae.py); then two runs of
-configs/clip/emoji_cpu.py, equal in their batches, captions and text tower, start their image tower from it and at random.
+For each seed a masked autoencoder is trained on the training pictures (configs/clip/emoji_mae.py). Then two runs of
+configs/clip/emoji_cpu.py with the same batches, captions and text tower start their image tower from it or at random.
 
     python experiments/image_text/from_mae.py --workdir=runs/from_mae --to=experiments/image_text/from_mae.json
 
-A stopped experiment goes on where it was. The table is printed and stands in the JSON file, with every run's values. Three
-seeds are measured: experiments/image_text/README.md.
+A stopped experiment resumes. The table is printed and written to the JSON file with every run's values. Results for three
+seeds: experiments/image_text/README.md.
 """
 
 import argparse
@@ -34,7 +34,7 @@ BESIDE = {"zero_shot/accuracy": "zero_shot/majority/accuracy"}
 
 
 def load(name: str, seed: int, duration: str | None):
-    """A config of configs/clip with its seed and length; no probes, no TensorBoard."""
+    """Return a config of configs/clip with the seed and length, without probes and TensorBoard."""
     config = configs.load(str(ROOT / f"configs/clip/{name}.py"))
     with config.unlocked():
         config.seed, config.training.tensorboard, config.expected = seed, False, {}
@@ -44,14 +44,14 @@ def load(name: str, seed: int, duration: str | None):
 
 
 def autoencoder(options, seed: int) -> str:
-    """The work directory of the seed's masked autoencoder, trained unless it is there."""
+    """Return the work directory of the seed's masked autoencoder; train it if it does not exist."""
     workdir = f"{options.workdir}/autoencoder_{seed}"
     runs.pretrain(load("emoji_mae", seed, options.mae_duration), workdir)
     return workdir
 
 
 def run(options, arm: str, seed: int) -> dict[str, float]:
-    """The results of one contrastive run."""
+    """Return the results of one contrastive run."""
     config = load("emoji_cpu", seed, options.duration)
     if arm == "mae":
         with config.unlocked():
@@ -63,12 +63,12 @@ def run(options, arm: str, seed: int) -> dict[str, float]:
 
 
 def statistics(values: list[float]) -> dict[str, float | list[float]]:
-    """Mean and standard deviation (n - 1)."""
+    """Return mean and standard deviation (n - 1)."""
     return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0, "values": values}
 
 
 def table(found: dict[str, dict]) -> str:
-    """Markdown: each metric by arm, the paired difference, and what chance or the majority class gives."""
+    """Return a Markdown table: each metric by arm, the paired difference, and the value of chance or the majority class."""
     lines = ["| | random | masked autoencoder | difference | chance |", "|---|---:|---:|---:|---:|"]
     cell = lambda s, sign="": f"{s['mean']:{sign}.3g} ± {s['sd']:.2g}"
     for name in METRICS:

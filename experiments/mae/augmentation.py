@@ -1,9 +1,9 @@
-r"""Which augmentation (He et al. 2022, table 1e), on Fashion-MNIST.
+r"""Augmentation for MAE (He et al. 2022, table 1e), on Fashion-MNIST.
 
     ssl-jax sweep --experiment=experiments/mae/augmentation.py --workdir=runs/augmentation
 
-The paper: cropping is enough, none at all works too, and colour jitter harms; crops are flipped there. The images are grey,
-so that jitter changes brightness and contrast here.
+The paper: cropping (with flips) suffices, no augmentation works too, and colour jitter harms. Since these images are grey,
+jitter changes only brightness and contrast.
 """
 
 from ssl_jax.experiments import Arm

@@ -1,8 +1,8 @@
-r"""The config that the experiments of this folder vary: MAE on Fashion-MNIST, small enough for many runs on two CPU cores.
+r"""The base config of the experiments in this folder: MAE on Fashion-MNIST, small enough for many runs on two CPU cores.
 
 He et al. 2022 (arXiv:2111.06377), table 8, at the size of configs/mae/fashion_mnist.py with two thirds of its width. Every run
-is judged as in the paper: a linear probe, and fine-tuning; the latter with 600 labels, since all 60,000 would leave no room
-for differences. All runs fine-tune on the same 600 images.
+is evaluated as in the paper by a linear probe and fine-tuning; the latter uses 600 labels, since differences would vanish with
+all 60,000. All runs fine-tune on the same 600 images.
 
     ssl-jax run --config=experiments/mae/base.py --workdir=runs/base
 """

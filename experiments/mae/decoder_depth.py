@@ -1,9 +1,9 @@
-r"""How deep the decoder must be (He et al. 2022, table 1a), on Fashion-MNIST.
+r"""The depth of MAE's decoder (He et al. 2022, table 1a), on Fashion-MNIST.
 
     ssl-jax sweep --experiment=experiments/mae/decoder_depth.py --workdir=runs/decoder_depth
 
-The paper: linear probing gains 8 points from 1 block to 8, since the last layers of an autoencoder specialise in
-reconstruction and a deep decoder takes that over; fine-tuning does not care.
+The paper: linear probing gains 8 points from 1 block to 8, because the last layers of an autoencoder specialise in
+reconstruction, and a deep decoder relieves the encoder of that; fine-tuning is not affected.
 """
 
 from ssl_jax.experiments import product

@@ -1,10 +1,10 @@
-r"""How much to hide (He et al. 2022, figure 5), on Fashion-MNIST.
+r"""The mask ratio of MAE (He et al. 2022, figure 5), on Fashion-MNIST.
 
     ssl-jax sweep --experiment=experiments/mae/mask_ratio.py --workdir=runs/mask_ratio
 
 The paper, ViT-L on ImageNet-1K after 800 epochs: linear probing is best at 75 % and falls steeply on both sides; fine-tuning
 hardly changes between 40 and 80 %. An image of 28 x 28 has 16 patches of 7 x 7 here, of which 4, 8, 10, 12, 14 or 15 are
-hidden. Here (results/mask_ratio.md): linear probing falls above 75 % as there, but from 25 to 75 % nothing differs.
+hidden. Result (results/mask_ratio.md): linear probing falls above 75 % as in the paper, but does not differ from 25 to 75 %.
 """
 
 from ssl_jax.experiments import product

@@ -1,8 +1,8 @@
-r"""Which patches to hide (He et al. 2022, table 1f), on Fashion-MNIST.
+r"""Mask sampling for MAE (He et al. 2022, table 1f), on Fashion-MNIST.
 
     ssl-jax sweep --experiment=experiments/mae/mask_sampling.py --workdir=runs/mask_sampling
 
-The paper: hiding at random is best; blocks are harder to fill in, and a regular grid is too easy.
+The paper: random masking is best; blocks are harder to reconstruct, and a regular grid is too easy.
 """
 
 from ssl_jax.experiments import zipped

@@ -3,7 +3,7 @@ r"""Mask tokens in the encoder or only in the decoder (He et al. 2022, table 1c)
     ssl-jax sweep --experiment=experiments/mae/mask_token.py --workdir=runs/mask_token
 
 The paper: an encoder that sees mask tokens loses 14 points of linear probing, since it never sees a whole image in training,
-and takes 3.3 times the FLOPs. The page's table of costs has the measured time of a step.
+and needs 3.3 times the FLOPs. The report's table of costs has the measured time of a step.
 """
 
 from ssl_jax.experiments import Arm

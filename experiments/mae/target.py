@@ -1,9 +1,9 @@
-r"""What to reconstruct (He et al. 2022, table 1d), on Fashion-MNIST.
+r"""MAE's reconstruction target (He et al. 2022, table 1d), on Fashion-MNIST.
 
     ssl-jax sweep --experiment=experiments/mae/target.py --workdir=runs/target
 
-The paper: pixels normalised patch by patch are best, 96 principal components of the patches worst; a patch has 768 values
-there and 49 here, of which 6 components are the same share. Tokens of a dVAE are left out: that is another model.
+The paper: pixels normalised per patch are best, 96 principal components of the patches worst. A patch has 768 values in the
+paper and 49 here, so that 6 components are the same share. Tokens of a dVAE are omitted, because they need another model.
 """
 
 from ssl_jax.experiments import Arm

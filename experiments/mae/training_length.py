@@ -1,9 +1,9 @@
-r"""How long to train (He et al. 2022, figure 7), on Fashion-MNIST.
+r"""MAE's training length (He et al. 2022, figure 7), on Fashion-MNIST.
 
     ssl-jax sweep --experiment=experiments/mae/training_length.py --workdir=runs/training_length
 
-The paper, 100 to 1,600 epochs: accuracy rises with every doubling, and linear probing had not saturated at the end. Each length
-is a run of its own with a whole schedule, as there.
+The paper, 100 to 1,600 epochs: accuracy rises with every doubling, and linear probing has not saturated at the end. As in the
+paper, each length is a separate run with a complete schedule.
 """
 
 from ssl_jax.experiments import product

@@ -1,10 +1,9 @@
-r"""The config that the comparison of pretext tasks varies: a small ViT on Fashion-MNIST, and the evaluators of every arm.
+r"""The base config of the comparison of pretext tasks: a small ViT on Fashion-MNIST, and the evaluators of every arm.
 
     ssl-jax run --config=experiments/pretext/base.py --workdir=runs/base
 
-Linear probe, kNN and few-shot classification read the means of all three blocks beside each other; a second kNN reads all
-tokens of the last block in their places, as kNN on raw pixels reads all pixels. Fine-tuning on 600 labels trains the whole
-encoder.
+Linear probe, kNN and few-shot classification use the concatenated means of all three blocks; a second kNN uses the concatenated
+tokens of the last block, just as kNN on raw pixels uses all pixels. Fine-tuning on 600 labels trains the whole encoder.
 """
 
 from ml_collections import ConfigDict

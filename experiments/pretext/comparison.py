@@ -1,27 +1,27 @@
-r"""Which pretext task: masked images, I-JEPA, data2vec, DINO, SimCLR and VICReg with one ViT and one budget, on Fashion-MNIST.
+r"""Comparison of masked images, I-JEPA, data2vec, DINO, SimCLR and VICReg with one ViT and one budget, on Fashion-MNIST.
 
     ssl-jax sweep --experiment=experiments/pretext/comparison.py --workdir=runs/comparison
 
-Every task trains the same encoder for the same number of model FLOPs, forward and backward, a teacher's passes included:
-BUDGET divided by the FLOPs of a step. That does not depend on what else a machine does, as a time would; the times differ by
-what is no matrix product, such as crops, and the page's table of costs has them. Supervised training has the same budget and
-all labels, the random encoder none of either; `results.json` of the latter has the raw pixels' scores. Evaluators read the
-teacher where a task has one.
+Every task trains the same encoder for the same number of model FLOPs, forward and backward, including a teacher's passes:
+BUDGET divided by the FLOPs of a step gives the steps. Unlike time, FLOPs do not depend on the machine's other work; the times
+differ by operations other than matmuls, such as crops, and are in the report's table of costs. Supervised training has the same
+budget and all labels, the random encoder neither; `results.json` of the latter has the raw pixels' scores. Evaluators use the
+teacher if a task has one.
 
-Each task has the learning rate that learning_rate.py beside this file found best on training images held out. Schedules, the
-loss's settings and the crops are one guess each, not tuned, except SimCLR's temperature (0.1 of 0.1, 0.2 and 0.5, on the same
-images). So this compares six methods as they come, at the length of half a minute on two cores, and none at its best.
+Each task has the learning rate that learning_rate.py in this folder found best on held-out training images. Schedules, loss
+settings and crops are single guesses, not tuned, except SimCLR's temperature (0.1 of 0.1, 0.2 and 0.5, on the same
+images). So this compares six untuned methods at a length of half a minute on two cores, none of them at its best.
 """
 
 from ssl_jax.experiments import Arm
 
 BUDGET = 8e12  # FLOPs of a run
-RATES = {"data2vec": 0.005}  # of the matrices (Muon), elsewhere 0.02; the other parameters' is a tenth
+RATES = {"data2vec": 0.005}  # Muon's, for matrices; 0.02 for other tasks; other parameters: a tenth
 CROPS = dict(crop=dict(scale=(0.3, 1.0)), jitter=dict(brightness=0.4, contrast=0.4, prob=0.8))
 SMALL = dict(crop=dict(scale=(0.1, 0.4)), jitter=dict(brightness=0.4, contrast=0.4, prob=0.8))
 PAIR = {"data.views": dict(pair=dict(count=2, augment=CROPS))}
 CROPS_OF_DINO = dict(globals=dict(count=2, augment=CROPS), locals=dict(count=4, image_size=14, augment=SMALL))
-TASKS = {  # by name: the FLOPs of a step in 10^9, and what the arm sets
+TASKS = {  # name -> (FLOPs of a step in 10^9, settings of the arm)
     "masked image": (1.727, {}),
     "I-JEPA": (
         5.805,
@@ -67,7 +67,7 @@ def get_experiment() -> dict:
             "linear_probe/accuracy": "linear probe",
             "knn/accuracy": "kNN",
             "knn:tokens/accuracy": "kNN, all tokens",
-            "few_shot/10-shot/accuracy": "10 labels a class",
+            "few_shot/10-shot/accuracy": "10 labels per class",
             "label_efficiency/1%/finetune/mean": "fine-tuned, 600 labels",
         },
     )

@@ -1,4 +1,4 @@
-r"""The learning rate of each pretext task of comparison.py, chosen on training images that are held out.
+r"""The learning rate of each pretext task of comparison.py, chosen on held-out training images.
 
     ssl-jax sweep --experiment=experiments/pretext/learning_rate.py --workdir=runs/learning_rate
 

@@ -1,4 +1,4 @@
-"""What the experiments on text share: fine-tuning runs through the package's own tasks and loop, and their statistics."""
+"""Shared by the experiments on text: fine-tuning runs with the package's own tasks and loop, and their statistics."""
 
 import copy
 import json
@@ -19,10 +19,10 @@ SHOWN = ("accuracy", "f1", "exact_match", "bleu", "seconds", "steps")
 
 
 def finetuned(config: dict[str, Any], seeds: Sequence[int], init: str | None, memory: str, key: str) -> list[dict[str, float]]:
-    """The evaluators' results of one run a seed of a supervised task, from `init` (a work directory, hf:DIR) or from scratch.
+    """Return the evaluators' results of a supervised task, one run per seed, from `init` (a work directory, hf:DIR) or scratch.
 
-    The seed draws the head, the dropout and the order of the data. What was measured is kept in the JSON file `memory` under
-    `key`, so that a stopped experiment goes on with the next run.
+    The seed determines the head, the dropout and the order of the data. Results are saved in the JSON file `memory` under
+    `key`, so that a stopped experiment resumes with the next run.
     """
     file, found = pathlib.Path(memory), []
     for seed in seeds:
@@ -41,7 +41,7 @@ def finetuned(config: dict[str, Any], seeds: Sequence[int], init: str | None, me
 
 
 def trained(config: ConfigDict) -> dict[str, float]:
-    """Train as `ssl-jax run` does, without a work directory, and evaluate."""
+    """Train as `ssl-jax run`, but without a work directory, and evaluate."""
     from ssl_jax.training.loop import train
 
     parts = runs.prepare(config)
@@ -60,7 +60,7 @@ def trained(config: ConfigDict) -> dict[str, float]:
 
 
 def statistics(results: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
-    """Mean, standard deviation (n - 1) and the values of every metric over the runs."""
+    """Return mean, standard deviation (n - 1) and the values of every metric over the runs."""
     table = {}
     for name in results[0]:
         values = [r[name] for r in results if name in r]
@@ -70,7 +70,7 @@ def statistics(results: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]
 
 
 def machine() -> str:
-    """The processor's name where the system tells it, and how many cores this process may use."""
+    """Return the processor's name, if known, and the number of cores that this process may use."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -79,7 +79,7 @@ def machine() -> str:
 
 
 def save(path: str, name: str, found: dict[str, Any]) -> None:
-    """Puts `found` under `name` into the JSON file `path`, beside what other parts of the experiment wrote there."""
+    """Write `found` under `name` into the JSON file `path`, without changing other entries."""
     file = pathlib.Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     everything = json.loads(file.read_text()) if file.is_file() else {}

@@ -1,13 +1,13 @@
 r"""Does pre-training on a task's own unlabelled text help? TREC, and 1 % and 10 % of SST-2, against random initialisation.
 
-One small masked-token encoder is pre-trained on the sentences of the training splits of both (labels and test splits unseen),
-then fine-tuned; the same network is trained from scratch with the same steps. Each arm chooses its learning rate on a
-held-out tenth of TREC's training labels; then it runs over three seeds. Beside them: the majority class and a bag of tokens.
+One small masked-token encoder is pre-trained on the sentences of both training splits (without labels and test splits) and then
+fine-tuned; the same network is trained from scratch for the same steps. The learning rate of each arm is chosen on a
+held-out tenth of TREC's training labels; then it runs with three seeds. Baselines: the majority class and a bag of tokens.
 
     python experiments/text/in_domain.py --trec_train=TREC.train --trec_test=TREC.test \
         --sst2_train=sst2_train.tsv --sst2_test=sst2_dev.tsv --to=runs/in_domain
 
-About 20 minutes on a CPU core; `--part` runs one piece of it (pretrain, trec, sst2_1, sst2_10). Results: in_domain.json.
+About 20 minutes on a CPU core; `--part` runs one part (pretrain, trec, sst2_1, sst2_10). Results: in_domain.json.
 """
 
 import argparse
@@ -29,7 +29,8 @@ LEARNING_RATES = (3e-4, 1e-3)
 
 
 def pretraining(corpus: str, steps: int) -> ConfigDict:
-    """BERT's masking, no dropout (Geiping & Goldstein 2023), the optimizer of configs/gpt/shakespeare_char_cpu_best.py."""
+    """Return the config: BERT's masking, no dropout (Geiping & Goldstein 2023), configs/gpt/shakespeare_char_cpu_best.py's
+    optimizer."""
     return ConfigDict(dict(
         seed=0, task=dict(name="masked_token"), model=MODEL,
         data=dict(train=f"text:{corpus}", documents="line", block=64, batch_size=32, holdout=0.02, tokenizer=TOKENIZER),
@@ -50,7 +51,7 @@ def finetuning(data: dict, epochs: int, lr: float) -> dict:
 
 
 def tasks(options) -> dict[str, tuple[dict, int]]:
-    """name -> (the config's data, epochs)."""
+    """Return name -> (the config's data section, epochs)."""
     trec = dict(train=f"trec:{options.trec_train}", test=f"trec:{options.trec_test}", max_length=24)
     sst2 = dict(train=f"tsv:{options.sst2_train}", test=f"tsv:{options.sst2_test}", max_length=48,
                 columns=dict(text="sentence"), test_columns=dict(text=options.sst2_test_column))  # fmt: skip
@@ -62,7 +63,7 @@ def tasks(options) -> dict[str, tuple[dict, int]]:
 
 
 def write_corpus(options, path: pathlib.Path) -> None:
-    """All sentences of both training splits, one a line, without their labels."""
+    """Write all sentences of both training splits, one per line, without labels."""
     from ssl_jax.data.sources.text_columns import read_table
 
     lines = []
@@ -73,7 +74,7 @@ def write_corpus(options, path: pathlib.Path) -> None:
 
 
 def best_rate(data: dict, epochs: int, init: str | None, memory: str, key: str) -> float:
-    """The learning rate that does best on a tenth of the training labels, held out. TREC's: 67 of SST-2's would say little."""
+    """Return the best learning rate on a held-out tenth of the training labels (TREC's, since SST-2's would be only 67)."""
     scores = {}
     for lr in LEARNING_RATES:
         config = finetuning(copy.deepcopy(data) | dict(held_out=0.1), epochs, lr)
@@ -101,7 +102,7 @@ def main() -> None:
         write_corpus(options, corpus)
         runs.pretrain(pretraining(str(corpus), options.steps), encoder)
     memory = f"{folder}/runs.json"
-    # the same vocabulary in both arms: it is part of the network's input, not of what pre-training learnt
+    # the same vocabulary in both arms: it is part of the network's input, not a result of pre-training
     vocabulary = dict(tokenizer=dict(name="file", path=f"{encoder}/tokenizer/tokenizer.json"))
     chosen = tasks(options)
     for name, (data, epochs) in chosen.items():

@@ -1,13 +1,13 @@
-r"""What published sentence-embedding weights are worth here: MiniLM-L6-H384 (sentence-transformers/all-MiniLM-L6-v2).
+r"""The value of published sentence-embedding weights: MiniLM-L6-H384 (sentence-transformers/all-MiniLM-L6-v2).
 
 Linear probes of its mean-pooled sentence embeddings on SST-2 (a balanced twentieth of the labels, the dev set) and on TREC,
-beside the same network at random, a bag of tokens and the majority class. Then question answering in the SQuAD format,
+compared with the same network at random, a bag of tokens and the majority class. Then question answering in the SQuAD format,
 fine-tuned on the first articles of a file and tested on the last ones, from these weights and from random initialisation.
 
     python experiments/text/minilm.py --weights=DIR --trec_train=TREC.train --trec_test=TREC.test \
         --sst2_train=train.tsv --sst2_test=dev.tsv --squad=xquad_en.json --to=runs/minilm
 
-`--part` runs one piece (probe_trec, probe_sst2, squad); a stopped experiment goes on with its next run. Results: minilm.json.
+`--part` runs one part (probe_trec, probe_sst2, squad); a stopped experiment resumes with its next run. Results: minilm.json.
 """
 
 import argparse
@@ -26,7 +26,7 @@ MODEL = dict(
 
 
 def probed(data: dict, tokenizer: dict, init: str | None) -> dict[str, float]:
-    """The linear probe over "mean" embeddings, and what knows the words or the classes alone."""
+    """Return the results of the linear probe on "mean" embeddings and of its baselines: a bag of tokens and the majority."""
     from ssl_jax import runs
     from ssl_jax.downstream.evaluators.bag_of_tokens import bag_of_tokens
     from ssl_jax.downstream.evaluators.baselines import majority

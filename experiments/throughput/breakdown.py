@@ -3,8 +3,8 @@
     python experiments/throughput/breakdown.py --config=configs/mae/fashion_mnist.py
     python experiments/throughput/breakdown.py --shape='image-text'
 
-An operation's time is its own, without what it calls; milliseconds a step on one device (on a CPU: on one core). Only the
-compiled step is traced, not the loading of data. A CPU device waits for the others where gradients are summed.
+An operation's time excludes the operations that it calls; times are milliseconds per step on one device (on a CPU: one core).
+Only the compiled step is traced, not the loading of data. A CPU device waits for the others when gradients are summed.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from ssl_jax import bench  # noqa: E402
 from ssl_jax import config as configs  # noqa: E402
 from ssl_jax.reports.tables import markdown  # noqa: E402
 
-KINDS = {  # the first whose operations a fusion holds
+KINDS = {  # a fusion has the first kind with one of its operations
     "matrix products, with fused operations": ("dot", "convolution", "custom-call"),
     "sums of gradients over the devices, and waiting": ("all-reduce", "all-gather", "reduce-scatter"),
     "activations (erf, tanh, exp, log)": ("erf", "tanh", "exponential", "log", "logistic"),
@@ -36,15 +36,15 @@ KINDS = {  # the first whose operations a fusion holds
     "other loops over elements": ("add", "subtract", "multiply", "divide", "select", "maximum", "rsqrt", "sqrt", "xor"),
 }
 COPIES = "copies, transposes, casts"
-PARTS = {  # of the name that JAX gives an operation, the first that it holds
-    "norms": "norm",  # first: a norm is named after the branch that it stands before
+PARTS = {  # the first one in an operation's name in JAX
+    "norms": "norm",  # first: a norm is named after the branch that follows it
     "attention": "attention",
     "MLP": "mlp",
 }
 
 
 def instructions(program: str) -> dict[str, tuple[str, str]]:
-    """{instruction: (kind, name that JAX gave it)} of a compiled program's text."""
+    """Return {instruction: (kind, its name in JAX)} of a compiled program's text."""
     computations, found, current = collections.defaultdict(set), {}, ""
     for line in program.splitlines():
         if head := re.match(r"(?:ENTRY )?%?([\w.-]+) (?:\([^=]*\) -> .*)?\{", line):
@@ -63,7 +63,7 @@ def kind(opcodes: set[str]) -> str:
 
 
 def own_times(events: list[tuple[float, float, str]]) -> Iterator[tuple[str, float]]:
-    """(name, seconds without those of the events inside it) of one thread's events (start, end, name)."""
+    """Yield (name, seconds excluding nested events) of one thread's events (start, end, name)."""
     open_events: list[list[Any]] = []
     for start, end, name in sorted(events, key=lambda e: (e[0], -e[1])):
         while open_events and open_events[-1][1] <= start:
@@ -76,14 +76,14 @@ def own_times(events: list[tuple[float, float, str]]) -> Iterator[tuple[str, flo
 
 
 def trace(parts: Any, steps: int) -> tuple[dict[str, float], dict[str, tuple[str, str]], float, str]:
-    """({instruction: ms a step on one device}, what each is, ms a step by the clock, what is to be said of memory)."""
+    """Return ({instruction: ms per step on one device}, its kind and name, wall ms per step, a line on memory)."""
     ours = bench.Ours(parts)
     known = instructions(ours.program.as_text())
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     count = len(ours.run(steps))
     faults = (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults) / count
     held = ours.program.memory_analysis().temp_size_in_bytes / 1e6
-    memory = f"working memory of a call of {ours.count} steps: {held:,.0f} MB; {faults:,.0f} page faults a step"
+    memory = f"working memory of a call of {ours.count} steps: {held:,.0f} MB; {faults:,.0f} page faults per step"
     with tempfile.TemporaryDirectory() as folder:
         options = jax.profiler.ProfileOptions()
         options.host_tracer_level = 3  # every operation of a CPU
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--shape", help="or a shape of cpu.py, by a part of its name")
     parser.add_argument("--dtype", default="float32", help="of the shape")
     parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--top", type=int, default=0, help="list so many of the dearest operations")
+    parser.add_argument("--top", type=int, default=0, help="list this many of the most expensive operations")
     arguments, changes = parser.parse_known_args()
     if (arguments.config is None) == (arguments.shape is None):
         parser.error("give --config or --shape")

@@ -1,4 +1,4 @@
-"""Training steps on the cores of this machine beside `transformers` in PyTorch; nothing else should run.
+"""Compare training steps on this machine's cores with `transformers` in PyTorch; nothing else should run.
 
     python experiments/throughput/cpu.py
 

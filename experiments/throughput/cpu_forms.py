@@ -1,10 +1,10 @@
-"""What each form of ssl_jax/cpu.py saves: the training step with it and without it, in turn, in one process.
+"""The time that each form of ssl_jax/cpu.py saves: the training step with and without it, alternating, in one process.
 
     python experiments/throughput/cpu_forms.py [--forms=...] [--configs=...] [--rounds=9] [--seconds=0.7] [--json=FILE]
 
-A ratio is the time without over the time with: above 1 the form pays. Each is the median of paired blocks, with the quartiles.
-What is timed is the CPU time of the process, all its threads together, which other work on the machine disturbs little;
---clock=wall for what changes how cores wait for each other ("one vector").
+A ratio is the time without the form over the time with it: above 1 the form pays. Each is the median of paired blocks, with the
+quartiles. By default the CPU time of all threads of the process is measured, which other work on the machine disturbs little;
+use --clock=wall for forms that change how cores wait for each other ("one vector").
 """
 
 import argparse
@@ -48,7 +48,7 @@ def narrow_dense(x, kernel):
 
 
 def _narrow_backward(residual, g):
-    """As cpu._dense_backward, but always the plain product for the kernel's gradient."""
+    """Like cpu._dense_backward, but always with the plain product for the kernel's gradient."""
     x, kernel = residual
     g = jax.lax.optimization_barrier(g)
     rows, columns = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
@@ -57,7 +57,7 @@ def _narrow_backward(residual, g):
 
 narrow_dense.defvjp(lambda x, kernel: (narrow_dense(x, kernel), (x, kernel)), _narrow_backward)
 
-# A form -> what stands in its place without it: (module, attribute, value).
+# Form -> its replacement: (module, attribute, value).
 FORMS: dict[str, list[tuple[object, str, Callable]]] = {
     "none": [],
     "dense gradient": [(cpu, "affine", plain_affine)],
@@ -74,7 +74,7 @@ CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time, "wall": time
 
 @contextlib.contextmanager
 def without(form: str) -> Iterator[None]:
-    """The forms' plain definitions in their place."""
+    """A context in which a form has its plain definition."""
     with contextlib.ExitStack() as stack:
         for module, name, value in FORMS[form]:
             stack.callback(functools.partial(setattr, module, name, getattr(module, name)))
@@ -88,7 +88,7 @@ def ours(name: str, steps_per_call: str) -> bench.Ours:
 
 
 def compare(having: bench.Ours, lacking: bench.Ours, rounds: int, seconds: float, clock: Callable[[], float]) -> dict:
-    """The step's times with and without a form, in blocks of about `seconds`, in turn."""
+    """Return the step's times with and without a form, in alternating blocks of about `seconds`."""
     before = clock()
     having.run(2 * having.count)
     steps = max(having.count, round(seconds * 2 * having.count / (clock() - before)))

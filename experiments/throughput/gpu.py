@@ -1,10 +1,10 @@
-"""One H100 in 12 minutes from nothing: right numbers, speed beside compiled PyTorch, replicas, two short trainings.
+"""Checks for one H100 in 12 minutes: correct losses, speed beside compiled PyTorch, replicas, two short trainings.
 
-    python experiments/throughput/gpu.py            # parts in the order of their value; what time is left for none is skipped
-    python experiments/throughput/gpu.py --tiny     # the same parts at a size that any CPU runs, to test the script
-    python experiments/throughput/gpu.py --store    # on a CPU: the losses that part `numbers` compares with
+    python experiments/throughput/gpu.py            # parts in order of importance; parts without time left are skipped
+    python experiments/throughput/gpu.py --tiny     # the same parts at a size for any CPU, to test the script
+    python experiments/throughput/gpu.py --store    # on a CPU: store the losses that the part `numbers` compares with
 
-Each part runs in a process of its own and writes experiments/throughput/gpu/PART.json as soon as it is done, with the device's
+Each part runs in a separate process and writes experiments/throughput/gpu/PART.json when it is done, with the device's
 name. Needs jax[cuda]; `gpt2` and `mae_l` torch with CUDA and transformers; `cifar10` tensorflow_datasets and its data set.
 """
 
@@ -24,17 +24,17 @@ import measure  # noqa: E402
 import shapes  # noqa: E402
 
 STORED = HERE / "losses_cpu.json"
-STEPS = 5  # of `numbers`
+STEPS = 5  # in `numbers`
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # relative, of a loss after at most STEPS steps
 REPLICAS = 8
 FAMILIES = ("GPT-2 124M, T=1024", "MAE ViT-L/16, 224", "BERT-base, T=128", "CLIP ViT-B/16")  # of `numbers`
 SPEED = ("GPT-2 124M, T=1024", "MAE ViT-L/16, 224")
-STARTUP = 60  # seconds of a training for everything but its steps: starting, compiling, evaluating
+STARTUP = 60  # seconds of a training besides its steps: starting, compiling, evaluating
 REHEARSAL = {"data.batch_size": "4", "model.depth": "1", "training.evaluate_every": "None", "optimizer.warmup": "10 %"}
 
 
 def losses(dtype: str) -> dict[str, list[float]]:
-    """Return the losses of the first steps of each family's small shape, matrix products of f32 in full precision."""
+    """Return the losses of the first steps of each family's small shape, with f32 matmuls in full precision."""
     import jax
     import numpy as np
 
@@ -72,7 +72,7 @@ def numbers(tiny: bool) -> dict[str, Any]:
 
 
 def speed(tiny: bool, name: str) -> dict[str, Any]:
-    """Time one shape beside compiled PyTorch, in turn (`measure.one`)."""
+    """Time one shape and compiled PyTorch alternately (`measure.one`)."""
     options = argparse.Namespace(attention=None, no_peer=False, steps=2 if tiny else None)
     return measure.one(shapes.gpu(tiny=tiny)[name], options)
 
@@ -112,9 +112,9 @@ def replicas(tiny: bool) -> dict[str, Any]:
 
 
 def trained(config: str, *overrides: str, images: tuple[int, ...] | None = None) -> Callable[[bool, float], dict[str, Any]]:
-    """Return a part that trains a config for the time that is left, and reads its results.
+    """Return a part that trains a config for the remaining time and returns its results.
 
-    images: shape of an image of a data set that does not ship with the package; the rehearsal trains on random ones.
+    images: shape of an image of a data set that is not bundled; the rehearsal trains on random images.
     """
 
     def part(tiny: bool, seconds: float) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def trained(config: str, *overrides: str, images: tuple[int, ...] | None = None)
             command = [sys.executable, "-m", "ssl_jax.cli", "run", f"--config={HERE.parents[1] / config}",
                        f"--workdir={folder / 'run'}", f"--config.training.duration={minutes:.2f} minutes", *overrides,
                        *small]  # fmt: skip
-            try:  # ends before this process is killed, which would leave it on the device
+            try:  # ends before this process is killed, or it would remain on the device
                 done = subprocess.run(command, capture_output=True, text=True, timeout=max(seconds - 10, 20))
             except subprocess.TimeoutExpired:
                 return {"error": f"took more than {seconds:.0f} s"}
@@ -155,7 +155,7 @@ def random_images(folder: pathlib.Path, shape: tuple[int, ...]) -> list[str]:
     return found
 
 
-# Name -> (the part, seconds that it may take, or its share of what is left after the parts before it).
+# Name -> (the part, its limit in seconds or as a share of the time left by the parts before it).
 PARTS: Mapping[str, tuple[Callable[..., dict[str, Any]], float]] = {
     "numbers": (lambda tiny, seconds: numbers(tiny), 120),
     "gpt2": (lambda tiny, seconds: speed(tiny, SPEED[0]), 180),
@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(name: str, seconds: float, arguments: argparse.Namespace) -> str:
-    """Run one part in a child process; record why it has no result where it has none."""
+    """Run one part in a child process; if it has no result, record why."""
     file = arguments.to / f"{name}.json"
     file.unlink(missing_ok=True)
     error = "no time left"

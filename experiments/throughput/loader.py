@@ -1,10 +1,10 @@
-"""JPEGs from a folder to batches at 224 pixels: our loader beside torch's DataLoader with the same PIL transforms.
+"""JPEGs from a folder to batches at 224 pixels: our loader and torch's DataLoader with the same PIL transforms.
 
     python experiments/throughput/loader.py [--step]
 
-Both decode, cut a random-resized crop (area 0.2 to 1, bicubic) and flip, with one worker process a core; torch's batches
-are normalised f32 tensors, ours u8 that the device normalises inside the step. Photograph-like JPEGs of 500 x 375 are made
-for it. `fast_decode` (ours) lets libjpeg decode at a reduced scale and gives other pixels: it is reported by itself.
+Both decode, take a random-resized crop (area 0.2 to 1, bicubic) and flip, with one worker process per core; torch's batches
+are normalised f32 tensors, ours are u8, which the device normalises inside the step. The script makes photograph-like JPEGs of
+500 x 375. `fast_decode` (ours) lets libjpeg decode at a reduced scale, with different pixels, and is reported separately.
 --step: also a ViT-S/16 masked image step fed by the loader, and the share of its time that it waits for data.
 Writes experiments/throughput/loader.json.
 """
@@ -38,7 +38,7 @@ SIZE, SCALE, RATIO = 224, (0.2, 1.0), (3 / 4, 4 / 3)
 
 
 def make_folder(folder: pathlib.Path, count: int, width: int = 500, height: int = 375) -> None:
-    """Random smooth colours with noise on them: about 60 kB each at quality 90."""
+    """Write JPEGs of smooth random colours with noise, about 60 kB each at quality 90."""
     generator = np.random.default_rng(0)
     for i in range(count):
         coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), np.uint8)).resize(
@@ -81,7 +81,7 @@ def theirs(folder: pathlib.Path, batch: int, workers: int) -> Iterator:
 
 
 def random_box(torch, width: int, height: int) -> tuple[int, int, int, int]:
-    """The crop of torchvision's RandomResizedCrop."""
+    """Return the crop of torchvision's RandomResizedCrop."""
     for _ in range(10):
         area = width * height * float(torch.empty(()).uniform_(*SCALE))
         aspect = math.exp(float(torch.empty(()).uniform_(*map(math.log, RATIO))))
@@ -94,7 +94,7 @@ def random_box(torch, width: int, height: int) -> tuple[int, int, int, int]:
 
 
 def rate(batches: Iterator, count: int, batch: int) -> float:
-    """Images per second over `count` batches."""
+    """Return images per second over `count` batches."""
     start = time.perf_counter()
     for _ in range(count):
         next(batches)
@@ -102,7 +102,7 @@ def rate(batches: Iterator, count: int, batch: int) -> float:
 
 
 def alternate(folder: pathlib.Path, batch: int, count: int, alternations: int) -> dict:
-    """Median images per second of each, readers started anew for every block, their first batches left out."""
+    """Return the median images per second of each; readers are restarted for every block, and their first batches ignored."""
     workers = devices.cores()
     readers = {
         "ours": lambda: ours(folder, batch, workers, False),
@@ -136,7 +136,7 @@ def with_step(folder: pathlib.Path, batch: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=1024, help="JPEGs")
-    parser.add_argument("--batches", type=int, default=16, help="batches of 32 a block")
+    parser.add_argument("--batches", type=int, default=16, help="batches of 32 per block")
     parser.add_argument("--alternations", type=int, default=5)
     parser.add_argument("--step", action="store_true", help="also feed a training step")
     parser.add_argument("--json", type=pathlib.Path, default=pathlib.Path(__file__).with_name("loader.json"))

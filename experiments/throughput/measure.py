@@ -1,6 +1,6 @@
-"""Measures shapes one after another, each in a process of its own, into one JSON and one table.
+"""Measure shapes one after another, each in a separate process, and write one JSON file and one table.
 
-Shared by cpu.py and gpu.py. What fails is recorded with its reason, and the rest goes on.
+Shared by cpu.py and gpu.py. A failure is recorded with its reason, and the other shapes continue.
 """
 
 import argparse
@@ -18,9 +18,9 @@ HERE = pathlib.Path(__file__).parent
 def main(script: str, shapes: Callable[..., Mapping[str, Any]], out: pathlib.Path, argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=f"times the shapes of {pathlib.Path(script).name} beside PyTorch")
     parser.add_argument("--json", type=pathlib.Path, default=out)
-    parser.add_argument("--steps", type=int, help="steps a block; default: two seconds' worth")
+    parser.add_argument("--steps", type=int, help="steps per block; default: two seconds' worth")
     parser.add_argument("--only", nargs="*", default=[], help="names of shapes, or parts of them")
-    parser.add_argument("--skip", nargs="*", default=[], help="names of shapes, or parts of them, to leave out")
+    parser.add_argument("--skip", nargs="*", default=[], help="names of shapes, or parts of them, to skip")
     parser.add_argument("--attention", default=None, help="the attention kernel of every model")
     parser.add_argument("--no_peer", action="store_true", help="only ours")
     parser.add_argument("--tiny", action="store_true", help="small models of the same form, to test the script")
@@ -46,7 +46,7 @@ def main(script: str, shapes: Callable[..., Mapping[str, Any]], out: pathlib.Pat
 
 
 def machine(found: Mapping[str, Any]) -> str:
-    """What the numbers were measured on, and what failed."""
+    """Return the hardware and versions of the measurement, and the failures."""
     good = [value for value in found.values() if "error" not in value]
     where = "nothing measured"
     if good:
@@ -60,7 +60,7 @@ def machine(found: Mapping[str, Any]) -> str:
 
 
 def into_readme(name: str, text: str) -> None:
-    """Replaces what stands between `<!-- name -->` and `<!-- /name -->` in README.md, if it has that place."""
+    """Replace the text between `<!-- name -->` and `<!-- /name -->` in README.md, if it has these marks."""
     readme = HERE / "README.md"
     before, start, rest = readme.read_text().partition(f"<!-- {name} -->")
     after = rest.partition(f"<!-- /{name} -->")[2]
@@ -69,7 +69,7 @@ def into_readme(name: str, text: str) -> None:
 
 
 def one(shape: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measures one shape here."""
+    """Measure one shape in this process."""
     sys.path.insert(0, str(HERE))
     import shapes as forms
     from ml_collections import ConfigDict

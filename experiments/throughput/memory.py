@@ -1,10 +1,10 @@
-"""The memory that `ssl-jax plan --topology=local:1` predicts for a config beside what its steps take on this CPU.
+"""Compare the memory that `ssl-jax plan --topology=local:1` predicts for a config with that of its steps on this CPU.
 
     MALLOC_ARENA_MAX=1 python experiments/throughput/memory.py configs/mae/fashion_mnist.py --config.data.batch_size=256
 
-Measured is the growth of the process's resident memory to its most in five steps, without what compiling took. Data are random
-and of the config's shapes, as the plan's. Without MALLOC_ARENA_MAX a step's temporaries may count twice or three times: the
-C library keeps what a step frees for each of the threads that ran one (`ssl_jax.cpu.keep_freed_memory`).
+It measures the growth of the process's peak resident memory over five steps, without compilation. The data are random and have
+the config's shapes, as in the plan. Without MALLOC_ARENA_MAX a step's temporaries may count two or three times, because the
+C library retains freed memory for each thread that ran a step (`ssl_jax.cpu.keep_freed_memory`).
 """
 
 import gc
@@ -13,7 +13,7 @@ import sys
 
 
 def resident(what: str) -> int:
-    """Return a figure of this process in bytes: "VmRSS" now, "VmHWM" the most so far."""
+    """Return this process's resident memory in bytes: "VmRSS" current, "VmHWM" peak."""
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
 
@@ -38,11 +38,11 @@ def main(arguments: list[str]) -> tuple[int, int]:
     step = program.compiled(1, parts.stream.resident)
     hyper = program.hyper(batch_size=parts.stream.batch_size, seed=0, total_steps=100, warmup_steps=0, cooldown_steps=0)
     batch = parts.stream.host_batch(0)
-    state = program.create(hyper)  # compiles a program of its own, whose memory is no part of a step's
+    state = program.create(hyper)  # compiles a separate program, whose memory is not part of a step's
     jax.block_until_ready(state)
     gc.collect()
     before = resident("VmRSS") - sum(x.nbytes for x in jax.tree.leaves(state))
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins again
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     for _ in range(5):
         state, metrics = step(state, program.put(batch, 1), parts.stream.resident)
         jax.block_until_ready(metrics)

@@ -1,6 +1,6 @@
-"""The model shapes that are timed, and random data of their form that lies ready in memory.
+"""The model shapes that are timed, and random data for them in memory.
 
-A shape is a config like any other, so that `ssl-jax bench` and these scripts time the same step.
+A shape is an ordinary config, so that `ssl-jax bench` and these scripts time the same step.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ TINY = dict(width=32, depth=2, heads=2)
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A config, and the form of one example: image (height, width, channels), tokens and vocabulary."""
+    """A config, and the shape of one example: image (height, width, channels), tokens and vocabulary."""
 
     config: ConfigDict
     image: tuple[int, int, int] | None = None
@@ -73,7 +73,7 @@ def image_text(image: dict, text: dict, *, size: int, patch: int, dim: int, time
 
 
 def gpu(tiny: bool = False) -> dict[str, Shape]:
-    """The published shapes in bfloat16; `tiny` keeps their form and shrinks them to what a CPU test can run."""
+    """Return the published shapes in bfloat16; `tiny`: the same forms at a size for a CPU test."""
     dtype = "float32" if tiny else "bfloat16"
     base, large = (TINY, TINY) if tiny else (BASE, LARGE)
     decoder = dict(width=16, depth=1, heads=2) if tiny else dict(width=512, depth=8, heads=16)
@@ -96,7 +96,7 @@ def gpu(tiny: bool = False) -> dict[str, Shape]:
 
 
 def cpu(dtype: str = "float32") -> dict[str, Shape | ConfigDict]:
-    """What two cores train: configs with their own bundled data, and shapes with random data."""
+    """Return shapes for two cores: configs with their bundled data, and shapes with random data."""
     mine = lambda name, **changes: configs.load(str(ROOT / "configs" / name), {"training.dtype": dtype, **changes})
     cifar = mine("mae/cifar10.py", **{"data.batch_size": "32"})
     small = dict(width=128, depth=4, heads=4)
@@ -112,7 +112,7 @@ def cpu(dtype: str = "float32") -> dict[str, Shape | ConfigDict]:
 
 
 def prepare(shape: Shape | ConfigDict) -> Any:
-    """What bench.measure takes: of a config its own data, of a Shape random examples that lie on the device."""
+    """Return the argument of bench.measure: a config with its own data, or a Shape with random examples on the device."""
     configure()
     if isinstance(shape, ConfigDict):
         return runs.prepare(shape)

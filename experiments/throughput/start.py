@@ -1,8 +1,8 @@
-"""How long a run takes from the command to its first step: with an empty compilation cache, and with what that run left there.
+"""The time from a run's command to its first step: with an empty compilation cache, and with the cache of that run.
 
     python experiments/throughput/start.py
 
-Writes experiments/throughput/start.json. A run has begun when its first step's metrics stand in metrics.jsonl.
+Writes experiments/throughput/start.json. The first step is done when its metrics are in metrics.jsonl.
 """
 
 import argparse
@@ -28,14 +28,14 @@ CONFIGS = ("mae/fashion_mnist.py", "gpt/shakespeare_char_cpu.py", "bert/shakespe
 
 
 def start(config: str, cache: pathlib.Path) -> float:
-    """Seconds from the command to the first step's metrics."""
+    """Return the seconds from the command to the first step's metrics."""
     with tempfile.TemporaryDirectory() as workdir:
         command = [sys.executable, "-m", "ssl_jax.cli", "pretrain", f"--config={ROOT / 'configs' / config}",
                    f"--workdir={workdir}/run", "--config.training.log_every=1"]  # fmt: skip
         metrics, begun = pathlib.Path(workdir) / "run" / "metrics.jsonl", time.perf_counter()
         with tempfile.TemporaryFile("w+") as said:
             environment = {**os.environ, "SSL_JAX_CACHE": str(cache)}
-            environment.pop("PYTHONDONTWRITEBYTECODE", None)  # Python keeps its bytecode, as it does unless told otherwise
+            environment.pop("PYTHONDONTWRITEBYTECODE", None)  # Python caches its bytecode, as by default
             run = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said, env=environment)
             try:
                 while not (metrics.exists() and metrics.stat().st_size):

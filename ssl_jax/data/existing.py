@@ -30,7 +30,7 @@ def existing(dataset: Dataset, *, scan: bool, augmented: bool = False, unlabelle
 
     With `scan` every example is read once, if bad ones are skipped; the outcome is shared by all data sets of the source in
     this process, and of a large source by later ones. Without it (an unlabelled training set, which may be too large to read
-    before training) a bad example is found when it is read, and the next one takes its place. Raises UserError for a missing
+    before training) a bad example is found when it is read, and the next one takes its place. Raise UserError for a missing
     label unless bad examples are skipped or `unlabelled` ones are kept, and where no example is left.
     """
     keep, left_out, source = np.ones(dataset.size, bool), dict(dataset.left_out), dataset.source
@@ -60,7 +60,7 @@ def existing(dataset: Dataset, *, scan: bool, augmented: bool = False, unlabelle
 def with_class_counts(dataset: Dataset, task_section: Any) -> Dataset:
     """Return a training set with info.extra["class_counts"], its examples of each class, if the task weights its classes.
 
-    Raises UserError where they cannot be known.
+    Raise UserError where they cannot be known.
     """
     if not (task_section or {}).get("class_weights"):
         return dataset

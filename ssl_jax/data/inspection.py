@@ -31,7 +31,7 @@ def inspect(
 ) -> str:  # fmt: skip
     """Return what a source holds, as text: kind, counts, classes, sizes, what is not read; with `index`, that example.
 
-    Up to SAMPLE evenly spaced examples are decoded. Raises UserError for a source that cannot be opened.
+    Up to SAMPLE evenly spaced examples are decoded. Raise UserError for a source that cannot be opened.
     """
     source = load_source(uri, dir=dir, columns=columns, label_separator=label_separator)
     if index is not None:

@@ -73,7 +73,7 @@ class PairAugment(Augment):
     def __post_init__(self):
         super().__post_init__()
         if self.erase is not None:
-            raise UserError("erase: is not for pairs; a caption may name what is erased")
+            raise UserError("erase: cannot be used with pairs, whose caption may name what is erased; omit it")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,9 @@ class PairsSettings(ImageDataSettings):
     def __post_init__(self):
         super().__post_init__()
         if not 2 <= self.context_length <= 65536:
-            raise UserError(f"context_length={self.context_length}: must be at least 2 tokens, the second ends the text")
+            raise UserError(
+                f"context_length={self.context_length}: must be at least 2 tokens, since the last one ends the text"
+            )
         if self.placement not in ("auto", "host"):
             raise UserError(f'placement={self.placement!r}: pairs are drawn and decoded on the host; use "host"')
 
@@ -114,7 +116,7 @@ def build(
     settings = read(PairsSettings, section, "data")
     training, source = settings.open(settings.train), settings.source(split)
     if not source.has_text:
-        raise UserError(f"{source.name}: no column is known to hold the captions; set data.columns.text")
+        raise UserError(f"{source.name}: the column of captions is unknown; set data.columns.text")
     size = _size(settings, source)
     tokenizer = tokenizer_of(settings.tokenizer, workdir, lambda: _all_captions(training))
     encode = Encode(tokenizer, settings.context_length)
@@ -229,7 +231,7 @@ def _on_device(raw, keys, *, settings, mean, std):
 
 
 def _size(settings: PairsSettings, source: Source) -> tuple[int, int]:
-    """Return (height, width) of what a task sees. Raises UserError where images may differ in size."""
+    """Return (height, width) of what a task sees. Raise UserError where images may differ in size."""
     if settings.size is not None:
         return settings.size
     if source.arrays is not None and "image" in source.arrays:

@@ -117,7 +117,7 @@ class Dataset:
                 self.bad.add(candidate)
             if generator is not None:
                 generator.bit_generator.state = state
-        raise UserError(f"{self.source.name}: not one of its {self.size:,} examples can be read")
+        raise UserError(f"{self.source.name}: none of its {self.size:,} examples can be read")
 
     def rows(self, index: np.ndarray, generators: list[np.random.Generator] | None = None) -> HostBatch:
         """Return the raw examples at `index` as one batch of arrays."""
@@ -209,7 +209,7 @@ class ClassBalanced:
     """Map each position in a run to an example, so that C consecutive positions hold one example of each of C classes.
 
     The examples of a class are ordered by keyed permutations, so each of them is drawn equally often. Classes without
-    examples are ignored. Raises UserError without labels, and if an example has several classes.
+    examples are ignored. Raise UserError without labels, and if an example has several classes.
     """
 
     def __init__(self, dataset: Dataset, seed: int):
@@ -260,7 +260,7 @@ class Stream:
             raise UserError(f"{dataset.source.name}: holds no examples")
         placement = dataset.placement if placement in (None, "auto") else placement
         if placement == "device" and not dataset.resident:
-            raise UserError(f'data.placement="device": {dataset.source.name} does not come as arrays of one size; use "host"')
+            raise UserError(f'data.placement="device": {dataset.source.name} has no arrays of one size; use "host"')
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.placement, self.shuffle = placement, shuffle
         self.workers = dataset.workers if workers is None else workers

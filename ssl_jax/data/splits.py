@@ -31,7 +31,7 @@ def held_out(keys: Iterable[bytes], share: float, labels: np.ndarray | None = No
 
 
 def is_below(key: bytes, share: float, *, seed: int = 0) -> bool:
-    """Whether the hash of `key` lies below `share`: `held_out` of one example, without the rule for small sets."""
+    """Return whether the hash of `key` lies below `share`: `held_out` of one example, without the rule for small sets."""
     return _hash(key, seed) < _threshold(share)
 
 

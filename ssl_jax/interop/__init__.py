@@ -1,4 +1,4 @@
-"""Published weights in and out."""
+"""Import and export of published weights."""
 
 from ssl_jax.interop.convert import convert, load_pretrained
 

@@ -1,4 +1,4 @@
-"""Published weights in and out: `load_pretrained` reads a directory into memory, `convert` goes from files to files."""
+"""Import and export of published weights: `load_pretrained` reads them into memory, `convert` converts files."""
 
 import importlib
 import os
@@ -24,29 +24,31 @@ FAMILIES: tuple[Family, ...] = (*vision.FAMILIES, *language.FAMILIES, *image_tex
 
 
 def load_pretrained(directory: str | os.PathLike[str]) -> tuple[Task, dict, DataInfo]:
-    """(task, parameters f32, data info) of a directory in Hugging Face layout, or of a file in a project's own layout.
+    """Return (task, parameters f32, data info) of a directory in Hugging Face layout or a file in a project's own layout.
 
-    UserError for what is no model, for an architecture that is not known here, and for tensors that do not fit it.
+    Raise UserError if it holds no model, if the architecture is not supported, or if the tensors do not fit it.
     """
     return _load(_path(directory))[:3]
 
 
 def convert(source: str, target: str) -> str:
-    """hf:DIR or FILE.pth -> work directory, or work directory -> hf:DIR; a line that says what was written.
+    """Convert hf:DIR or FILE.pth to a work directory, or a work directory to hf:DIR; return one line that describes the result.
 
-    Nothing is written to the target before all of it is known to be right.
+    Nothing is written to the target before everything has been checked.
     """
     if source.startswith("hf:") and target.startswith("hf:"):
-        raise UserError(f"--from={source} --to={target}: one of the two is a work directory")
+        raise UserError(f"--from={source} --to={target}: one of the two must be a work directory")
     if target.startswith("hf:"):
         return _export(source, _path(target))
     if not source.startswith("hf:") and not source.endswith(originals.SUFFIXES):
-        raise UserError(f"--from={source}: one side is hf:DIR, a directory in Hugging Face layout, or --from is a .pth file")
+        raise UserError(
+            f"--from={source} --to={target}: one must be hf:DIR, a directory in Hugging Face layout, or --from a .pth file"
+        )
     return _import(_path(source), pathlib.Path(target))
 
 
 def _path(name: str | os.PathLike[str]) -> pathlib.Path:
-    """The shell does not see the "~" of hf:~/models."""
+    """Expand "~", which a shell does not expand in hf:~/models."""
     return pathlib.Path(str(name).removeprefix("hf:")).expanduser()
 
 
@@ -72,7 +74,7 @@ def _load(path: pathlib.Path) -> tuple[Task, dict, DataInfo, ConfigDict, str]:
 
 
 def family_named(theirs: dict, path: pathlib.Path) -> Family:
-    """By config.json's "architectures", else by its "model_type"."""
+    """Return the family named by config.json's "architectures", else by its "model_type"."""
     named = theirs.get("architectures") or []
     known = {family.architecture: family for family in FAMILIES}
     for name in named if isinstance(named, list) else []:
@@ -85,12 +87,12 @@ def family_named(theirs: dict, path: pathlib.Path) -> Family:
     said = ", ".join(map(str, named)) if isinstance(named, list) and named else theirs.get("model_type")
     if said is None:
         raise UserError(f'hf:{path}: config.json names neither "architectures" nor "model_type"; add one of {", ".join(known)}')
-    raise UserError(f"hf:{path}: architecture {said!s} is not known here; those that are: {', '.join(known)}")
+    raise UserError(f"hf:{path}: architecture {said!s} is not supported; use one of {', '.join(known)}")
 
 
 def fullest(family: Family, tensors: Tensors, named: bool) -> Family:
-    """`family`, or the one of its model type whose marks the tensors hold, where it has more: bert-base-uncased says that it is
-    a BertForMaskedLM and holds a BertForPreTraining."""
+    """Return `family`, or the family of its model type that the tensors' names show to be larger: the config.json of
+    bert-base-uncased says BertForMaskedLM, its weights are a BertForPreTraining's."""
     least = len(family.marks) if named else -1
     for other in sorted(FAMILIES, key=lambda other: -len(other.marks)):
         if other.model_type == family.model_type and len(other.marks) > least and all(mark in tensors for mark in other.marks):
@@ -99,7 +101,7 @@ def fullest(family: Family, tensors: Tensors, named: bool) -> Family:
 
 
 def config_of(sections: Sections) -> ConfigDict:
-    """A whole config around what was read, so that the result is a work directory like any other."""
+    """Return a complete config with the sections that were read, so that the result is an ordinary work directory."""
     return ConfigDict({
         "seed": 0, "task": dict(sections.task), "model": dict(sections.model), "data": {},
         "training": {"dtype": "float32"}, "optimizer": {},
@@ -112,7 +114,7 @@ def task_class(config: ConfigDict) -> Any:
 
 
 def shapes_of(task: Task) -> dict[str, tuple[int, ...]]:
-    """The shapes of a task's parameters by path."""
+    """Return the shapes of a task's parameters by path."""
     return {path: leaf.shape for path, leaf in flatten(initialisation.shapes_of(task)).items()}
 
 
@@ -171,7 +173,7 @@ def _export(source: str, target: pathlib.Path) -> str:
 
 
 def hindrance(task: Task) -> str | None:
-    """Return the setting for which no architecture can hold the task's model, in one line; None where one can."""
+    """Return one line that names the setting because of which no architecture can hold the model; None if one can."""
     if isinstance(task, ImageTask):
         task = ImageEncoder(task.encoder, task.info)
     try:
@@ -183,7 +185,7 @@ def hindrance(task: Task) -> str | None:
 
 
 def encoder_alone(task: Task, params: Params) -> tuple[Task, Params, tuple[str, ...]]:
-    """Return the encoder of a task whose head no architecture holds (a predictor, prototypes), and what is left out."""
+    """Return the encoder of a task whose head no architecture holds (a predictor, prototypes), and the omitted parameters."""
     if isinstance(task, ImageTask):
         task, name = ImageEncoder(task.encoder, task.info), "encoder"
     elif isinstance(task, Data2VecText):
@@ -194,15 +196,15 @@ def encoder_alone(task: Task, params: Params) -> tuple[Task, Params, tuple[str, 
 
 
 def family_of(task: Task) -> Family:
-    """Return the family that a task's model is written as. Raises UserError where there is none."""
+    """Return the family that a task's model is exported as; raise UserError if there is none."""
     family = next((family for family in FAMILIES if family.can_hold(task)), None)
     if family is None:
-        raise UserError(f"task.name={task.name!r}: no architecture that can be written holds it")
+        raise UserError(f"task.name={task.name!r}: no architecture that can be exported holds this task's model")
     return family
 
 
 def exported(task: Task, params: Params) -> tuple[str, dict[str, Any], dict[str, np.ndarray]]:
-    """(architecture, config.json, tensors by their names). UserError where no architecture can hold the model."""
+    """Return (architecture, config.json, tensors by name); raise UserError if no architecture can hold the model."""
     family = family_of(task)
     theirs = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": "float32"}
     theirs |= family.write(task)

@@ -1,4 +1,4 @@
-"""What the conversion asks of an architecture."""
+"""The interface of a convertible architecture."""
 
 import dataclasses
 import re
@@ -16,7 +16,7 @@ from ssl_jax.task import DataInfo, Task
 
 @dataclasses.dataclass(frozen=True)
 class Sections:
-    """What a config.json means here: the sections `task` and `model` of a config, and what a data set would have told."""
+    """A config.json translated: the sections `task` and `model` of a config, and the DataInfo that a data set would give."""
 
     task: Mapping[str, Any]
     model: Mapping[str, Any]
@@ -25,7 +25,7 @@ class Sections:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """What stands beside the weights: a tokenizer, and how images are normalised."""
+    """The files beside the weights: a tokenizer and the normalisation of images."""
 
     source: str
     tokenizer: Any = None
@@ -34,52 +34,52 @@ class Preprocessing:
 
 
 class Family:
-    """An architecture: `config.json` <-> sections of a config, and the table of its tensors."""
+    """An architecture: the translation between `config.json` and a config's sections, and the table of its tensors."""
 
     architecture: ClassVar[str]
     model_type: ClassVar[str]
-    base: ClassVar[str] = ""  # the prefix that stands before the base model's names, or is left out
-    ignored: ClassVar[tuple[str, ...]] = ()  # buffers that older files hold: expressions over names
-    marks: ClassVar[tuple[str, ...]] = ()  # tensors that others of its model type have not
+    base: ClassVar[str] = ""  # the optional prefix of the base model's names
+    ignored: ClassVar[tuple[str, ...]] = ()  # buffers in older files: regular expressions over names
+    marks: ClassVar[tuple[str, ...]] = ()  # tensors that only this family of its model type has
 
     def can_hold(self, task: Task) -> bool:
-        """Whether a task of ours is of this kind (its settings may still not fit)."""
+        """Return whether this family may hold the task (its settings may still not fit)."""
         raise NotImplementedError
 
     def read(self, theirs: Mapping[str, Any], tensors: Tensors, preprocessing: Preprocessing) -> Sections:
         raise NotImplementedError
 
     def write(self, task: Task) -> dict[str, Any]:
-        """config.json, without architecture and model type."""
+        """Return config.json without architecture and model type."""
         raise NotImplementedError
 
     def rows(self, task: Task) -> Sequence[Row]:
         raise NotImplementedError
 
     def carried(self, task: Task) -> Mapping[str, str]:
-        """Parameters that nothing reads, there as here, kept so that a file comes back whole: our path -> the parameter of the
-        same shape that is written in its place where there is none."""
+        """Return unused parameters, preserved for a lossless round trip: our path -> the parameter of the same shape that is
+        exported in its place if there is none."""
         return {}
 
     def tied(self, task: Task) -> Mapping[str, str]:
-        """Names that may stand in a file beside the one tensor they are another name of."""
+        """Return second names of tied tensors, which a file may contain too: second name -> name."""
         return {}
 
     def names(self, task: Task, tensors: Tensors, source: str) -> dict[str, np.ndarray]:
-        """The tensors by the names of the table: prefixes added or cut, buffers and second names dropped."""
+        """Return the tensors under the table's names: prefixes added or removed, buffers and second names dropped."""
         known, tied, found = {name for r in self.rows(task) for name in r.theirs}, self.tied(task), {}
         for name, value in tensors.items():
             name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
             place = next((n for n in spellings(name, self.base) if n in known or n in tied), name)
             if place in found:
-                raise UserError(f"{source}: holds {place} twice")
+                raise UserError(f"{source}: contains {place} twice, under two names; remove one")
             if place in known or not any(re.fullmatch(pattern, place) for pattern in self.ignored):
                 found[place] = value
         for name, original in tied.items():
             value = found.pop(name, None)
             if value is None or name in known:
                 continue
-            if original not in found:  # some writers keep the second name and leave out the first
+            if original not in found:  # some writers store only the second name
                 found[original] = value
             elif not np.array_equal(value, found[original]):
                 raise UserError(f"{source}: {name} differs from {original}, but config.json says that they are tied")
@@ -91,7 +91,7 @@ def spellings(name: str, base: str) -> tuple[str, ...]:
 
 
 def look_up(tensors: Tensors, name: str, base: str, source: str) -> np.ndarray:
-    """A tensor that the settings depend on."""
+    """Return a tensor that the settings depend on; raise UserError if it is missing."""
     for spelling in spellings(name, base):
         if spelling in tensors:
             return tensors[spelling]
@@ -99,7 +99,7 @@ def look_up(tensors: Tensors, name: str, base: str, source: str) -> np.ndarray:
 
 
 def number(settings: Mapping[str, Any], key: str, default: Any, source: str, *, least: float = 1, kind: type = int) -> Any:
-    """A number of a config.json, `default` where it is left out: whole ones, or with kind=float any."""
+    """Return a number of a config.json, by default `default`; kind=float also admits fractions."""
     value = settings.get(key)
     value = default if value is None else value
     numeric = isinstance(value, int | float if kind is float else int) and not isinstance(value, bool)
@@ -110,18 +110,18 @@ def number(settings: Mapping[str, Any], key: str, default: Any, source: str, *, 
 
 
 def section(settings: Mapping[str, Any], key: str, source: str) -> Mapping[str, Any]:
-    """A section of a config.json, empty where it is left out."""
+    """Return a section of a config.json, empty if missing."""
     value = settings.get(key)
     if value is not None and not isinstance(value, Mapping):
-        raise UserError(f"{source}: {key}={value!r}: expected a section")
+        raise UserError(f"{source}: {key}={value!r}: expected a JSON object")
     return value or {}
 
 
 def vocabulary(settings: Mapping[str, Any], default: int | None, preprocessing: Preprocessing) -> dict[str, int]:
-    """Our `vocabulary`, where the model has room for more tokens than its tokenizer has."""
+    """Return our setting `vocabulary` if the model has more tokens than its tokenizer."""
     size, tokenizer = number(settings, "vocab_size", default, preprocessing.source), preprocessing.tokenizer
     if tokenizer is None:
-        raise UserError(f"{preprocessing.source}: vocab_size={size}: is more than any vocabulary has")
+        raise UserError(f"{preprocessing.source}: vocab_size={size}: must be at most {2**22:,}")
     if tokenizer.size > size:
         raise UserError(f"{preprocessing.source}: tokenizer.json has {tokenizer.size} tokens, config.json vocab_size={size}")
     return {"vocabulary": size} if tokenizer.size < size else {}
@@ -131,19 +131,19 @@ IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_toke
 
 
 def read_ids(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config.json says of special tokens: of no influence here, and handed on."""
+    """Return the special tokens' ids of a config.json, which are unused here and preserved for export."""
     return {"special_ids": {key: settings[key] for key in IDS if key in settings}}
 
 
 def write_ids(task: Task, *more: str) -> dict[str, Any]:
-    """The ids that config.json repeats of the tokenizer: as they were read, or else the tokenizer's."""
+    """Return the special tokens' ids for config.json: those that were read, or else the tokenizer's."""
     names = {key: f"{key[:3]}_id" for key in ("pad_token_id", "bos_token_id", "eos_token_id", *more)}
     ids = {key: getattr(task.info.tokenizer, name) for key, name in names.items()}
     return {key: None if value is None else int(value) for key, value in ids.items()} | task.info.extra.get("special_ids", {})
 
 
 def pair(value: Any, key: str, source: str) -> tuple[int, int]:
-    """A size that may be one number or [height, width]."""
+    """Return (height, width) of a size given as one number or as [height, width]."""
     size = (value, value) if isinstance(value, int) else value
     fits = lambda n: isinstance(n, int) and not isinstance(n, bool) and 0 < n < 2**16
     if not isinstance(size, list | tuple) or len(size) != 2 or not all(map(fits, size)):
@@ -152,11 +152,11 @@ def pair(value: Any, key: str, source: str) -> tuple[int, int]:
 
 
 def patches(settings: Mapping[str, Any], default: int, size: tuple[int, int], key: str, source: str) -> dict[str, Any]:
-    """Our `patch_size` for images of `size`, and `crop` where they do not fit."""
+    """Return our `patch_size` for images of `size`, and `crop` if patches do not divide them."""
     value = settings.get("patch_size", default)
     p, q = pair(value, key, source)
     if p > size[0] or q > size[1]:
-        raise UserError(f"{source}: {key}={value!r} is larger than the image, {size[0]} x {size[1]}")
+        raise UserError(f"{source}: {key}={value!r}: must not be larger than the image, {size[0]} x {size[1]}")
     return {"patch_size": p if p == q else (p, q)} | ({"crop": True} if size[0] % p or size[1] % q else {})
 
 

@@ -1,4 +1,4 @@
-"""Directories in Hugging Face layout and torch's pickles: what is read is checked, what is written appears whole."""
+"""Directories in Hugging Face layout and torch pickles: input is checked, output appears atomically."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ from ssl_jax.interop.family import Preprocessing
 LARGEST = 2**22  # tokens of a vocabulary
 WEIGHTS, PICKLE = "model.safetensors", "pytorch_model.bin"
 OTHER_WEIGHTS = ("flax_model.msgpack", "tf_model.h5", "adapter_model.safetensors")
-STORED = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")  # of safetensors
+STORED = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")  # supported safetensors dtypes
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
@@ -36,23 +36,23 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
 
 
 def read_config(directory: pathlib.Path) -> dict[str, Any]:
-    """config.json of a model directory."""
+    """Return config.json of a model directory; raise UserError if it is missing or its weights are quantised."""
     if not directory.is_dir():
-        raise UserError(f"hf:{directory}: there is no such directory; hf: takes one on this machine, with config.json in it")
+        raise UserError(f"hf:{directory}: there is no such directory; hf: takes a local directory with config.json in it")
     if not (directory / "config.json").is_file():
         raise UserError(f"hf:{directory}: is not a model directory (config.json is missing)")
     config = read_json(directory / "config.json")
     quantised = config.get("quantization_config")
     if quantised:
         kind = quantised.get("quant_method", "quantised") if isinstance(quantised, dict) else "quantised"
-        raise UserError(f"hf:{directory}: its weights are quantised ({kind}), which are not read; use the float ones")
+        raise UserError(f"hf:{directory}: its weights are quantised ({kind}), which is not supported; use the float ones")
     return config
 
 
 def read_tensors(directory: pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors of a model directory: safetensors or a pickle of tensors, each one file or several with an index.
+    """Return all tensors of a model directory: safetensors or a pickle of tensors, in one file or in several with an index.
 
-    One file counts before an index, as in transformers: a save in one file leaves the index of an earlier one behind.
+    A single file takes precedence over an index, as in transformers: saving a single file leaves an earlier index behind.
     """
     for name, read in ((WEIGHTS, read_safetensors), (PICKLE, lambda file: read_pickle(file)[0])):
         if (directory / name).is_file():
@@ -60,12 +60,12 @@ def read_tensors(directory: pathlib.Path) -> dict[str, np.ndarray]:
         if (directory / f"{name}.index.json").is_file():
             return read_shards(directory / f"{name}.index.json", read)
     other = next((name for name in OTHER_WEIGHTS if (directory / name).is_file()), None)
-    found = f"{WEIGHTS} is missing" if other is None else f"{other} is not read; save them as {WEIGHTS} with transformers"
+    found = f"{WEIGHTS} is missing" if other is None else f"{other} is not supported; save them as {WEIGHTS} with transformers"
     raise UserError(f"hf:{directory}: holds no weights ({found})")
 
 
 def read_shards(index: pathlib.Path, read: Callable[[pathlib.Path], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The tensors of all files that an index names."""
+    """Return the tensors of all files that an index names."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict):
         raise UserError(f"{index}: lacks weight_map")
@@ -81,7 +81,7 @@ def read_shards(index: pathlib.Path, read: Callable[[pathlib.Path], dict[str, np
 
 
 def read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file by name, bf16 as f32."""
+    """Return the tensors of a safetensors file by name, bf16 as f32."""
     import safetensors
 
     if not file.is_file():
@@ -101,39 +101,39 @@ def read_safetensors(file: pathlib.Path) -> dict[str, np.ndarray]:
     except UserError:
         raise
     except (safetensors.SafetensorError, TypeError, ValueError, OSError) as error:
-        raise UserError(f"{file}: is damaged or no safetensors file ({_line(error)}); fetch it again") from None
+        raise UserError(f"{file}: is damaged or not a safetensors file ({_line(error)}); download it again") from None
     return found
 
 
 def not_plain(file: pathlib.Path, name: str, stored: str) -> UserError:
-    """The error for a tensor in a format that needs scales or tables beside it to be a number."""
+    """Return the error for a tensor in a quantised format, which needs scales or tables."""
     return UserError(
-        f"{file}: {name} is stored as {stored}; quantised weights are not read, use the float32, float16 or bfloat16 ones"
+        f"{file}: {name} is stored as {stored}; quantised weights are not supported; use the float32, float16 or bfloat16 ones"
     )
 
 
 def read_pickle(file: pathlib.Path) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
-    """(tensors by name, what else stands beside them) of a file of torch's. Only tensors and plain values are unpickled."""
+    """Return (tensors by name, all other entries) of a torch file. Only tensors and plain values are unpickled."""
     if not file.is_file():
         raise UserError(f"{file}: there is no such file")
     try:
         import torch
     except ImportError:
-        raise UserError(f"{file}: torch is needed to read it; pip install torch, or convert it to safetensors") from None
+        raise UserError(f"{file}: reading it needs torch; pip install torch, or convert it to safetensors") from None
     import argparse
 
     try:
-        # argparse.Namespace is a record of options and runs nothing; what torch warns of is told below, in one line
+        # argparse.Namespace is a harmless record of options; torch's warnings become one line below
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
             content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, ImportError) as error:
-        if "TorchScript" in str(error):  # what github.com/openai/CLIP hands out
+        if "TorchScript" in str(error):  # the files of github.com/openai/CLIP
             save = f'torch.save(torch.jit.load("{file.name}").state_dict(), "{file.stem}.pth")'
-            raise UserError(f"{file}: is a program (TorchScript), which is not run; save its tensors with {save}") from None
+            raise UserError(f"{file}: is a TorchScript program, which is not executed; save its tensors with {save}") from None
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        other = _line(error) if isinstance(error, RuntimeError) else "it is damaged, or another program's"
+        other = _line(error) if isinstance(error, RuntimeError) else "it is damaged or of another format"
         why = f"it would call {named.group(1)}" if named else other
-        raise UserError(f"{file}: refused, it is no file of tensors ({why})") from None
+        raise UserError(f"{file}: is not a file of tensors, so it is not loaded ({why})") from None
     rest = {}
     if isinstance(content, dict):
         for name in ("model", "state_dict"):
@@ -141,7 +141,7 @@ def read_pickle(file: pathlib.Path) -> tuple[dict[str, np.ndarray], Mapping[str,
                 rest, content = {k: v for k, v in content.items() if k != name}, content[name]
     tensors = content if isinstance(content, dict) else {}
     if not tensors or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in tensors.items()):
-        raise UserError(f"{file}: refused, it is no file of tensors by name")
+        raise UserError(f"{file}: is not a dictionary of tensors by name, so it is not loaded; save the model's state_dict()")
     plain = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
     for name, value in tensors.items():
         if value.is_quantized or value.is_complex() or (value.is_floating_point() and value.dtype not in plain):
@@ -155,7 +155,7 @@ def _line(error: BaseException) -> str:
 
 
 def read_preprocessing(directory: pathlib.Path, theirs: Mapping[str, Any]) -> Preprocessing:
-    """The tokenizer and the normalisation of a model directory."""
+    """Return the tokenizer and the image normalisation of a model directory."""
     source = f"hf:{directory}"
     mean, std = (), ()
     if (directory / "preprocessor_config.json").is_file():
@@ -166,7 +166,7 @@ def read_preprocessing(directory: pathlib.Path, theirs: Mapping[str, Any]) -> Pr
 
 
 def read_tokenizer(directory: pathlib.Path, theirs: Mapping[str, Any]) -> Any:
-    """The directory's tokenizer; for a text model without one, a stand-in whose text is numbers: "101 7592 102"."""
+    """Return the directory's tokenizer, or for a text model without one a tokenizer of numbers: "101 7592 102"."""
     text = theirs.get("text_config") or theirs
     text = text if isinstance(text, Mapping) else {}
     size = text.get("vocab_size")
@@ -176,11 +176,11 @@ def read_tokenizer(directory: pathlib.Path, theirs: Mapping[str, Any]) -> Any:
         return None
     text = {"pad_token_id": 1, **text} if theirs.get("model_type") == "roberta" else text
     size = {"clip": 49408, "siglip": 32000}.get(theirs.get("model_type")) if size is None else size
-    return numbers(size, text) if isinstance(size, int) and 0 < size <= LARGEST else None  # what else is refused later
+    return numbers(size, text) if isinstance(size, int) and 0 < size <= LARGEST else None  # other values are rejected later
 
 
 def numbers(size: int, theirs: Mapping[str, Any]) -> Any:
-    """A tokenizer of ids: the text of token 7 is "7"; special tokens have their usual names. Other texts are refused."""
+    """Return a tokenizer of ids: the text of token 7 is "7", special tokens have their usual names; other text is an error."""
     import tokenizers as t
 
     roles = {"pad_token_id": "[PAD]", "mask_token_id": "[MASK]", "cls_token_id": "[CLS]", "sep_token_id": "[SEP]"}
@@ -193,11 +193,11 @@ def numbers(size: int, theirs: Mapping[str, Any]) -> Any:
             special[name] = index
     files = tokenizer_files.generation_config(theirs)
     if theirs.get("eos_token_id") == 2 and theirs.get("model_type") == "clip_text_model":
-        special["<|endoftext|>"], files = size - 1, {}  # CLIP's first config.json had a wrong one; the largest id is meant
+        special["<|endoftext|>"], files = size - 1, {}  # CLIP's first config.json had a wrong id for the largest one
     if "[MASK]" not in special:
         special["[MASK]"] = next(i for i in reversed(range(size)) if i not in special.values())
     names |= {index: name for name, index in special.items()}
-    model = t.models.WordLevel({name: i for i, name in names.items()}, unk_token="[UNK]")  # which it has not
+    model = t.models.WordLevel({name: i for i, name in names.items()}, unk_token="[UNK]")  # not in the vocabulary
     inner = t.Tokenizer(model)
     inner.pre_tokenizer = t.pre_tokenizers.WhitespaceSplit()
     inner.add_special_tokens(sorted(special, key=special.get))
@@ -209,15 +209,15 @@ def numbers(size: int, theirs: Mapping[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def appearing_whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A directory to write into that takes the name `target` when all went well, and else leaves nothing."""
+    """Yield a directory to write into that is renamed to `target` on success and removed on failure."""
     if target.exists() and not target.is_dir():
-        raise UserError(f"--to={target}: is a file; take another")
+        raise UserError(f"--to={target}: is a file; choose another path")
     if target.is_dir() and any(target.iterdir()):
-        raise UserError(f"--to={target}: is not empty; take another")
+        raise UserError(f"--to={target}: is not empty; choose another path")
     parent = target.absolute().parent
     existing = next(p for p in (parent, *parent.parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(f"--to={target}: {existing} cannot be written to; take another or change its permissions")
+        raise UserError(f"--to={target}: {existing} is not writable; choose another path or change its permissions")
     made = [p for p in (parent, *parent.parents) if not p.exists()]
     parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=parent))
@@ -236,16 +236,16 @@ def appearing_whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def tokenizer_config(tokenizer: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """tokenizer_config.json of a tokenizer that was made here."""
+    """Return tokenizer_config.json for a tokenizer that was trained here."""
     roles = ("bos", "eos", "unk", "pad") if tokenizer.mask_id is None else ("unk", "pad", "cls", "sep", "mask")
     found = {f"{role}_token": getattr(tokenizer, f"{role}_id") for role in roles}
     named = {name: tokenizer.token(index) for name, index in found.items() if index is not None}
-    if config["model_type"] == "clip":  # its published tokenizer pads with it; a text is read at the first
+    if config["model_type"] == "clip":  # CLIP's tokenizer pads with the end token; the text is pooled at the first
         named.setdefault("pad_token", named["eos_token"])
     kind, config = config["model_type"], config.get("text_config", config)
     types = ["token_type_ids"] if config.get("type_vocab_size", 0) > 1 else []
     length = config.get("n_positions", config.get("max_position_embeddings"))
-    if kind == "roberta":  # its table has rows that no text takes
+    if kind == "roberta":  # the first rows of RoBERTa's position table are unused
         length -= config["pad_token_id"] + 1
     return {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", *types, "attention_mask"],
@@ -254,7 +254,7 @@ def tokenizer_config(tokenizer: Any, config: Mapping[str, Any]) -> dict[str, Any
 
 
 def write_directory(folder: pathlib.Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], info: Any) -> None:
-    """Write config.json, model.safetensors and, where there are such, the tokenizer's files and preprocessor_config.json."""
+    """Write config.json, model.safetensors and, where they apply, the tokenizer's files and preprocessor_config.json."""
     from safetensors.numpy import save_file
 
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

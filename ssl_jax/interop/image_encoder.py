@@ -1,4 +1,4 @@
-"""An image encoder by itself: what ViTModel and Dinov2Model are, with no task they were trained for."""
+"""An image encoder without a pretext task, such as ViTModel and Dinov2Model."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -17,12 +17,12 @@ from ssl_jax.task import Batch, Context, DataInfo, Params
 
 @dataclasses.dataclass(frozen=True)
 class ImageEncoderSettings:
-    """`task` of name "image_encoder": it has none."""
+    """`task` of name "image_encoder", which has no settings."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageEncoder(ImageTask):
-    """Parameters: "encoder". To train it, start a task from it: task.init."""
+    """Parameters: "encoder". To train it, start another task from it with task.init."""
 
     encoder: Any  # a model that reads images
     info: DataInfo
@@ -42,7 +42,7 @@ class ImageEncoder(ImageTask):
         raise UserError('task.name="image_encoder": has no loss; start another task from it with task.init')
 
     def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """ "tokens" f32[batch, prefix + patches, width] after the final norm, and "pooled" f32[batch, width]."""
+        """Return "tokens" f32[batch, prefix + patches, width] after the final norm, and "pooled" f32[batch, width]."""
         tokens, intermediates = self.encoder.apply({"params": params["encoder"]}, batch["image"])
         return {"tokens": tokens.astype(jnp.float32), "pooled": intermediates["pooled"].astype(jnp.float32)}
 

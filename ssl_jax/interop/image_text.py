@@ -1,4 +1,4 @@
-"""Image and text in one space: CLIPModel and SiglipModel."""
+"""Dual encoders of image and text: CLIPModel and SiglipModel."""
 
 import dataclasses
 import math
@@ -46,7 +46,7 @@ IMAGE = ("patch_size", "crop")
 
 
 def tower(ours: str, theirs: str, depth: int) -> list[Row]:
-    """The blocks, whose names are the same in both towers of both models."""
+    """Return the rows of the blocks, whose names are the same in both towers of both models."""
     o, t = f"{ours}/stack/{BLOCK}", f"{theirs}.encoder.layers.{{i}}"
     names = (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"), ("out", "out_proj"))
     return blocks(depth, [
@@ -76,7 +76,7 @@ class _ImageText(Family):
 
     @staticmethod
     def parts(theirs: Mapping[str, Any], source: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """The sections of text and vision; older files hold what counts a second time, under "..._dict"."""
+        """Return the text and vision sections; in older files the valid ones are named "..._dict"."""
         both = lambda name: {**section(theirs, f"{name}_config", source), **section(theirs, f"{name}_config_dict", source)}
         return both("text"), both("vision")
 
@@ -117,15 +117,17 @@ class CLIP(_ImageText):
     })  # fmt: skip
     text = Settings(
         TOWER, {**CLIP_DEFAULTS, "hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048}
-    )  # our TextSettings's defaults are CLIP's
+    )  # the defaults of TextSettings are CLIP's
 
     def read(self, theirs, tensors, preprocessing):
         text, _ = self.parts(theirs, preprocessing.source)
         end, size = text.get("eos_token_id", 49407), text.get("vocab_size", self.vocabulary)
-        end = size - 1 if end == 2 else end  # the first config.json had a wrong one: the largest id is meant
+        end = size - 1 if end == 2 else end  # the first config.json had a wrong id for the largest one
         if preprocessing.tokenizer.separator_id != end:
             mine = preprocessing.tokenizer.separator_id
-            raise UserError(f"{preprocessing.source}: the tokenizer ends a text with token {mine}, config.json with {end}")
+            raise UserError(
+                f"{preprocessing.source}: the tokenizer ends a text with token {mine}, but config.json says eos_token_id={end}"
+            )
         return self.sections(theirs, preprocessing, {"loss": "infonce"})
 
     def space(self, theirs, text, image, source):
@@ -173,7 +175,7 @@ class SigLIP(_ImageText):
         if dim != image["width"]:
             raise UserError(f"{source}: text_config.projection_size={dim}: must be vision_config.hidden_size={image['width']}")
         if not self.parts(theirs, source)[1].get("vision_use_head", True):
-            raise UserError(f"{source}: vision_use_head=False: cannot be expressed here; expected True")
+            raise UserError(f"{source}: vision_use_head=False is not supported; expected True")
         return {"dim": dim, "image_projection": False, "projection_bias": True}
 
     def write(self, task):

@@ -31,7 +31,7 @@ class _Language(Family):
         return Sections(task, {"name": "transformer", **model}, info)
 
     def write_shape(self, task) -> dict:
-        """The settings, with the length and the vocabulary."""
+        """Return the settings with the context length and the vocabulary."""
         c = task.model.config
         checked = ("context_length", "vocabulary", "vocabulary_multiple", *self.checked)
         theirs = self.settings.write(c, "model", self.architecture, checked=checked)
@@ -39,11 +39,11 @@ class _Language(Family):
         return theirs | write_ids(task, *self.ids)
 
     checked: tuple[str, ...] = ()
-    ids: tuple[str, ...] = ()  # special tokens that config.json names beside pad, bos and eos
+    ids: tuple[str, ...] = ()  # special tokens that config.json names besides pad, bos and eos
 
 
 def zeros(theirs: str, shape: tuple[int, ...]) -> Row:
-    """A bias that our model has not."""
+    """Return the row of a bias that our model does not have: zeros."""
     return constant(theirs, np.zeros(shape, np.float32), "zeros")
 
 
@@ -67,7 +67,7 @@ class GPT2(_Language):
             "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
         },
     )  # fmt: skip
-    checked = ("bias", "qkv_bias", "norm_bias")  # written as zeros where we have none
+    checked = ("bias", "qkv_bias", "norm_bias")  # exported as zeros if we have none
 
     def can_hold(self, task):
         return isinstance(task, NextToken) and task.model.config.positions != "rope"
@@ -141,7 +141,7 @@ class Llama(_Language):
         model = self.settings.read(theirs, preprocessing.source)
         bias = bool(theirs.get("attention_bias", False))
         if bias != bool(theirs.get("mlp_bias", False)):
-            raise UserError(f"{preprocessing.source}: attention_bias and mlp_bias differ, which cannot be expressed here")
+            raise UserError(f"{preprocessing.source}: attention_bias and mlp_bias differ, which is not supported")
         rope = {
             **section(theirs, "rope_scaling", preprocessing.source),
             **section(theirs, "rope_parameters", preprocessing.source),
@@ -156,13 +156,16 @@ class Llama(_Language):
     def write(self, task):
         c = task.model.config
         if c.bias != c.qkv_bias:
-            raise UserError(f"model.bias={c.bias}, qkv_bias={c.qkv_bias}: LlamaForCausalLM has one for both in its attention")
+            raise UserError(
+                f"model.bias={c.bias}, qkv_bias={c.qkv_bias}: LlamaForCausalLM has one setting for all biases of its "
+                "attention; it cannot hold this model"
+            )
         theirs = self.write_shape(task)
         rope = {"rope_theta": c.rope_theta, "rope_type": "default"}
         if c.rope_scaling:
             kind, *values = c.rope_scaling
             rope |= {"rope_type": kind, **dict(zip(ROPE[kind], values, strict=True))}
-        # both spellings: transformers 5, and what other programs read
+        # both spellings: transformers 5's, and that of other programs
         older = {"rope_theta": c.rope_theta, "rope_scaling": None if not c.rope_scaling else rope}
         biases = {"attention_bias": c.bias, "mlp_bias": c.bias}
         return theirs | biases | older | {POSITIONS: task.model.context, "rope_parameters": rope}
@@ -190,14 +193,14 @@ class Llama(_Language):
         return {"lm_head.weight": "model.embed_tokens.weight"} if task.model.config.tied else {}
 
 
-ROPE = {  # rope_type -> its numbers, in the order of our rope_scaling
+ROPE = {  # rope_type -> its settings, in the order of our rope_scaling
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 
 
 def theta(settings, key: str, default: float, source: str) -> float:
-    """The base of rotary positions."""
+    """Return the base of rotary positions."""
     return float(number(settings, key, default, source, kind=float))
 
 
@@ -205,7 +208,7 @@ def rope_scaling(rope: dict, source: str) -> dict:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if rope.get("partial_rotary_factor") not in (None, 1):
         value = rope["partial_rotary_factor"]
-        raise UserError(f"{source}: partial_rotary_factor={value!r} cannot be expressed here; expected 1.0")
+        raise UserError(f"{source}: partial_rotary_factor={value!r} is not supported; expected 1.0")
     if kind == "default":
         return {}
     if not isinstance(kind, str) or kind not in ROPE:
@@ -220,7 +223,7 @@ def rope_scaling(rope: dict, source: str) -> dict:
 
 
 class Bert(_Language):
-    """BertForMaskedLM; the others differ by what stands on top."""
+    """BertForMaskedLM; its subclasses have other heads."""
 
     architecture, model_type, base = "BertForMaskedLM", "bert", "bert"
     ignored = (r"(\w+\.)?embeddings\.(position_ids|token_type_ids)",)
@@ -306,7 +309,7 @@ class Bert(_Language):
         rows = [*dense("head/transform", transform), *norm("head/transform_norm", layer_norm)]
         if c.tied:
             return [*rows, row("head/bias", f"{output}.bias")]
-        # the reference then uses the decoder's own bias; the other stands in its files without being read
+        # the reference then uses the decoder's own bias; the other is in its files but unused
         rows += [row("head/weight", f"{output}.decoder.weight"), row("head/bias", f"{output}.decoder.bias")]
         return [*rows, row("head/unread_bias", f"{output}.bias")]
 
@@ -328,7 +331,7 @@ class BertForPreTraining(Bert):
 
 
 class BertModel(Bert):
-    """The encoder alone, such as a sentence encoder; its output layer here is the embedding, untrained."""
+    """The encoder alone, such as a sentence encoder; here its output layer is the embedding, which was not trained for it."""
 
     architecture, marks = "BertModel", ()
     head = False
@@ -341,7 +344,7 @@ class Roberta(Bert):
         return isinstance(task, MaskedToken) and task.model.config.position_offset > 0
 
     def offset(self, theirs, source):
-        return number(theirs, "pad_token_id", 1, source, least=0) + 1  # its positions start behind the padding token's
+        return number(theirs, "pad_token_id", 1, source, least=0) + 1  # positions start after the padding token's id
 
     def write(self, task):
         return super().write(task) | {"pad_token_id": task.model.config.position_offset - 1}
@@ -351,7 +354,7 @@ class Roberta(Bert):
 
 
 class Data2VecText(Roberta):
-    """data2vec's encoder of text (Baevski et al. 2022): RoBERTa's, without an output layer."""
+    """data2vec's text encoder (Baevski et al. 2022): RoBERTa's, without an output layer."""
 
     architecture, model_type, base, head = "Data2VecTextModel", "data2vec-text", "data2vec_text", False
 
@@ -386,14 +389,14 @@ class ModernBert(_Language):
         source, model = preprocessing.source, self.settings.read(theirs, preprocessing.source)
         for key in ("mlp_bias", "classifier_bias"):
             if bool(theirs.get(key, False)) != model["bias"]:
-                raise UserError(f"{source}: {key} and attention_bias differ, which cannot be expressed here")
+                raise UserError(f"{source}: {key} and attention_bias differ, which is not supported")
         if theirs.get("classifier_activation", "gelu") != theirs.get("hidden_activation", "gelu"):
-            raise UserError(f"{source}: classifier_activation and hidden_activation differ, which cannot be expressed here")
+            raise UserError(f"{source}: classifier_activation and hidden_activation differ, which is not supported")
         every = self._every(theirs, number(model, "depth", None, source), source)
         rope = section(theirs, "rope_parameters", source)
         for kind in rope.values():
             if isinstance(kind, dict) and rope_scaling(kind, source):
-                raise UserError(f"{source}: rope_type={kind['rope_type']!r} cannot be expressed here; expected 'default'")
+                raise UserError(f"{source}: rope_type={kind['rope_type']!r} is not supported; expected 'default'")
 
         def base(kind, older, default):
             return theta({"rope_theta": theirs.get(older), **section(rope, kind, source)}, "rope_theta", default, source)
@@ -407,7 +410,7 @@ class ModernBert(_Language):
         return self.sections({"name": "masked_token"}, model, theirs, preprocessing, one_more=0)
 
     def _every(self, theirs, depth: int, source: str) -> int:
-        """Every how many blocks one attends globally."""
+        """Return n such that block 0 and every n-th block attend globally."""
         kinds, told = theirs.get("layer_types"), number(theirs, "global_attn_every_n_layers", 3, source)
         if kinds is None:
             return told
@@ -416,14 +419,20 @@ class ModernBert(_Language):
         for every in (told, *range(2, max(depth, 2) + 1)):
             if kinds == _kinds(depth, every):
                 return every
-        raise UserError(f"{source}: layer_types: expected block 0 and every n-th one to be full_attention, the others not")
+        raise UserError(f"{source}: layer_types: expected full_attention in block 0 and every n-th block only")
 
     def write(self, task):
         c, theirs = task.model.config, self.write_shape(task)
         if c.bias != c.qkv_bias:
-            raise UserError(f"model.bias={c.bias}, qkv_bias={c.qkv_bias}: {self.architecture} has one for both")
+            raise UserError(
+                f"model.bias={c.bias}, qkv_bias={c.qkv_bias}: {self.architecture} has one setting for both; it cannot hold "
+                "this model"
+            )
         if c.window is None or c.global_every < 2:
-            raise UserError(f"model.window={c.window}, global_every={c.global_every}: {self.architecture} has local blocks")
+            raise UserError(
+                f"model.window={c.window}, global_every={c.global_every}: {self.architecture} has local and global blocks; it "
+                "cannot hold this model"
+            )
         local = c.local_rope_theta or c.rope_theta
         return theirs | {
             "mlp_bias": c.bias, "classifier_bias": c.bias, "classifier_activation": theirs["hidden_activation"],

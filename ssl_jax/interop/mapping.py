@@ -1,8 +1,7 @@
-"""One description of how parameters correspond, read in both directions.
+"""One table of corresponding parameters, used in both directions.
 
-A table is a sequence of `Row`s. A row joins tensors of ours (paths such as "encoder/stack/block00/attention/query/kernel")
-to tensors of theirs (names such as "vit.encoder.layer.0.attention.attention.query.weight") by a pair of functions that
-undo each other.
+A table is a sequence of `Row`s. A row maps our parameters (paths such as "encoder/stack/block00/attention/query/kernel")
+to their tensors (names such as "vit.encoder.layer.0.attention.attention.query.weight") by a pair of inverse functions.
 """
 
 import dataclasses
@@ -18,25 +17,25 @@ Tensors = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """`ours(*theirs)` and `theirs(*ours)`, each a tuple of arrays, the inverse of each other."""
+    """A pair of inverse functions, `ours(*theirs)` and `theirs(*ours)`, each of which returns a tuple of arrays."""
 
     ours: Callable[..., tuple]
     theirs: Callable[..., tuple]
 
 
 SAME = Transform(lambda *x: x, lambda *x: x)
-TRANSPOSED = Transform(lambda x: (x.T,), lambda x: (x.T,))  # a dense kernel [in, out] and torch's weight [out, in]
+TRANSPOSED = Transform(lambda x: (x.T,), lambda x: (x.T,))  # our dense kernel [in, out], torch's weight [out, in]
 
 
 def leading(axes: int) -> Transform:
-    """Theirs has so many more axes of length 1 in front; -1: ours has one more."""
+    """Their tensor has `axes` more leading axes of length 1; -1: ours has one more."""
     if axes < 0:
         return Transform(lambda x: (x[None],), lambda x: (x[0],))
     return Transform(lambda x: (x.reshape(x.shape[axes:]),), lambda x: (x.reshape((1,) * axes + x.shape),))
 
 
 def convolution(patch: tuple[int, int]) -> Transform:
-    """A patch embedding: their convolution [out, channels, rows, columns], our kernel [(row, column, channel), out]."""
+    """Patch embedding: their convolution [out, channels, rows, columns], our kernel [(row, column, channel), out]."""
     p, q = patch
     return Transform(
         lambda x: (x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),),
@@ -45,7 +44,7 @@ def convolution(patch: tuple[int, int]) -> Transform:
 
 
 def fused(parts: int, *, transposed: bool = True) -> Transform:
-    """Several dense layers side by side in one of theirs: kernels, or biases; `transposed` as torch's Linear is."""
+    """Several dense layers fused into one of theirs (kernels or biases); `transposed`: stored as in torch's Linear."""
 
     def ours(x):
         if x.ndim == 2 and transposed:
@@ -61,7 +60,7 @@ def fused(parts: int, *, transposed: bool = True) -> Transform:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Paths of ours and names of theirs; "{i}" and "{i:02d}" stand for the block's number."""
+    """Our paths and their names; "{i}" and "{i:02d}" are replaced by the block's number."""
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
@@ -74,30 +73,30 @@ def row(ours: str | Sequence[str], theirs: str | Sequence[str], transform: Trans
 
 
 def constant(theirs: str, value: np.ndarray, what: str) -> Row:
-    """A tensor of theirs that our model fixes: written out, and checked when it is read."""
+    """A tensor of theirs that is constant in our model: exported, and checked on import."""
 
     def check(x):
         if not np.array_equal(x, value):
-            raise UserError(f"{theirs}: differs from {what}, which this model fixes")
+            raise UserError(f"{theirs}: must equal {what}, which are constant in this model")
         return ()
 
     return Row((), (theirs,), Transform(check, lambda: (value,)))
 
 
 def dense(ours: str, theirs: str, *, bias: bool = True, weight: Transform = TRANSPOSED) -> list[Row]:
-    """A dense layer."""
+    """Return the rows of a dense layer."""
     rows = [row(f"{ours}/kernel", f"{theirs}.weight", weight)]
     return rows + ([row(f"{ours}/bias", f"{theirs}.bias")] if bias else [])
 
 
 def norm(ours: str, theirs: str, *, bias: bool = True) -> list[Row]:
-    """A layer norm, or without a bias an RMS norm."""
+    """Return the rows of a layer norm, or without bias of an RMS norm."""
     rows = [row(f"{ours}/scale", f"{theirs}.weight")]
     return rows + ([row(f"{ours}/bias", f"{theirs}.bias")] if bias else [])
 
 
 def blocks(depth: int, rows: Iterable[Row]) -> list[Row]:
-    """The rows of one block, for each of `depth`."""
+    """Return the rows of each of `depth` blocks."""
     rows = list(rows)
     fill = lambda names, i: tuple(name.format(i=i) for name in names)
     return [Row(fill(r.ours, i), fill(r.theirs, i), r.transform) for i in range(depth) for r in rows]
@@ -109,20 +108,22 @@ def blocks(depth: int, rows: Iterable[Row]) -> list[Row]:
 def to_ours(
     rows: Sequence[Row], tensors: Tensors, expected: Mapping[str, tuple[int, ...]], source: str
 ) -> dict[str, np.ndarray]:
-    """Our parameters by path, f32, of the shapes `expected`; `source` names the file in errors.
+    """Return our parameters by path, f32, of the shapes `expected`; `source` names the file in errors.
 
-    UserError for tensors of theirs that are missing or that the table does not know, and for shapes that do not fit.
+    Raise UserError if tensors are missing, if the table has no row for one, or if shapes do not fit.
     """
     known = [name for r in rows for name in r.theirs]
-    _same_names(set(known), set(tensors), f"{source}: lacks", f"{source}: holds tensors that this architecture has not:")
+    _same_names(
+        set(known), set(tensors), f"{source}: lacks", f"{source}: contains tensors that this architecture does not have:"
+    )
     covered = [path for r in rows for path in r.ours]
     if set(covered) != set(expected):
-        raise UserError(f"{source}: no tensor of theirs gives {listed(set(expected) ^ set(covered))}")
+        raise UserError(f"{source}: no tensor corresponds to {listed(set(expected) ^ set(covered))}")
     found = {}
     for r in rows:
         given = [tensors[name] for name in r.theirs]
         count, held = sum(math.prod(expected[path]) for path in r.ours), sum(a.size for a in given)
-        if count > max(held, 2**28):  # too much to try out
+        if count > max(held, 2**28):  # too large to allocate
             raise UserError(f"{source}: {listed(r.theirs)}: {held:,} values, expected {count:,} by config.json")
         wanted = r.transform.theirs(*(np.zeros(expected[path], np.float32) for path in r.ours))
         for name, a, b in zip(r.theirs, given, wanted, strict=True):
@@ -134,7 +135,7 @@ def to_ours(
 
 
 def to_theirs(rows: Sequence[Row], params: Tensors, architecture: str) -> dict[str, np.ndarray]:
-    """Their tensors by name, f32. UserError for parameters that are missing or that `architecture` has no place for."""
+    """Return their tensors by name, f32; raise UserError if parameters are missing or have no place in `architecture`."""
     covered = {path for r in rows for path in r.ours}
     _same_names(covered, set(params), f"{architecture}: the checkpoint lacks", f"{architecture}: has no place for")
     found = {}

@@ -1,6 +1,6 @@
 """Files in their projects' own layouts: facebookresearch/mae's .pth and OpenAI CLIP's state dict.
 
-They hold tensors and no settings: what the shapes do not tell is that project's own (see `_HEADS` and the docstrings).
+They hold tensors and no settings: settings that shapes do not determine are the project's (see `_HEADS` and the docstrings).
 """
 
 import pathlib
@@ -23,7 +23,7 @@ _HEADS = {shape["width"]: shape["heads"] for shape in SIZES.values()} | {1280: 1
 
 
 def read(file: pathlib.Path) -> tuple[Family, Sections, dict]:
-    """(architecture, sections of a config, tensors) of a file, told apart by its names."""
+    """Return (architecture, sections of a config, tensors) of a file, whose layout its names determine."""
     tensors, options = (files.read_safetensors(file), {}) if file.suffix == ".safetensors" else files.read_pickle(file)
     if "visual.conv1.weight" in tensors:
         family = OpenAICLIP()
@@ -33,7 +33,7 @@ def read(file: pathlib.Path) -> tuple[Family, Sections, dict]:
         family = OriginalMAE()
         options = vars(options["args"]) if hasattr(options.get("args"), "__dict__") else {}
         return family, family.read(options, tensors, Preprocessing(str(file), None, **IMAGENET)), tensors
-    raise UserError(f"{file}: is neither a masked autoencoder's nor CLIP's file of tensors; known layouts are these two")
+    raise UserError(f"{file}: has neither the tensors of facebookresearch/mae nor those of OpenAI's CLIP; use one of the two")
 
 
 def depth_of(tensors, prefix: str) -> int:
@@ -41,10 +41,10 @@ def depth_of(tensors, prefix: str) -> int:
 
 
 class OriginalMAE(Family):
-    """github.com/facebookresearch/mae: a whole autoencoder, or its encoder alone.
+    """github.com/facebookresearch/mae: an autoencoder or its encoder alone.
 
-    Its heads are 12 (ViT-B) and 16 (ViT-L, ViT-H), the decoder's 16; its norms have eps 1e-6. Whether patches were
-    normalised stands in "args" where the file has them; otherwise they are taken to be, as in the published recipe.
+    It has 12 (ViT-B) or 16 (ViT-L, ViT-H) heads, 16 in the decoder, and norms with eps 1e-6. "args", if present, says whether
+    target patches were normalised; the default is that they were, as in the published recipe.
     """
 
     architecture, model_type = "facebookresearch/mae", "mae"
@@ -55,11 +55,13 @@ class OriginalMAE(Family):
     def read(self, theirs, tensors, preprocessing):
         embedding, table = tensors["patch_embed.proj.weight"], tensors.get("pos_embed")
         if table is None or embedding.ndim != 4 or table.ndim != 3:
-            raise UserError(f"{preprocessing.source}: lacks pos_embed, or patch_embed.proj.weight is no convolution")
+            raise UserError(
+                f"{preprocessing.source}: lacks pos_embed, or patch_embed.proj.weight is not a convolution's kernel"
+            )
         width, channels, p, q = embedding.shape
         side = round((table.shape[1] - 1) ** 0.5)
         if side * side != table.shape[1] - 1:
-            raise UserError(f"{preprocessing.source}: pos_embed holds {table.shape[1] - 1} patches, which are no square")
+            raise UserError(f"{preprocessing.source}: pos_embed holds {table.shape[1] - 1} patches; expected a square number")
 
         def stack(prefix, width, heads):
             inner = tensors.get(f"{prefix}0.mlp.fc1.weight")
@@ -126,7 +128,7 @@ def _clip_text(tensors) -> dict:
 
 
 class OpenAICLIP(CLIP):
-    """github.com/openai/CLIP, the vision-transformer models: heads of 64, quick GELU, the last token ends a text."""
+    """github.com/openai/CLIP, its vision transformers: heads of width 64, quick GELU; the last token ends a text."""
 
     architecture = "openai/CLIP"
     ignored = ("input_resolution", "context_length", "vocab_size")
@@ -138,7 +140,7 @@ class OpenAICLIP(CLIP):
         for name in ("visual.proj", "visual.positional_embedding", "token_embedding.weight", "positional_embedding"):
             if name not in tensors:
                 raise UserError(
-                    f"{preprocessing.source}: lacks {name}; of CLIP's image encoders only vision transformers are known"
+                    f"{preprocessing.source}: lacks {name}; only CLIP's vision transformers are supported, not its ResNets"
                 )
         width, channels, p, _ = tensors["visual.conv1.weight"].shape
         side = round((tensors["visual.positional_embedding"].shape[0] - 1) ** 0.5)

@@ -1,7 +1,7 @@
-"""One description of how configurations correspond, read in both directions.
+"""One table of corresponding settings, used in both directions.
 
-Every field of ours is one of: translated (`keys`), of the value that the architecture means (`fixed`), or of no influence
-on a forward pass (FREE). What is none of these cannot be lost on the way: it is an error.
+Each of our fields is translated (`keys`), fixed to the architecture's value (`fixed`), or without influence on a forward pass
+(FREE). Any other field is an error, so that no setting is lost silently.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any
 
 from ssl_jax.errors import UserError
 
-# How parameters are drawn, what happens in training only, and how the same numbers are computed.
+# Settings of the initialisation, of training only, and of the implementation.
 FREE = frozenset({"init", "init_std", "attention", "remat", "scan", "drop_path", "dropout", "attention_dropout"})
 
 ACTIVATIONS = {  # theirs -> ours
@@ -21,10 +21,10 @@ ACTIVATIONS = {  # theirs -> ours
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """A section of ours against a (part of a) config.json.
+    """The translation between a section of ours and (a part of) a config.json.
 
-    keys: our field -> their key. defaults: their key -> its value where config.json leaves it out. fixed: our field -> the
-    value that the architecture means. demands: their key -> the only value that our models can express.
+    keys: our field -> their key. defaults: their key -> its value if config.json omits it. fixed: our field -> the
+    architecture's value. demands: their key -> the only value that our models support.
     """
 
     keys: Mapping[str, str]
@@ -33,10 +33,10 @@ class Settings:
     demands: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def read(self, theirs: Mapping[str, Any], source: str) -> dict[str, Any]:
-        """Our fields."""
+        """Return our fields from a config.json; raise UserError for values that our models do not support."""
         for key, value in self.demands.items():
             if theirs.get(key, value) != value:
-                raise UserError(f"{source}: {key}={theirs[key]!r} cannot be expressed here; expected {value!r}")
+                raise UserError(f"{source}: {key}={theirs[key]!r} is not supported; expected {value!r}")
         ours = dict(self.fixed)
         for field, key in self.keys.items():
             value = theirs.get(key)
@@ -52,7 +52,7 @@ class Settings:
         return {field: value for field, value in ours.items() if value is not None}
 
     def write(self, ours: Any, path: str, architecture: str, *, checked: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Their keys, from a config object; the fields `checked` are looked after by the caller."""
+        """Return their keys from a settings object; the caller handles the fields `checked`."""
         theirs = dict(self.demands)
         names = {field.name for field in dataclasses.fields(ours)}
         derived = {"mlp_width": "width_of_mlp", "head_width": "width_of_head"}
@@ -76,7 +76,7 @@ class Settings:
         return theirs
 
     def _spelling(self, key: str, activation: str) -> str:
-        """The architecture's own name where it has several: they are computed in other ways, and differ by rounding."""
+        """Return the architecture's name of an activation with several names, which differ only by rounding."""
         names = [name for name, ours in ACTIVATIONS.items() if ours == activation]
         return next((name for name in names if name == self.defaults.get(key)), names[0])
 

@@ -57,7 +57,7 @@ LOOKED_AFTER = ("patch_size", "crop", "positions", "pooling", "pooler", "mask_to
 
 
 def _block(ours: str, theirs: str) -> list[Row]:
-    """One block under ViT's names."""
+    """Return the rows of one block under ViT's names."""
     o, t = f"{ours}/stack/{BLOCK}", f"{theirs}.{{i}}"
     return [
         *(r for n in ("query", "key", "value") for r in dense(f"{o}/attention/{n}", f"{t}.attention.attention.{n}")),
@@ -76,7 +76,7 @@ def _without_qkv_bias(rows: list[Row], qkv_bias: bool) -> list[Row]:
 
 def _embeddings(vit: ViT, theirs: str) -> list[Row]:
     c = vit.config
-    absolute = c.positions != "relative"  # these are the attention's
+    absolute = c.positions != "relative"  # relative ones belong to the attention
     return [
         *([row("encoder/class_token", f"{theirs}.cls_token", leading(1))] if c.class_token else []),
         *([row("encoder/registers", f"{theirs}.register_tokens", leading(1))] if c.registers else []),
@@ -90,18 +90,18 @@ def _positions(ours: str, theirs: str, vit: ViT) -> Row:
     if kind == "learned":
         return row(ours, theirs, leading(1))
     if kind != "sincos2d":
-        raise UserError(f"model.positions={kind!r}: the other format has absolute positions; it cannot hold this model")
+        raise UserError(f"model.positions={kind!r}: the architecture has absolute positions; it cannot hold this model")
     table = sincos2d(vit.config.width, vit.grid)
     return constant(theirs, (with_class(table) if vit.config.class_token else table)[None], "2-D sine-cosine positions")
 
 
 def with_class(table: np.ndarray) -> np.ndarray:
-    """Positions of patches with a row of zeros for the class token."""
+    """Prepend a row of zeros, the class token's position, to positions of patches."""
     return np.concatenate([np.zeros((1, table.shape[1]), np.float32), table])
 
 
 def kind_of_positions(table: np.ndarray, width: int, grid: tuple[int, int], *, class_token: bool = True) -> str:
-    """Return "sincos2d" where a table [1, (1 +) patches, width] holds exactly those, else "learned"."""
+    """Return "sincos2d" if a table [1, (1 +) patches, width] equals those positions exactly, else "learned"."""
     if width % 4 == 0 and table.shape == (1, int(class_token) + math.prod(grid), width):
         fixed = sincos2d(width, grid)
         if np.array_equal(table[0], with_class(fixed) if class_token else fixed):
@@ -115,7 +115,7 @@ class _Vision(Family):
     patch_default = 16
 
     def encoder(self, theirs, tensors, preprocessing: Preprocessing) -> tuple[dict, tuple[int, int], int]:
-        """(the section `model`, image size, channels)."""
+        """Return (the section `model`, image size, channels)."""
         source = preprocessing.source
         model = self.settings.read(theirs, source)
         size = pair(theirs.get("image_size", 224), "image_size", source)
@@ -144,8 +144,8 @@ class ViTMAE(_Vision):
 
     def read(self, theirs, tensors, preprocessing):
         model, size, channels = self.encoder(theirs, tensors, preprocessing)
-        model.pop("crop", None)  # its loss is over whole images
-        model.pop("pooling")  # it has none: "pooled" is what masked autoencoders have here
+        model.pop("crop", None)  # the loss is over whole images
+        model.pop("pooling")  # ViTMAE has none: "pooled" is our default for masked autoencoders
         decoder = DECODER.read(theirs, preprocessing.source) | {name: model[name] for name in SHARED}
         patch = pair(model["patch_size"], "patch_size", preprocessing.source)
         table = look_up(tensors, "decoder.decoder_pos_embed", "", preprocessing.source)
@@ -174,7 +174,10 @@ class ViTMAE(_Vision):
         for field in ("activation", "norm_eps", "qkv_bias"):
             if getattr(encoder, field) != getattr(decoder, field):
                 a, b = getattr(encoder, field), getattr(decoder, field)
-                raise UserError(f"task.decoder.{field}={b!r}, but model.{field}={a!r}: {name} has one for both")
+                raise UserError(
+                    f"task.decoder.{field}={b!r}, but model.{field}={a!r}: {name} has one setting for both; it cannot hold "
+                    "this model"
+                )
         theirs = self.write_encoder(task.encoder)
         theirs |= DECODER.write(decoder, "task.decoder", name, checked=(*SHARED, "positions"))
         return theirs | {"mask_ratio": c.mask.ratio, "norm_pix_loss": c.target == "normalized_pixels"}
@@ -195,7 +198,7 @@ class ViTMAE(_Vision):
         return _without_qkv_bias(rows, encoder.qkv_bias)
 
     def names(self, task, tensors, source):
-        newer = "decoder.decoder_encoder.layer."  # what transformers 5 writes; it reads both
+        newer = "decoder.decoder_encoder.layer."  # written by transformers 5, which reads both
         tensors = {n.replace(newer, "decoder.decoder_layers."): x for n, x in tensors.items()}
         return super().names(task, tensors, source)
 
@@ -218,7 +221,9 @@ class ViTEncoder(_Vision):
     def read(self, theirs, tensors, preprocessing):
         model, size, channels = self.encoder(theirs, tensors, preprocessing)
         if theirs.get("pooler_output_size") not in (None, model["width"]):
-            raise UserError(f"{preprocessing.source}: pooler_output_size={theirs['pooler_output_size']!r}: must be hidden_size")
+            raise UserError(
+                f"{preprocessing.source}: pooler_output_size={theirs['pooler_output_size']!r}: must equal hidden_size"
+            )
         model["pooler"] = any(name.endswith("pooler.dense.weight") for name in tensors)
         model["mask_token"] = any(name.endswith("embeddings.mask_token") for name in tensors)
         return Sections({"name": "image_encoder"}, model, image_info(size, channels, preprocessing))
@@ -245,7 +250,7 @@ class ViTEncoder(_Vision):
         return _without_qkv_bias(rows, c.qkv_bias)
 
 
-SEVERAL = "multi_label_classification"  # problem_type where an example may have several classes
+SEVERAL = "multi_label_classification"  # problem_type of examples with several classes
 
 
 class ViTClassifier(ViTEncoder):
@@ -259,7 +264,7 @@ class ViTClassifier(ViTEncoder):
         model.pop("pooling")
         names = dict(section(theirs, "id2label", preprocessing.source))
         if not all(str(key).isdecimal() for key in names):
-            raise UserError(f"{preprocessing.source}: id2label: expected names by number")
+            raise UserError(f"{preprocessing.source}: id2label: expected class names by number")
         names = names or {str(i): f"LABEL_{i}" for i in range(number(theirs, "num_labels", 2, preprocessing.source))}
         classes = tuple(str(names[key]) for key in sorted(names, key=int))
         task, info = {"name": "classification", "pooling": "cls"}, image_info(size, channels, preprocessing, classes=classes)
@@ -284,7 +289,7 @@ class ViTClassifier(ViTEncoder):
 
 
 class IJepa(ViTEncoder):
-    """A ViT without class token, whose representation is the mean of its tokens (Assran et al. 2023)."""
+    """A ViT without class token; the representation is the mean of its tokens (Assran et al. 2023)."""
 
     architecture, model_type, base, patch_default = "IJepaModel", "ijepa", "ijepa", 16
     settings = dataclasses.replace(ENCODER, fixed={"class_token": False}, demands={"pooler_act": "tanh"})
@@ -295,13 +300,15 @@ class IJepa(ViTEncoder):
     def read(self, theirs, tensors, preprocessing):
         sections = super().read(theirs, tensors, preprocessing)
         if sections.model["pooler"]:
-            raise UserError(f"{preprocessing.source}: pooler.dense: is a layer on the first token; it cannot be expressed here")
+            raise UserError(f"{preprocessing.source}: pooler.dense, a layer on the first token, is not supported")
         return sections
 
     def write(self, task):
         c = task.encoder.config
         if c.pooling != "mean" or c.pooler or c.norm_pooled:
-            raise UserError(f"model.pooling={c.pooling!r}: IJepaModel gives tokens, to be averaged; it cannot hold this model")
+            raise UserError(
+                f"model.pooling={c.pooling!r}: IJepaModel's representation is the mean of its tokens; it cannot hold this model"
+            )
         return self.write_encoder(task.encoder)
 
 
@@ -322,7 +329,7 @@ class Dinov2(_Vision):
         width = number(model, "width", None, preprocessing.source)
         inner = int(width * number(theirs, "mlp_ratio", 4, preprocessing.source, kind=float))
         model["gated"] = bool(theirs.get("use_swiglu_ffn", False))
-        if model["gated"]:  # two thirds, rounded up to a multiple of 8
+        if model["gated"]:  # two thirds of the width, rounded up to a multiple of 8
             inner, model["activation"] = (int(inner * 2 / 3) + 7) // 8 * 8, "silu"
         model["mlp_width"] = inner
         model["mask_token"] = "registers" in self.keys or bool(theirs.get("use_mask_token", True))
@@ -331,15 +338,19 @@ class Dinov2(_Vision):
     def write(self, task):
         c = task.encoder.config
         if c.pooling != "cls" or c.pooler:
-            raise UserError(f"model.pooling={c.pooling!r}, pooler={c.pooler}: {self.architecture} reads the class token")
+            raise UserError(
+                f'model.pooling={c.pooling!r}, pooler={c.pooler}: {self.architecture} has pooling="cls" and no '
+                "pooler; it cannot hold this model"
+            )
         if c.gated and c.activation != "silu":
             raise UserError(
-                f"model.activation={c.activation!r}: {self.architecture}'s gated MLP has silu; it cannot hold this model"
+                f"model.activation={c.activation!r}: {self.architecture}'s gated MLP uses silu; it cannot hold this model"
             )
         ratio = next((r for r in range(1, 17) if self._inner(c.width, r, c.gated) == c.width_of_mlp), None)
         if ratio is None:
             raise UserError(
-                f"model.mlp_width={c.width_of_mlp}: is no whole multiple of width={c.width} as {self.architecture} needs"
+                f"model.mlp_width={c.width_of_mlp}: {self.architecture} needs a multiple of width={c.width}; it cannot hold "
+                "this model"
             )
         checked = (*LOOKED_AFTER, "gated", "mlp_width")
         theirs = self.settings.write(c, "model", self.architecture, checked=checked)
@@ -375,7 +386,7 @@ class Dinov2(_Vision):
         rows = [*_embeddings(vit, "embeddings"), *blocks(c.depth, block), *norm("encoder/final_norm", "layernorm")]
         if c.mask_token:
             rows.append(row("encoder/mask_token", "embeddings.mask_token", leading(1)))
-        elif "registers" in self.keys:  # always there, and not read by a forward pass
+        elif "registers" in self.keys:  # always in the file, but unused in a forward pass
             rows.append(constant("embeddings.mask_token", np.zeros((1, c.width), np.float32), "zeros"))
         return _without_qkv_bias(rows, c.qkv_bias)
 
@@ -389,7 +400,7 @@ class Dinov2WithRegisters(Dinov2):
 
 
 class Data2VecVision(_Vision):
-    """data2vec's encoder of images (Baevski et al. 2022): BEiT's, with relative positions shared by all blocks."""
+    """data2vec's image encoder (Baevski et al. 2022): BEiT's, with relative positions shared by all blocks."""
 
     architecture, model_type, base = "Data2VecVisionModel", "data2vec-vision", "data2vec_vision"
     keys = {k: v for k, v in ENCODER.keys.items() if k != "qkv_bias"}
@@ -404,11 +415,11 @@ class Data2VecVision(_Vision):
     def read(self, theirs, tensors, preprocessing):
         source, model = preprocessing.source, self.settings.read(theirs, preprocessing.source)
         if theirs.get("use_mean_pooling", True):
-            raise UserError(f"{source}: use_mean_pooling=True: leaves out the last norm, which cannot be expressed here")
+            raise UserError(f"{source}: use_mean_pooling=True omits the final norm, which is not supported")
         if theirs.get("use_absolute_position_embeddings", False) or not theirs.get("use_shared_relative_position_bias", False):
             raise UserError(
-                f"{source}: use_shared_relative_position_bias: only shared relative positions can be expressed here, as the "
-                "published pre-trained models have them"
+                f"{source}: expected use_shared_relative_position_bias=true and use_absolute_position_embeddings=false, as in "
+                "the published pre-trained models"
             )
         if not model["layer_scale"]:
             del model["layer_scale"]
@@ -421,10 +432,10 @@ class Data2VecVision(_Vision):
         )
 
     def check_square(self, grid: tuple[int, int], where: str) -> None:
-        """Raise UserError for grids that are not square, for which transformers exchanges the height and width of the table."""
+        """Raise UserError for a grid that is not square, for which transformers exchanges the table's height and width."""
         if grid[0] != grid[1]:
             raise UserError(
-                f"{where}: a grid of {grid[0]} x {grid[1]} patches; {self.architecture} reads its relative positions rightly "
+                f"{where}: a grid of {grid[0]} x {grid[1]} patches; {self.architecture} reads its relative positions correctly "
                 "for square grids only"
             )
 
@@ -433,7 +444,8 @@ class Data2VecVision(_Vision):
         if c.pooler or c.norm_pooled or not c.qkv_bias or c.pooling != "cls":
             raise UserError(
                 f"model.pooler={c.pooler}, norm_pooled={c.norm_pooled}, qkv_bias={c.qkv_bias}, pooling={c.pooling!r}: "
-                f'{self.architecture} has none of the first two, biases, and pooling="cls"'
+                f'{self.architecture} has pooler=False, norm_pooled=False, qkv_bias=True and pooling="cls"; '
+                "it cannot hold this model"
             )
         self.check_square(task.encoder.grid, f"model.patch_size={c.patch_size}")
         bias = {"use_shared_relative_position_bias": True, "use_absolute_position_embeddings": False}
@@ -455,7 +467,7 @@ class Data2VecVision(_Vision):
         ]
 
 
-# A bias of the keys adds the same to all scores of a query, which the softmax does not see.
+# A bias of the keys adds the same number to all scores of a query, which leaves the softmax unchanged.
 WITHOUT_BIAS = Transform(lambda x: (x.T, np.zeros(len(x), np.float32)), lambda kernel, bias: (kernel.T,))
 
 FAMILIES = (ViTMAE(), ViTEncoder(), ViTClassifier(), IJepa(), Dinov2(), Dinov2WithRegisters(), Data2VecVision())

@@ -1,4 +1,4 @@
-"""Flax linen modules. They know no loss, no label and no data set."""
+"""Flax linen modules, independent of losses, labels and data sets."""
 
 import re
 from collections.abc import Mapping
@@ -10,27 +10,27 @@ from ml_collections import ConfigDict
 from ssl_jax.config import look_up
 from ssl_jax.errors import UserError
 
-# By what a model reads: its name in a config (`model.name`) -> the function that builds it, called as
-# function(section, info, dtype, path, **settings that the task decides). The first name is the default.
-# A new model is its file and its line here.
+# Input kind -> {`model.name` in a config: the function that builds the model}. A function is called as
+# function(section, info, dtype, path, **settings chosen by the task). The first name is the default.
+# A new model needs a file and a line here.
 MODELS: dict[str, dict[str, str]] = {
     "images": {"vit": "ssl_jax.models.vit:build"},
     "tokens": {"transformer": "ssl_jax.models.language:build"},
-    "pairs": {"dual_encoder": "ssl_jax.models.dual_encoder:build"},  # of an image and a text
+    "pairs": {"dual_encoder": "ssl_jax.models.dual_encoder:build"},  # an image and a text
     "parallel_text": {
         "encoder_decoder": "ssl_jax.models.encoder_decoder:build",
         "transformer": "ssl_jax.models.encoder_decoder:build_prefix_decoder",
     },
 }
-DTYPES = ("float32", "bfloat16", "float16")  # of the matmuls: `training.dtype`
-BLOCK = "block{i:02d}"  # block i in a parameter's path and among a stack's intermediate values
+DTYPES = ("float32", "bfloat16", "float16")  # of matmuls (`training.dtype`)
+BLOCK = "block{i:02d}"  # block i in parameter paths and among a stack's intermediate values
 
 
 def build(reads: str, config: Mapping[str, Any] | ConfigDict, info: Any, **settings: Any) -> Any:
-    """Return the model that `config.model` names among those that read `reads` (a key of MODELS).
+    """Return the model that `config.model` names among those for the input kind `reads` (a key of MODELS).
 
-    `info` is the task's DataInfo; `settings` are those of the model that its task decides. Raises UserError for a name
-    that no such model has, for `training.dtype`, and where model and data do not fit.
+    `info` is the task's DataInfo; `settings` are model settings chosen by the task. Raise UserError for an unknown name or
+    `training.dtype`, and for a model that does not fit the data.
     """
     section, models = config.get("model") or {}, MODELS[reads]
     name, dtype = section.get("name", next(iter(models))), (config.get("training") or {}).get("dtype", "float32")
@@ -46,6 +46,6 @@ def block_name(i: int) -> str:
 
 
 def block_number(name: str) -> int | None:
-    """The number of the block that is called `name` (one part of a path); None for any other name."""
+    """Return the number of the block called `name` (one part of a path); None for any other name."""
     match = re.fullmatch(r"block(\d+)", name)
     return int(match[1]) if match else None

@@ -1,6 +1,6 @@
-"""Scaled dot-product attention, heads in front: [batch, heads, time, head_width].
+"""Scaled dot-product attention on [batch, heads, time, head_width].
 
-Every restriction is structure (causal, window, segments, prefix), not a dense mask, so that a fused kernel can take it.
+Restrictions are structured (causal, window, segments, prefix) instead of dense masks, so that fused kernels can apply them.
 """
 
 import jax
@@ -21,10 +21,10 @@ def allowed(
     kv_segments: Int[Array, "#batch kv"] | None = None,
     prefix: Int[Array, "#batch"] | None = None,
 ) -> Bool[Array, "#batch q kv"] | None:
-    """Which keys a query may read; None when all.
+    """Return which keys each query may attend to; None if all.
 
     causal: keys at or before the query, and any key before `prefix` (a prefix language model).
-    window: keys at most `window` positions away. segments: keys of the query's own segment; padding is a segment of its own.
+    window: keys at most `window` positions away. segments: keys of the query's segment; padding is a separate segment.
     """
     q, kv = q_positions[:, :, None], kv_positions[:, None, :]
     rules = []
@@ -50,9 +50,9 @@ def attend(
     dropout: float = 0.0,
     keys: Key[Array, "batch"] | None = None,
 ) -> Float[Array, "batch heads q width"]:
-    """softmax(q k^T / sqrt(width) + bias) v, the softmax in f32 (Vaswani et al. 2017, equation 1).
+    """Return softmax(q k^T / sqrt(width) + bias) v, with the softmax in f32 (Vaswani et al. 2017, equation 1).
 
-    Grouped queries share a key head.
+    With fewer key heads than query heads, consecutive query heads share a key head (grouped-query attention).
     """
     batch, heads, time, width = q.shape
     kv_heads = k.shape[1]

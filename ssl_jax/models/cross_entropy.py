@@ -1,4 +1,4 @@
-"""Cross-entropy of an output layer over a large vocabulary, without ever holding f32[batch, time, vocabulary]."""
+"""Cross-entropy of an output layer over a large vocabulary, without materializing f32[batch, time, vocabulary]."""
 
 import functools
 
@@ -8,15 +8,15 @@ from jaxtyping import Array, Float, Int
 
 from ssl_jax import cpu, partition, target
 
-PLAIN = 2**25  # logits up to this many numbers are held at once
-CHUNK = 2**26  # and otherwise this many at a time, or more on a device with much memory
-SHARE = 32  # of a device's memory, one part in so many is for logits: each chunk reads and sums up a whole weight's gradient
+PLAIN = 2**25  # up to this many logits are computed at once
+CHUNK = 2**26  # more are computed in chunks of this size, or of a larger one on a device with much memory
+SHARE = 32  # logits get 1 / SHARE of a device's memory; large chunks pay, as each reads and adds a whole weight gradient
 
 
 def logits(
     features: Float[Array, "*batch dim"], weight: Float[Array, "vocabulary dim"], bias: Float[Array, "vocabulary"] | None = None
 ) -> Float[Array, "*batch vocabulary"]:
-    """f32 logits: `features @ weight.T + bias`, multiplied in the dtype of `features`, accumulated in f32."""
+    """Return f32 logits `features @ weight.T + bias`, multiplied in the dtype of `features` and accumulated in f32."""
     contract = (((features.ndim - 1,), (1,)), ((), ()))
     out = jax.lax.dot_general(features, weight.astype(features.dtype), contract, preferred_element_type=jnp.float32)
     return out if bias is None else out + bias.astype(jnp.float32)
@@ -30,10 +30,10 @@ def token_losses(
     *,
     chunks: int | None = None,
 ) -> tuple[Float[Array, "batch time"], Float[Array, "batch time"], Int[Array, "batch time"]]:
-    """Negative log-likelihood, log of the partition function, and the likeliest token, at each place.
+    """Return the negative log-likelihood, the log partition function and the most likely token at each position.
 
-    For measuring: `cross_entropy` is what is trained. The time axis is cut into `chunks` (default: `chunks_of`) that are
-    computed one after another; the batch axis, which may be sharded, is not touched.
+    For evaluation; training uses `cross_entropy`. The time axis is cut into `chunks` (default: `chunks_of`) that are computed
+    one after another; the batch axis, which may be sharded, is not cut.
     """
     batch, time, _ = features.shape
     chunks = chunks_of(batch, time, weight.shape[0]) if chunks is None else min(chunks, time)
@@ -50,7 +50,8 @@ def token_losses(
 
 
 def chunks_of(batch: int, time: int, vocabulary: int) -> int:
-    """Return how many pieces of the time axis keep the logits of one small on each device; if possible they divide `time`."""
+    """Return the number of pieces of the time axis that bounds a piece's logits on each device; a divisor of `time` if
+    possible."""
     total = batch * time * vocabulary // partition.count(partition.free_axes(partition.ROWS, batch))
     chunk = max(CHUNK, (target.current().memory or 0) // SHARE // 4)
     fewest = 1 if total <= PLAIN else min(time, -(-total // chunk))
@@ -79,10 +80,10 @@ def cross_entropy(
     z_loss: float = 0.0,
     chunks: int | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Mean over the places with weight of -log p(label) + z_loss log(Z)^2 (Chowdhery et al. 2022, section 5).
+    """Return the weighted mean over positions of -log p(label) + z_loss log(Z)^2 (Chowdhery et al. 2022, section 5).
 
-    Metrics, which have no gradient: "cross_entropy" (nats, without the z loss), "accuracy" (of k likeliest tokens each counts
-    1 / k), and "weight", the number of terms. The loss has no gradient in `label_weights`. The time axis is cut into `chunks`
+    Metrics, without gradient: "cross_entropy" (nats, without the z loss), "accuracy" (k equally likely best tokens count 1 / k
+    each), and "weight", the number of terms. The loss has no gradient in `label_weights`. The time axis is cut into `chunks`
     (default: `chunks_of`).
     """
     w = jnp.ones(labels.shape, jnp.float32) if label_weights is None else label_weights.astype(jnp.float32)
@@ -99,8 +100,8 @@ def cross_entropy(
 def _summed(z_loss, chunks, features, weight, bias, labels, w):
     """Return the weighted sums of loss, negative log-likelihood and correct predictions.
 
-    The gradient is computed along with the value, while a chunk's logits are there: they are multiplied out once, and theirs
-    is written once, in the dtype of the features.
+    The gradient is computed together with the value, chunk by chunk: the logits are computed once, and their gradient is
+    written once, in the dtype of the features.
     """
     return _run(z_loss, chunks, False, features, weight, bias, labels, w)[0]
 
@@ -122,9 +123,9 @@ _summed.defvjp(_forward, _backward)
 
 
 def _run(z_loss, chunks, differentiate, features, weight, bias, labels, w):
-    """Return (sums, (gradients in features, weight and bias) or None) of each device's rows, the sums over all devices.
+    """Return (sums over all devices, (gradients with respect to features, weight and bias) or None).
 
-    Each device has its part of the vocabulary, where the mesh's "tensor" axis divides it.
+    Each device holds a part of the vocabulary if the mesh's "tensor" axis divides it.
     """
 
     def local(split, parts, across):
@@ -156,9 +157,9 @@ def _sum(x: Array, across: tuple[str, ...]) -> Array:
 
 
 def _piece(z_loss, differentiate, across, weight, bias, features, labels, w):
-    """Return ((sums, weight's and bias's gradient), the features' gradient) of one chunk; None where not differentiated.
+    """Return ((sums, gradients of weight and bias), gradient of the features) of one chunk; gradients may be None.
 
-    With `across` weight and bias are this device's part of the vocabulary, and the features' gradient is that part's.
+    With `across`, weight and bias are this device's part of the vocabulary, and the features' gradient is that part's.
     """
     scores = logits(features, weight, bias)
     highest = jnp.max(scores, axis=-1, keepdims=True)
@@ -178,7 +179,7 @@ def _piece(z_loss, differentiate, across, weight, bias, features, labels, w):
     sums = tuple(jnp.sum(x * w) for x in (loss, nll, right))
     if not differentiate:
         return (sums, None, None), None
-    slope = w * (1 + 2 * z_loss * log_z) if z_loss else w  # of the loss in log Z
+    slope = w * (1 + 2 * z_loss * log_z) if z_loss else w  # d loss / d log Z
     is_label = labels[..., None] == jnp.arange(scores.shape[-1])
     d_scores = exponential * (slope[..., None] / z) - jnp.where(is_label, w[..., None], 0)
     d_bias = None if bias is None else jnp.sum(d_scores, axis=(0, 1))

@@ -1,4 +1,4 @@
-"""The dense layer of every model here."""
+"""The dense layer of all models."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from ssl_jax import cpu, partition
 
 
 class Dense(nn.Module):
-    """flax's dense layer: the same parameters and values, its product in the form that suits the platform and the mesh."""
+    """Flax's dense layer, with the same parameters and values; the matmul takes the form that suits platform and mesh."""
 
     features: int
     use_bias: bool = True

@@ -1,4 +1,4 @@
-"""Two towers with one space: an image and a text encoder whose unit vectors are compared (CLIP, SigLIP)."""
+"""Two towers with a common embedding space: an image and a text encoder whose unit vectors are compared (CLIP, SigLIP)."""
 
 import dataclasses
 from typing import Any
@@ -21,14 +21,14 @@ POOLINGS = ("eos", "last", "cls", "mean")
 
 @dataclasses.dataclass(frozen=True)
 class TextSettings(LanguageSettings):
-    """A text tower. The defaults are CLIP's: causal, read at the end-of-text token (Radford et al. 2021, section 2.4).
+    """A text tower. The defaults are CLIP's: causal, pooled at the end-of-text token (Radford et al. 2021, section 2.4).
 
-    SigLIP's: causal=False, pooling="last" (the last place, padding or not), mask_padding=False.
+    SigLIP's are causal=False, pooling="last" (the last position, padding or not), mask_padding=False.
     """
 
     causal: bool = True
-    pooling: str = "eos"  # "eos" (the first end-of-text token), "last" (place), "cls" (the first place) or "mean"
-    mask_padding: bool = False  # attention and "mean" leave padding out; a causal tower that pools "eos" needs no mask
+    pooling: str = "eos"  # "eos" (the first end-of-text token), "last" (position), "cls" (the first position) or "mean"
+    mask_padding: bool = False  # exclude padding from attention and "mean"; a causal tower with pooling="eos" needs no mask
 
     def __post_init__(self):
         super().__post_init__()
@@ -38,10 +38,10 @@ class TextSettings(LanguageSettings):
 
 @dataclasses.dataclass(frozen=True)
 class DualEncoderSettings:
-    """`model`: both towers and what maps them into one space.
+    """`model`: both towers and their projections into the common space.
 
-    CLIP projects both linearly, without bias. SigLIP takes the image tower's pooling head as it is (image_projection=False,
-    so `dim` is the image tower's width) and projects the text with a bias.
+    CLIP projects both linearly, without bias. SigLIP uses the image tower's pooling head directly (image_projection=False,
+    so that `dim` is the image tower's width) and projects the text with a bias.
     """
 
     image: ViTSettings = dataclasses.field(default_factory=ViTSettings)
@@ -57,11 +57,11 @@ class DualEncoderSettings:
         for name in ("image", "text"):
             width = getattr(self, name).width
             if not getattr(self, f"{name}_projection") and width != self.dim:
-                raise UserError(f"dim={self.dim}: must be {name}.width={width}, as {name}_projection=False")
+                raise UserError(f"dim={self.dim}: must equal {name}.width={width}, because {name}_projection=False")
 
     @classmethod
     def read(cls, section: Any, path: str = "model") -> "DualEncoderSettings":
-        """The config of a section; `image.size="B"` is filled in as a ViT's is."""
+        """Return the settings of a config section; `image.size="B"` sets the image tower's shape as a ViT's."""
         section = dict(section or {})
         image = ViTSettings.read(section.pop("image", None), f"{path}.image")
         return configs.read(cls, section, path, image=image)
@@ -75,13 +75,13 @@ class DualEncoder(nn.Module):
     channels: int
     vocabulary: int
     context_length: int
-    end_id: int | None = None  # of the token that ends a text
+    end_id: int | None = None  # the token that ends a text
     pad_id: int | None = None
     dtype: Any = jnp.float32
 
     @property
     def image_encoder(self) -> ViT:
-        """The image tower, for its shapes; its parameters are under "image"."""
+        """Return the image tower, for its shapes; its parameters are under "image"."""
         return vit_for(self.config.image, (*self.image_size, self.channels), self.dtype)
 
     def setup(self):
@@ -106,7 +106,7 @@ class DualEncoder(nn.Module):
         visible: Int[Array, "batch kept"] | None = None,
         keys: Keys = None,
     ) -> tuple[Float[Array, "batch dim"], Float[Array, "batch tokens tower"], dict]:
-        """Unit vectors f32, the tower's tokens and its intermediates. `visible`: the patches that are not dropped."""
+        """Return unit vectors f32, the tower's tokens and its intermediates. `visible`: the patches that are not dropped."""
         tokens, intermediates = self.image(images, visible=visible, keys=keys)
         pooled = intermediates["pooled"]
         return unit(self.image_projection(pooled) if self.config.image_projection else pooled), tokens, intermediates
@@ -114,12 +114,12 @@ class DualEncoder(nn.Module):
     def encode_text(
         self, tokens: Int[Array, "batch time"], *, mask: Int[Array, "batch time"] | None = None, keys: Keys = None
     ) -> tuple[Float[Array, "batch dim"], Float[Array, "batch time width"]]:
-        """Unit vectors f32, and the hidden states. No token is attended to where `mask` is 0; default: by `mask_padding`."""
+        """Return unit vectors f32 and hidden states. Tokens with `mask` 0 are not attended to; default: by `mask_padding`."""
         c = self.config.text
-        # 1 up to and including the first end of the text, 0 behind it; some vocabularies pad with the end token
+        # 1 up to and including the first end-of-text token, 0 after it; some vocabularies pad with that token
         end = jnp.argmax(tokens == self.end_id, axis=1) if self.end_id is not None else None
         segments, options = None, {}
-        if mask is not None:  # hides keys only, as in the reference: the last place is read even where it is padding
+        if mask is not None:  # hides keys only, as in the reference: the last position is read even if it is padding
             segments = (mask > 0).astype(jnp.int32)
             options = {"segments": jnp.ones_like(segments), "key_segments": segments}
         elif c.mask_padding:
@@ -137,7 +137,7 @@ class DualEncoder(nn.Module):
         return unit(self.text_projection(vector) if self.config.text_projection else vector), hidden
 
     def flops_forward(self, kept: int | None = None) -> float:
-        """Matmul FLOPs of one pair, forward, with `kept` visible patches."""
+        """Return the matmul FLOPs of one pair's forward pass with `kept` visible patches."""
         c = self.config
         image = self.image_encoder.flops_forward(kept)
         text = c.text.flops_forward(self.context_length, causal=c.text.causal)
@@ -146,7 +146,7 @@ class DualEncoder(nn.Module):
 
 
 def build(section: Any, info: DataInfo, dtype: Any = jnp.float32, path: str = "model") -> DualEncoder:
-    """The dual encoder of a config section; UserError where it does not fit the images or the tokenizer of `info`."""
+    """Return the dual encoder of a config section; raise UserError if it does not fit the images or tokenizer of `info`."""
     config, tokenizer = DualEncoderSettings.read(section, path), info.tokenizer
     vit = vit_for(config.image, tuple(info.shapes["image"].shape), dtype, f"{path}.image")
     context_length, vocabulary = info.shapes["tokens"].shape[0], config.text.tokens(tokenizer.size)
@@ -154,14 +154,14 @@ def build(section: Any, info: DataInfo, dtype: Any = jnp.float32, path: str = "m
     if config.text.pooling == "eos" and end_id is None:
         raise UserError(f'{path}.text.pooling="eos": the tokenizer has no token that ends a text; use "mean" or "last"')
     if config.text.mask_padding and end_id is None and pad_id is None:
-        raise UserError(f"{path}.text.mask_padding: the tokenizer has neither a padding token nor one that ends a text")
+        raise UserError(f"{path}.text.mask_padding=True: the tokenizer has neither a padding token nor one that ends a text")
     longest = config.text.context_length
     if longest is not None and longest < context_length:
-        raise UserError(f"{path}.text.context_length={longest}: is less than data.context_length={context_length}")
+        raise UserError(f"{path}.text.context_length={longest}: must be at least data.context_length={context_length}")
     return DualEncoder(config, vit.image_size, vit.channels, vocabulary, context_length, end_id, pad_id, dtype)
 
 
 def unit(x: Float[Array, "batch dim"]) -> Float[Array, "batch dim"]:
-    """x / |x| in f32; a vector of zeros stays one."""
+    """Return x / |x| in f32; a zero vector stays zero."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))

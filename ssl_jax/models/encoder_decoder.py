@@ -1,4 +1,7 @@
-"""An encoder and a decoder that reads it by cross-attention (Vaswani et al. 2017); each may come from another run."""
+"""An encoder-decoder with cross-attention (Vaswani et al. 2017), and a prefix language model.
+
+Encoder and decoder may be initialised from different runs.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -34,9 +37,9 @@ class EncoderDecoderSettings:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderDecoder:
-    """Parameters: "encoder", "decoder" and, where the output layer has its own, "head".
+    """Parameters: "encoder", "decoder" and, if the output layer has parameters of its own, "head".
 
-    With `shared_embedding` the decoder's "token_embedding" is the encoder's.
+    With `shared_embedding`, the decoder uses the encoder's "token_embedding".
     """
 
     encoder: Transformer
@@ -66,7 +69,7 @@ class EncoderDecoder:
         )  # fmt: skip
 
     def hidden(self, params: Any, batch: Any, keys: Keys = None) -> Float[Array, "batch target width"]:
-        """Where target[t + 1] is predicted, from the source and target[: t + 1]."""
+        """Return the hidden states that predict target[t + 1] from the source and target[: t + 1]."""
         context, _ = self._encode(params, batch, keys)
         keys = None if keys is None else substream(keys, "decoder")
         return self.decoder.apply(
@@ -75,11 +78,11 @@ class EncoderDecoder:
         )[0]  # fmt: skip
 
     def source_states(self, params: Any, batch: Any) -> tuple[Array, dict]:
-        """The encoder's last states and intermediates."""
+        """Return the encoder's last hidden states and intermediates."""
         return self._encode(params, batch)
 
     def begin(self, params: Any, batch: Any, length: int, beams: int) -> tuple[list, Callable, int]:
-        """What `downstream.decoding` needs to write `length` tokens: (cache, step, place of the first token)."""
+        """Return what `downstream.decoding` needs to decode `length` tokens: (caches, step, position of the first token)."""
         context, _ = self._encode(params, batch)
         rows = len(context)
         context, segments = (jnp.repeat(x, beams, axis=0) for x in (context, batch["source_segments"]))
@@ -95,14 +98,14 @@ class EncoderDecoder:
         return self.decoder.empty_caches(rows, length), step, 0
 
     def output(self, params: Any, hidden: Float[Array, "*batch width"]):
-        """Features, weight and bias of the output layer (`models.language.Head`)."""
+        """Return features, weight and bias of the output layer (`models.language.Head`)."""
         return self.head.apply({"params": params.get("head", {})}, hidden, self.decoder_params(params)["token_embedding"])
 
     def logits(self, params: Any, hidden: Float[Array, "*batch width"]) -> Float[Array, "*batch vocabulary"]:
         return logits(*self.output(params, hidden))[..., : self.head.vocabulary]
 
     def flops_forward(self, source: int, target: int) -> float:
-        """Matmul FLOPs of one pair, forward; the decoder's attention to itself counts half."""
+        """Return the matmul FLOPs of one pair's forward pass; the decoder's self-attention counts half."""
         d = self.decoder.config
         cross = d.flops_forward(target, kv_tokens=source, cross=True) - d.flops_forward(target, kv_tokens=source)
         own = d.flops_forward(target, causal=True) + d.flops_head(target, self.head.vocabulary)
@@ -111,10 +114,10 @@ class EncoderDecoder:
 
 @dataclasses.dataclass(frozen=True)
 class PrefixDecoder:
-    """One causal transformer that reads the source as a prefix in both directions and goes on with the target (Raffel et
-    al. 2020, section 3.2.1). Parameters: "transformer" and, where the output layer has its own, "head".
+    """A prefix language model: one transformer, bidirectional on the source and causal on the target that follows it (Raffel
+    et al. 2020, section 3.2.1). Parameters: "transformer" and, if the output layer has parameters of its own, "head".
 
-    The source stands right-aligned in front of the target, so that no padding lies between them.
+    The source is right-aligned, so that no padding lies between source and target.
     """
 
     transformer: Transformer
@@ -127,7 +130,7 @@ class PrefixDecoder:
         return {"transformer": params} | ({"head": head} if head else {})
 
     def _source(self, batch: Any) -> tuple[Array, Array, Array]:
-        """Tokens and segments moved to the right, and the length of the prefix, one a row."""
+        """Return right-aligned tokens and segments, and each row's prefix length."""
         tokens, segments = batch["source"], batch["source_segments"]
         count = tokens.shape[1]
         move = jax.vmap(lambda row, shift: jnp.roll(row, shift))
@@ -135,7 +138,7 @@ class PrefixDecoder:
         return move(tokens, shift), move(segments, shift), jnp.full(len(tokens), count, jnp.int32)
 
     def hidden(self, params: Any, batch: Any, keys: Keys = None) -> Float[Array, "batch target width"]:
-        """Where target[t + 1] is predicted, from the source and target[: t + 1]."""
+        """Return the hidden states that predict target[t + 1] from the source and target[: t + 1]."""
         tokens, segments, prefix = self._source(batch)
         together = jnp.concatenate([tokens, batch["target"][:, :-1]], axis=1)
         segments = jnp.concatenate([segments, batch["target_segments"][:, :-1]], axis=1)
@@ -145,15 +148,15 @@ class PrefixDecoder:
         return hidden[:, tokens.shape[1] :]
 
     def source_states(self, params: Any, batch: Any) -> tuple[Array, dict]:
-        """The states of the source as a prefix, in its own places."""
+        """Return hidden states and intermediates of the source read as a prefix, without moving its tokens."""
         tokens, segments, prefix = batch["source"], batch["source_segments"], jnp.full(len(batch["source"]), 2**30, jnp.int32)
         return self.transformer.apply({"params": params["transformer"]}, tokens, segments=segments, prefix=prefix)
 
     def begin(self, params: Any, batch: Any, length: int, beams: int) -> tuple[list, Callable, int]:
-        """What `downstream.decoding` needs to write `length` tokens: (cache, step, place of the first token)."""
+        """Return what `downstream.decoding` needs to decode `length` tokens: (caches, step, position of the first token)."""
         tokens, segments, prefix = self._source(batch)
         rows, count = tokens.shape
-        empty = jnp.zeros((rows, count + length), jnp.int32)  # caches that remember where the padding is
+        empty = jnp.zeros((rows, count + length), jnp.int32)  # the caches also store segments, to mask the source's padding
         caches = [cache | {"segments": empty} for cache in self.transformer.empty_caches(rows, count + length)]
         model = {"params": params["transformer"]}
         _, inner = self.transformer.apply(model, tokens, segments=segments, prefix=prefix, caches=caches)
@@ -175,14 +178,14 @@ class PrefixDecoder:
         return logits(*self.output(params, hidden))[..., : self.head.vocabulary]
 
     def flops_forward(self, source: int, target: int) -> float:
-        """Matmul FLOPs of one pair, forward; the target's attention to itself counts half."""
+        """Return the matmul FLOPs of one pair's forward pass; the target's self-attention counts half."""
         c = self.transformer.config
         unseen = c.flops_forward(target) - c.flops_forward(target, causal=True)
         return c.flops_forward(source + target) - unseen + c.flops_head(target, self.head.vocabulary)
 
 
 def build(section: Any, info: DataInfo, dtype: Any = jnp.float32, path: str = "model") -> EncoderDecoder:
-    """The encoder and decoder of a config section, for the "source" and "target" texts of `info`."""
+    """Return the encoder-decoder of a config section, for the "source" and "target" texts of `info`."""
     config, vocabulary = configs.read(EncoderDecoderSettings, section, path), info.tokenizer.size
     source, target = _lengths(info)
     decoder = config.decoder_or_same
@@ -197,7 +200,7 @@ def build(section: Any, info: DataInfo, dtype: Any = jnp.float32, path: str = "m
 
 
 def build_prefix_decoder(section: Any, info: DataInfo, dtype: Any = jnp.float32, path: str = "model") -> PrefixDecoder:
-    """The causal transformer of a config section, as a prefix language model of "source" and "target"."""
+    """Return the prefix language model of a config section, for the "source" and "target" texts of `info`."""
     config, vocabulary, length = configs.read(LanguageSettings, section, path), info.tokenizer.size, sum(_lengths(info))
     _check_context(config, length, path)
     model = Transformer(config, vocabulary, causal=True, dtype=dtype, context_length=length)
@@ -205,10 +208,12 @@ def build_prefix_decoder(section: Any, info: DataInfo, dtype: Any = jnp.float32,
 
 
 def _lengths(info: DataInfo) -> tuple[int, int]:
-    """Tokens of the longest source, and of the longest target as the decoder reads it."""
+    """Return the lengths in tokens of the longest source and of the longest target without its last token."""
     return info.shapes["source"].shape[0], info.shapes["target"].shape[0] - 1
 
 
 def _check_context(config: LanguageSettings, needed: int, path: str) -> None:
     if config.context_length is not None and config.context_length < needed:
-        raise UserError(f"{path}.context_length={config.context_length}: must be at least {needed}, the data's longest text")
+        raise UserError(
+            f"{path}.context_length={config.context_length}: must be at least {needed}, the length of the longest text"
+        )

@@ -1,4 +1,4 @@
-"""What stands between an encoder and a loss on representations: I-JEPA's predictor, projectors, and prototypes."""
+"""Heads between an encoder and a loss on representations: I-JEPA's predictor, projectors, prototypes, regression."""
 
 import math
 from typing import Any
@@ -16,7 +16,7 @@ from ssl_jax.models.patches import Grid, sincos2d
 class Predictor(nn.Module):
     """Predict the representations of target patches from those of context patches (Assran et al. 2023, section 3).
 
-    A narrow transformer reads the context's tokens and one mask token for each target, both with their fixed positions.
+    A narrow transformer reads the context's tokens and one mask token per target, both with fixed positions.
     """
 
     config: TransformerSettings
@@ -44,13 +44,13 @@ class Predictor(nn.Module):
         return Dense(self.outputs, kernel_init=c.dense_init(), dtype=self.dtype, name="output")(x)
 
     def flops_forward(self, inputs: int, kept: int, wanted: int) -> float:
-        """Matmul FLOPs of one context of `kept` tokens of width `inputs` and `wanted` targets, forward."""
+        """Return the matmul FLOPs of a forward pass over `kept` context tokens of width `inputs` and `wanted` targets."""
         c = self.config
         return 2 * kept * inputs * c.width + c.flops_forward(kept + wanted) + 2 * wanted * c.width * self.outputs
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation with the moments of the rows given, in f32; no running moments are kept."""
+    """Batch normalisation in f32 with the moments of the given rows; no running averages."""
 
     affine: bool = True
     eps: float = 1e-5
@@ -67,9 +67,9 @@ class BatchNorm(nn.Module):
 
 
 class Projector(nn.Module):
-    """An MLP of layers with the widths `hidden` and then `outputs`, its last layer without bias.
+    """An MLP with layers of the widths `hidden` and `outputs`; the last layer has no bias.
 
-    norm: "batch" (over the rows given) or None after every hidden layer; last_norm: batch norm after the last one too.
+    norm: "batch" (over the given rows) or None, after every hidden layer; last_norm: batch norm after the last layer too.
     """
 
     hidden: tuple[int, ...]
@@ -96,9 +96,9 @@ class Projector(nn.Module):
 
 
 class PrototypeHead(nn.Module):
-    """DINO's head (Caron et al. 2021, appendix C): an MLP, unit vectors, then the similarity to `prototypes` unit vectors.
+    """DINO's head (Caron et al. 2021, appendix C): an MLP, unit vectors, then their similarity to `prototypes` unit vectors.
 
-    `vectors` gives the unit vectors, `scores` their similarities; the latter's kernel is weight-normalised with a gain of 1.
+    `vectors` returns the unit vectors, `scores` their similarities, whose kernel is weight-normalised with a gain of 1.
     """
 
     prototypes: int
@@ -131,7 +131,7 @@ class PrototypeHead(nn.Module):
 
 
 class RegressionHead(nn.Module):
-    """Dense layers with GELU between them, each but the last of twice the width (data2vec: fairseq's `regression_head`)."""
+    """Dense layers with GELU between them, all but the last of twice the width (data2vec; fairseq's `regression_head`)."""
 
     width: int
     layers: int
@@ -145,10 +145,10 @@ class RegressionHead(nn.Module):
 
 
 def he_normal(key, shape, dtype=jnp.float32):
-    """N(0, 2 / fan_in) (He et al. 2015)."""
+    """Draw from N(0, 2 / fan_in) (He et al. 2015)."""
     return math.sqrt(2 / shape[0]) * jax.random.normal(key, shape, dtype)
 
 
 def unit(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
-    """Scale vectors to length 1, or less where they are shorter than 1e-12 (torch's normalize)."""
+    """Scale vectors to length 1; those shorter than 1e-12 are divided by 1e-12 (torch's normalize)."""
     return x / jnp.maximum(jnp.linalg.norm(x, axis=axis, keepdims=True), 1e-12)

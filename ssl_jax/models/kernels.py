@@ -1,4 +1,4 @@
-"""Which kernel computes attention: plain XLA, cuDNN's flash attention on a GPU, splash attention on a TPU."""
+"""The choice of an attention kernel: plain XLA, cuDNN's flash attention on a GPU, or splash attention on a TPU."""
 
 import functools
 import logging
@@ -13,8 +13,8 @@ from ssl_jax.errors import UserError
 from ssl_jax.models.attention import allowed, attend
 
 KERNELS = ("auto", "xla", "cudnn", "splash")
-SHORTEST = 128  # keys; with fewer the scores are small, and XLA's fused softmax does as well as a flash kernel
-SPLASH_BLOCK = 128  # its sequences are padded to a multiple
+SHORTEST = 128  # keys; with fewer, the scores are small and XLA's fused softmax is as fast as a flash kernel
+SPLASH_BLOCK = 128  # sequences are padded to multiples of this length
 
 _log = logging.getLogger("ssl_jax")
 
@@ -37,15 +37,15 @@ def attention(
     dropout: float = 0.0,
     keys: Key[Array, "batch"] | None = None,
 ) -> Float[Array, "batch heads q width"]:
-    """`attend` under the restrictions of `allowed`, by the kernel that suits device, dtype and sequence.
+    """Compute `attend` under the restrictions of `allowed`, with the kernel that suits device, dtype and sequence.
 
-    A fused kernel takes "causal" and "window" by the places of queries and keys, not by their positions: within a segment
-    positions must then rise one by one, as they do in packed documents. `cached` keys and a `bias` always go through XLA.
-    Raises UserError when a kernel is asked for by name that cannot do it.
+    A fused kernel applies `causal` and `window` to array indices instead of positions, so that positions must increase by one
+    within a segment, as in packed documents. `cached` keys and a `bias` always use XLA.
+    Raise UserError if `kernel` names a kernel that does not support the request.
     """
     rules = dict(causal=causal, window=window, q_segments=q_segments, kv_segments=kv_segments)
     if bias is not None and kernel not in ("auto", "xla"):
-        raise UserError(f'attention="{kernel}": adds no bias to its scores (relative positions); use "auto" or "xla"')
+        raise UserError(f'attention="{kernel}": does not support relative positions (a bias); use "auto" or "xla"')
     if not cached and bias is None:
         here, mesh = target.current(), jax.sharding.get_abstract_mesh()
         chosen, why = choose(
@@ -72,9 +72,9 @@ def choose(
     kernel: str, platform: str, dtype: Any, queries: int, keys: int, width: int, *,
     unsplit: bool = False, dropout: bool = False, prefix: bool = False, traced_window: bool = False,
 ) -> tuple[str, str]:  # fmt: skip
-    """(the kernel to use, why): `kernel` itself where it is named, the fastest that applies for "auto".
+    """Return (kernel, reason): the kernel that is named, or for "auto" the fastest that applies.
 
-    unsplit: there are several devices, but no mesh says how to split a kernel over them.
+    unsplit: there are several devices but no mesh, so that a kernel cannot be split over them.
     """
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
     hindrances = {
@@ -111,7 +111,7 @@ def choose(
 
 @functools.cache
 def _tell(chosen: str, why: str) -> None:
-    """Each choice is told once a process."""
+    """Log each choice once per process."""
     _log.info("attention kernel: %s (%s)", chosen, why)
 
 
@@ -125,9 +125,9 @@ def cudnn(
     mask: Array | None = None,
     implementation: str = "cudnn",
 ) -> Float[Array, "batch heads q width"]:
-    """cuDNN's fused attention; `mask` bool[#batch, q, kv], where given, holds all restrictions and replaces the others.
+    """Compute cuDNN's fused attention. A `mask` bool[#batch, q, kv] replaces all other restrictions.
 
-    Its gradient takes even lengths only, so that odd ones are padded by one place, which no query reads. A window without a
+    The gradient supports only even lengths; odd ones are padded by one position, which no query attends to. A window without a
     mask needs `causal`. implementation="xla" computes the same without a GPU.
     """
     batch, _, queries, _ = q.shape
@@ -156,7 +156,7 @@ def splash(
     kv_segments: Int[Array, "#batch kv"] | None = None,
     interpret: bool = False,
 ) -> Float[Array, "batch heads q width"]:
-    """Pallas' splash attention, sequences padded to its blocks. interpret=True runs it without a TPU, slowly."""
+    """Compute Pallas' splash attention on sequences padded to whole blocks. interpret=True runs it without a TPU, slowly."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -169,7 +169,7 @@ def splash(
     else:
         mask = masks.CausalMask(padded) if causal else masks.FullMask(padded)
     segments = None
-    if q_segments is not None or padded != (queries, keys):  # padding is a segment that nothing else belongs to
+    if q_segments is not None or padded != (queries, keys):  # padding gets a separate segment
         own = lambda s, n: jnp.zeros((1, n), jnp.int32) if s is None else s
         pad = lambda s, n: jnp.pad(s, ((0, 0), (0, n - s.shape[1])), constant_values=-1)
         sides = [pad(own(s, n), m) for s, n, m in zip((q_segments, kv_segments), (queries, keys), padded, strict=True)]

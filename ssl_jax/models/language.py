@@ -1,4 +1,4 @@
-"""Transformers over tokens: GPT-2, LLaMA, BERT, RoBERTa, ModernBERT and text towers are settings of one module."""
+"""Transformers over tokens: one module with settings for GPT-2, LLaMA, BERT, RoBERTa, ModernBERT and text towers."""
 
 import dataclasses
 import math
@@ -28,11 +28,11 @@ class LanguageSettings(TransformerSettings):
     init: str = "gpt2"
     context_length: int | None = None  # the longest sequence; default: the data's
     positions: str = "learned"  # one of POSITIONS; "sincos" is sinusoidal with a learned scale (Hua et al. 2022)
-    position_offset: int = 0  # RoBERTa: 2, one more than the id of its padding, which takes no position (`places`)
-    token_types: int = 0  # BERT: 2, which of two sentences
+    position_offset: int = 0  # RoBERTa: 2, its padding id + 1; padding takes no position (`places`)
+    token_types: int = 0  # BERT: 2, first and second sentence
     embedding_norm: bool = False  # BERT, ModernBERT
-    final_norm: bool = True  # False for post-norm blocks, which end with one
-    tied: bool = True  # the output layer is the embedding, transposed
+    final_norm: bool = True  # False for post-norm blocks, which end with a norm
+    tied: bool = True  # the output layer is the transposed embedding
     output_bias: bool = False
     head_transform: bool = False  # BERT: dense, activation and norm before the output layer
     pooler: bool = False  # BERT: dense and tanh over [CLS], for next-sentence prediction
@@ -55,23 +55,23 @@ class LanguageSettings(TransformerSettings):
         super().__post_init__()
 
     def padded(self, vocabulary: int) -> int:
-        """Rows of the embedding for `vocabulary` tokens."""
+        """Return the number of rows of the embedding for `vocabulary` tokens."""
         return -(-vocabulary // self.vocabulary_multiple) * self.vocabulary_multiple
 
     def tokens(self, tokenizer_size: int) -> int:
-        """The number of tokens: `vocabulary`, which may leave room for more than the tokenizer has, or else the tokenizer's."""
+        """Return the number of tokens: `vocabulary`, which may exceed the tokenizer's, or by default the tokenizer's."""
         if self.vocabulary is not None and self.vocabulary < tokenizer_size:
-            raise UserError(f"vocabulary={self.vocabulary}: the tokenizer has {tokenizer_size} tokens; use at least as many")
+            raise UserError(f"vocabulary={self.vocabulary}: must be at least {tokenizer_size}, the size of the tokenizer")
         return self.vocabulary or tokenizer_size
 
     def flops_head(self, tokens: float, vocabulary: int) -> float:
-        """Matmul FLOPs of the output layer on `tokens` tokens, forward."""
+        """Return the matmul FLOPs of the output layer's forward pass on `tokens` tokens."""
         transform = 2 * tokens * self.width**2 if self.head_transform else 0
         return transform + 2 * tokens * self.width * self.padded(vocabulary)
 
 
 def sinusoids(positions: Int[Array, "batch time"], width: int) -> Float[Array, "batch time {width}"]:
-    """Fixed sinusoidal positions, sine and cosine interleaved (Vaswani et al. 2017, section 3.5)."""
+    """Return fixed sinusoidal positions with sine and cosine interleaved (Vaswani et al. 2017, section 3.5)."""
     frequency = jnp.exp(-math.log(10_000.0) * jnp.arange(0, width, 2) / width)
     angle = positions[..., None] * frequency
     return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(*positions.shape, -1)[..., :width]
@@ -80,10 +80,10 @@ def sinusoids(positions: Int[Array, "batch time"], width: int) -> Float[Array, "
 def places(
     tokens: Int[Array, "batch time"], positions: Int[Array, "#batch time"] | None, offset: int
 ) -> Int[Array, "#batch time"]:
-    """Rows of the table of learned positions: `positions`, by default 0, 1, 2 ..., behind `offset` rows.
+    """Return rows of the table of learned positions: `positions` (default 0, 1, 2, ...) + `offset`.
 
-    With an offset RoBERTa counts only tokens that are not padding, whose id and whose row are offset - 1 (Liu et al. 2019,
-    fairseq's `make_positions`).
+    With an offset and default positions, padding is not counted, as in RoBERTa: its id and its row are offset - 1 (Liu et al.
+    2019, fairseq's `make_positions`).
     """
     if positions is not None:
         return positions + offset
@@ -94,23 +94,23 @@ def places(
 
 
 class Transformer(nn.Module):
-    """Token ids -> hidden states, without an output layer. `causal` makes it a decoder, `cross` lets it read a context.
+    """Map token ids to hidden states, without an output layer. `causal` makes it a decoder, `cross` adds cross-attention.
 
-    Returns the normalised hidden states [batch, time, width] and the intermediates: "embedding", "block00" ... and, when
-    `caches` are given, "caches". `positions` default to 0, 1, 2 ...; `segments` (equal number = may attend; 0 = padding) keep
-    packed documents apart; further options (`prefix`, `context`, `context_segments`) go to the stack.
+    Return the normalised hidden states [batch, time, width] and the intermediates: "embedding", "block00", ... and, if `caches`
+    are given, "caches". `positions` default to 0, 1, 2, ...; tokens attend only to tokens with the same number in `segments`
+    (packed documents; 0 = padding); `prefix`, `context` and `context_segments` are passed to the stack.
     """
 
     config: LanguageSettings
     vocabulary: int
     causal: bool = False
     dtype: Any = jnp.float32
-    context_length: int = 0  # when config.context_length is None
+    context_length: int = 0  # if config.context_length is None
     cross: bool = False
 
     @property
     def context(self) -> int:
-        """The longest sequence it takes."""
+        """Return the length of the longest sequence."""
         return self.config.context_length or self.context_length
 
     @nn.compact
@@ -144,7 +144,7 @@ class Transformer(nn.Module):
             x = x + scale * sinusoids(positions, c.width)
         if c.token_types:
             kinds = self.param("type_embedding", init, (c.token_types, c.width))
-            one = token_types is None or c.token_types == 1  # a table of one row (RoBERTa's) does not tell sentences apart
+            one = token_types is None or c.token_types == 1  # a table with one row (RoBERTa's) is added to all tokens
             x = x + (kinds[0] if one else jnp.take(kinds, token_types, axis=0))
         x = x.astype(self.dtype)
         if c.embedding_norm:
@@ -158,7 +158,7 @@ class Transformer(nn.Module):
         return x, {"embedding": embedding, **intermediates}
 
     def empty_caches(self, batch: int, length: int) -> list[dict[str, Array]]:
-        """Key-value caches for `length` tokens, one a block."""
+        """Return empty key-value caches for `length` tokens, one per block."""
         c = self.config
         shape = (batch, c.kv_heads or c.heads, length, c.width_of_head)
         empty = lambda: {
@@ -176,32 +176,32 @@ def build(
     causal: bool = False,
     length: int | None = None,
 ) -> Transformer:
-    """The transformer of a config section for the tokens of `info`, in sequences of `length` (default: the data's).
+    """Return the transformer of a config section for the tokens of `info`, in sequences of `length` (default: the data's).
 
-    Raises UserError where data and tokenizer do not fit.
+    Raise UserError if the settings do not fit the data or the tokenizer.
     """
     if "tokens" not in info.shapes or info.tokenizer is None:
-        raise UserError("data.train: holds no tokens; this task needs text")
+        raise UserError("data.train: contains no text, which this task needs; name a text source")
     config = config_module.read(LanguageSettings, section, path)
     pad, length = info.tokenizer.pad_id, length or info.shapes["tokens"].shape[0]
     if config.position_offset and pad != config.position_offset - 1:
         raise UserError(
-            f"{path}.position_offset={config.position_offset}: positions start behind the padding token's id, which must then "
+            f"{path}.position_offset={config.position_offset}: positions start after the padding token's id, which must "
             f"be {config.position_offset - 1}; the tokenizer's is {pad}"
         )
     if config.context_length is None:
         config = dataclasses.replace(config, context_length=length)
     elif config.context_length < length:
         raise UserError(
-            f"{path}.context_length={config.context_length} is shorter than the data's {length} tokens (data.block)"
+            f"{path}.context_length={config.context_length}: must be at least {length}, the length of the data's sequences"
         )
     return Transformer(config, config.tokens(info.tokenizer.size), causal, dtype)
 
 
 class Head(nn.Module):
-    """What stands between hidden states and the cross-entropy: features, and the output layer's weight and bias.
+    """The output layer as the features, weight and bias that the cross-entropy takes.
 
-    Logits are `features @ weight.T + bias`; `models.cross_entropy` computes the loss without holding all of them.
+    Logits are `features @ weight.T + bias`; `models.cross_entropy` computes the loss without materializing all of them.
     """
 
     config: LanguageSettings
@@ -228,7 +228,7 @@ class Head(nn.Module):
 
 
 def init(model: Transformer, head: Head, key: Key[Array, ""], tokens: Int[Array, "batch time"]) -> dict[str, Any]:
-    """Parameters of a transformer and its output layer: "transformer" and, where the layer has its own, "head"."""
+    """Return the parameters of a transformer, "transformer", and of its output layer, "head", if that has any of its own."""
     transformer = model.init(substream(key, "transformer"), tokens)["params"]
     hidden = jnp.zeros((1, 1, model.config.width), model.dtype)
     top = head.init(substream(key, "head"), hidden, transformer["token_embedding"]).get("params", {})
@@ -248,7 +248,7 @@ class Pooler(nn.Module):
 
 
 class NextSentence(nn.Module):
-    """BERT's pooler and the two logits over it: 0, B follows A; 1, B is random."""
+    """BERT's pooler and two logits: 0, B follows A; 1, B is random."""
 
     config: LanguageSettings
     dtype: Any = jnp.float32
@@ -267,7 +267,7 @@ class NextSentence(nn.Module):
 def pooled(
     hidden: Float[Array, "batch time dim"], segments: Int[Array, "batch time"] | None = None
 ) -> dict[str, Float[Array, "batch dim"]]:
-    """Sentence embeddings f32: "cls" (the first token), "mean" over the tokens that are not padding, "last" of them."""
+    """Return sentence embeddings f32: "cls" (the first token), "mean" and "last" (both without padding)."""
     x = hidden.astype(jnp.float32)
     if segments is None:
         return {"cls": x[:, 0], "mean": jnp.mean(x, axis=1), "last": x[:, -1]}

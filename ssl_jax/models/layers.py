@@ -1,6 +1,6 @@
-"""The parts every transformer here is made of: initialisers, norms, dropout, attention, MLP, block, stack.
+"""The parts of every transformer: initialisers, norms, dropout, attention, MLP, block, stack.
 
-Randomness is explicit: `keys` holds one key an example, or is None for a deterministic pass.
+Randomness is explicit: `keys` holds one key per example, or is None for a deterministic pass.
 """
 
 import dataclasses
@@ -39,15 +39,15 @@ class TransformerSettings:
     norm_eps: float = 1e-6
     norm_position: str = "pre"  # "pre" or "post" (BERT)
     norm_bias: bool = True
-    bias: bool = True  # of every dense layer but query, key, value
+    bias: bool = True  # of all dense layers except query, key and value
     qkv_bias: bool = True
     activation: str = "gelu"  # a key of ACTIVATIONS
     gated: bool = False  # activation(gate(x)) * up(x): SwiGLU, GeGLU
     qk_norm: bool = False
     rope_theta: float | None = None  # rotary positions
     rope_scaling: tuple | None = None  # longer contexts: ("linear", factor) or ("llama3", factor, low, high, old length)
-    window: int | None = None  # local attention: at most so many positions away
-    global_every: int = 1  # with a window: block 0 and every n-th one attend globally (ModernBERT: 3)
+    window: int | None = None  # local attention: keys at most this many positions away
+    global_every: int = 1  # with a window: block 0 and every n-th block attend globally (ModernBERT: 3)
     local_rope_theta: float | None = None  # rotary base of the local blocks; default: rope_theta
     first_attention_norm: bool = True  # ModernBERT's first block has none
     layer_scale: float | None = None  # initial value (CaiT, DINOv2)
@@ -57,8 +57,8 @@ class TransformerSettings:
     init: str = "xavier_uniform"  # a key of INITIALISERS
     init_std: float = 0.02  # of "normal", "trunc_normal", "gpt2"
     attention: str = "auto"  # the kernel: "auto", "xla", "cudnn" (GPU) or "splash" (TPU)
-    remat: str = "auto"  # "none", "full", "dots" (keep matmul results) or "auto" (`plan.auto`; what it leaves is "none")
-    scan: bool | str = "auto"  # one compiled block for the whole depth; parameters keep their layout
+    remat: str = "auto"  # "none", "full", "dots" (save matmul results) or "auto" (chosen by `plan.auto`, otherwise "none")
+    scan: bool | str = "auto"  # compile one block and scan it over the depth; the parameter tree is the same
 
     least_depth: ClassVar[int] = 1
 
@@ -80,7 +80,7 @@ class TransformerSettings:
         if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
             raise UserError(f"kv_heads={self.kv_heads} must divide heads={self.heads}")
         if self.rope_theta is not None and self.width_of_head % 2:
-            raise UserError(f"head width {self.width_of_head} is odd: rotary positions need an even one")
+            raise UserError(f"head width {self.width_of_head} is odd: rotary positions need an even one; set head_width")
         for name, choices in (
             ("norm", ("layer", "rms")), ("norm_position", ("pre", "post")), ("activation", tuple(ACTIVATIONS)),
             ("init", tuple(INITIALISERS)), ("remat", ("auto", "none", "full", "dots")), ("scan", ("auto", True, False)),
@@ -105,11 +105,11 @@ class TransformerSettings:
         return self.mlp_width or 4 * self.width
 
     def dense_init(self, *, fused: int = 1, residual: bool = False) -> Callable:
-        """The initialiser of a dense kernel; `fused` kernels count as one matrix, `residual` ones end a branch."""
+        """Return the initialiser of a dense kernel, one of `fused` that count as one matrix; `residual`: it ends a branch."""
         return INITIALISERS[self.init](self, fused, residual)
 
     def flops_forward(self, tokens: int, *, kv_tokens: int | None = None, causal: bool = False, cross: bool = False) -> float:
-        """Matmul FLOPs of the stack on one sequence, forward (a multiply-add is two; causal attention counts half)."""
+        """Return the matmul FLOPs of a forward pass on one sequence (a multiply-add is two; causal attention counts half)."""
         hd, h, kv = self.width_of_head, self.heads, self.kv_heads or self.heads
         kv_tokens = kv_tokens or tokens
         project = 2 * tokens * self.width * hd * (2 * h + 2 * kv)
@@ -121,7 +121,7 @@ class TransformerSettings:
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x * Phi(x) through erf: what PyTorch computes, and cheaper than erfc."""
+    """Return x * Phi(x), computed with erf as in PyTorch, which is cheaper than erfc."""
     return 0.5 * x * (1.0 + jax.lax.erf(x * (2**-0.5)))
 
 
@@ -136,7 +136,7 @@ ACTIVATIONS: dict[str, Callable] = {
 
 
 def xavier_uniform(fused: int = 1) -> Callable:
-    """Uniform in +-sqrt(6 / (fan_in + fused * fan_out)): `fused` kernels initialised as the one matrix the reference has."""
+    """Uniform in +-sqrt(6 / (fan_in + fused * fan_out)): `fused` kernels are initialised like the reference's single matrix."""
 
     def init(key, shape, dtype=jnp.float32):
         bound = math.sqrt(6 / (shape[0] + fused * shape[1]))
@@ -146,7 +146,7 @@ def xavier_uniform(fused: int = 1) -> Callable:
 
 
 def _gpt2(config, fused, residual):
-    """N(0, std), and std / sqrt(2 depth) where a residual branch ends (Radford et al. 2019, section 2.3)."""
+    """N(0, std), with std / sqrt(2 depth) at the end of a residual branch (Radford et al. 2019, section 2.3)."""
     return nn.initializers.normal(config.init_std / math.sqrt(2 * config.depth) if residual else config.init_std)
 
 
@@ -159,19 +159,19 @@ INITIALISERS: dict[str, Callable] = {
 
 
 def truncated_normal(std: float) -> Callable:
-    """N(0, std) cut at +-2 in absolute value, as torch.nn.init.trunc_normal_: for a small std, not cut at all."""
+    """N(0, std) truncated to [-2, 2] in absolute terms, as torch.nn.init.trunc_normal_: for a small std, nothing is cut."""
     return lambda key, shape, dtype=jnp.float32: std * jax.random.truncated_normal(key, -2 / std, 2 / std, shape, dtype)
 
 
 def dropout(x: Float[Array, "batch *rest"], rate: float, keys: Keys, name: str) -> Float[Array, "batch *rest"]:
-    """Inverted dropout; `name` tells the sites of one block apart."""
+    """Apply inverted dropout; `name` selects the random stream of a site within a block."""
     if keys is None or rate == 0.0:
         return x
     return drop(x, keep(substream(keys, name), rate, x.shape[1:]), rate)
 
 
 def drop_path(x: Float[Array, "batch *rest"], rate: float | Array, keys: Keys, name: str) -> Float[Array, "batch *rest"]:
-    """Stochastic depth: drops a residual branch for a whole example (Huang et al. 2016)."""
+    """Apply stochastic depth: drop a residual branch for whole examples (Huang et al. 2016)."""
     if keys is None or (isinstance(rate, float) and rate == 0.0):
         return x
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate))(substream(keys, name))
@@ -179,7 +179,7 @@ def drop_path(x: Float[Array, "batch *rest"], rate: float | Array, keys: Keys, n
 
 
 class Norm(nn.Module):
-    """Layer norm or RMS norm over the last axis, in f32, variance about the mean (not E[x^2] - E[x]^2)."""
+    """Layer norm or RMS norm over the last axis, in f32; the variance is E[(x - mean)^2], not E[x^2] - E[x]^2."""
 
     kind: str = "layer"
     eps: float = 1e-6
@@ -206,10 +206,10 @@ ROPE_SCALINGS = ((("linear",), 2), (("llama3",), 5))
 
 
 def rope_frequencies(half: int, theta: float | Array, scaling: tuple | None = None) -> Float[Array, "{half}"]:
-    """theta^(-i / half), lowered for contexts longer than the one trained with.
+    """Return theta^(-i / half), scaled down for contexts longer than the training context.
 
-    "linear": all by `factor` (Chen et al. 2023). "llama3": only those with a wavelength above old length / high, wholly by
-    `factor` above old length / low, in between interpolated (Grattafiori et al. 2024, and its published code).
+    "linear": divide all frequencies by `factor` (Chen et al. 2023). "llama3": keep wavelengths below old length / high, divide
+    those above old length / low by `factor`, and interpolate in between (Grattafiori et al. 2024, and its published code).
     """
     frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     if scaling is None:
@@ -217,7 +217,7 @@ def rope_frequencies(half: int, theta: float | Array, scaling: tuple | None = No
     if scaling[0] == "linear":
         return frequency / scaling[1]
     _, factor, low, high, length = scaling
-    turns = length * frequency / (2 * math.pi)  # in the old context
+    turns = length * frequency / (2 * math.pi)  # periods within the old context
     share = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
     return (1 - share) * frequency / factor + share * frequency
 
@@ -228,7 +228,7 @@ def rotate(
     theta: float | Array,
     scaling: tuple | None = None,
 ):
-    """Rotary position embedding in the half-split layout (Su et al. 2021; the order of LLaMA's published weights)."""
+    """Apply rotary position embedding in the half-split layout of LLaMA's published weights (Su et al. 2021)."""
     half = x.shape[-1] // 2
     frequency = rope_frequencies(half, theta, scaling)
     angle = positions[:, None, :, None].astype(jnp.float32) * frequency
@@ -238,9 +238,9 @@ def rotate(
 
 
 class Attention(nn.Module):
-    """Multi-head attention, to itself or to `context`; with a cache, one more piece of a sequence.
+    """Multi-head self- or cross-attention; with `cache`, decodes the next chunk.
 
-    `segments` are those of the queries and, unless `key_segments` differ, of the keys.
+    `segments` are the queries' and, unless `key_segments` are given, the keys'.
     """
 
     config: TransformerSettings
@@ -283,13 +283,13 @@ class Attention(nn.Module):
         kv_positions = positions if context is None else jnp.arange(source.shape[1])[None]
         own = segments if key_segments is None else key_segments
         kv_segments = own if context is None else context_segments
-        if cache is not None:  # write the new keys behind the old ones; places not yet written lie in the future
+        if cache is not None:  # write the new keys after the old ones; unwritten positions lie in the future
             start = cache["length"]
             write = jax.lax.dynamic_update_slice_in_dim
             k = write(cache["key"], k.astype(cache["key"].dtype), start, axis=2)
             v = write(cache["value"], v.astype(cache["value"].dtype), start, axis=2)
             written = {"key": k, "value": v, "length": start + x.shape[1]}
-            if "segments" in cache:  # where what was read before holds padding
+            if "segments" in cache:  # the earlier chunks contain padding
                 kv_segments = write(cache["segments"], segments, start, axis=1)
                 written["segments"] = kv_segments
             cache, kv_positions = written, jnp.arange(k.shape[2])[None]
@@ -321,11 +321,11 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each a residual branch; with `cross`, attention to a context between them.
+    """Attention and MLP as residual branches; with `cross`, cross-attention to a context between them.
 
-    Returns the block's output, the new cache, and what each branch added to the residual stream, by the branch's name
-    ("attention", "cross", "mlp"); no branch unless `branches`. What differs between the blocks of a stack (`drop_rate`,
-    `window`, `theta`) are attributes, since remat would trace them as arguments, and fused attention needs to know the window.
+    Return the block's output, the new cache and, with `branches`, the output of each branch before the residual by name
+    ("attention", "cross", "mlp"). What differs between the blocks of a stack (`drop_rate`, `window`, `theta`) are
+    attributes because remat would trace arguments, and fused attention needs a static window.
     """
 
     config: TransformerSettings
@@ -376,13 +376,13 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """`depth` blocks. Returns the last output and every block's under its name, "block00", "block01" ...
+    """A stack of `depth` blocks. Return the last output and the output of each block by name: "block00", "block01", ...
 
-    `caches` (a list, one a block) makes it incremental; the new caches are then under "caches". `branches` adds what each
-    branch added to the residual stream, "block00/attention", "block00/mlp" ... (data2vec's targets: Baevski et al. 2022,
-    section 3.3).
-    With `config.scan` the blocks' parameters are stacked inside the step and one compiled block is scanned over them;
-    the parameter tree is the same as without.
+    `caches` (a list, one per block) enable incremental decoding; the new ones are returned under "caches". `branches` adds
+    the output of each branch before the residual, "block00/attention", "block00/mlp", ... (data2vec's targets: Baevski et al.
+    2022, section 3.3).
+    With `config.scan`, the blocks' parameters are stacked inside the step and one compiled block is scanned over them; the
+    parameter tree does not change.
     """
 
     config: TransformerSettings
@@ -424,7 +424,7 @@ class Stack(nn.Module):
         return partition.rows(x), outputs
 
     def _layer(self, i: int) -> dict:
-        """What differs between the blocks: drop path, attention window and rotary base."""
+        """Return the settings that differ between blocks: drop path, attention window and rotary base."""
         c = self.config
         local = c.window is not None and i % c.global_every != 0 if c.global_every > 1 else c.window is not None
         theta = c.rope_theta if not local or c.local_rope_theta is None else c.local_rope_theta
@@ -443,7 +443,9 @@ class Stack(nn.Module):
     def _scan(self, x, keys, branches, options):
         c = self.config
         if not c.first_attention_norm:
-            raise UserError("scan=True needs equal blocks; first_attention_norm=False makes the first one differ")
+            raise UserError(
+                "scan=True: needs equal blocks, but first_attention_norm=False makes the first one differ; set scan=False"
+            )
         params = self.variables["params"]
         stacked = jax.tree.map(lambda *p: jnp.stack(p), *[params[block_name(i)] for i in range(c.depth)])
         layers = [self._layer(i) for i in range(c.depth)]
@@ -474,5 +476,5 @@ class Stack(nn.Module):
 
 
 def _named(i: int, output: Array, branches: dict[str, Array]) -> dict[str, Array]:
-    """What block `i` computed, as a stack names it."""
+    """Return block i's output and branches under the names of a stack's intermediates."""
     return {block_name(i): output} | {f"{block_name(i)}/{name}": value for name, value in branches.items()}

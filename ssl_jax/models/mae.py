@@ -33,10 +33,10 @@ class DecoderSettings(TransformerSettings):
 
 
 class Decoder(nn.Module):
-    """From the encoder's tokens to a prediction f32[batch, patches, outputs] for every patch of the grid.
+    """Map the encoder's tokens to predictions f32[batch, patches, outputs] for all patches of the grid.
 
-    With `visible` the encoder saw those patches only: mask tokens fill the other places. Without, it saw every place.
-    `prefix` tokens stand before the patches; they pass through the blocks and are dropped.
+    With `visible`, the encoder read only those patches, and mask tokens fill the other positions; without it, the encoder read
+    all positions. The first `prefix` tokens precede the patches; they pass through the blocks and are dropped.
     """
 
     config: DecoderSettings
@@ -66,14 +66,14 @@ class Decoder(nn.Module):
         if c.positions == "sincos2d":
             x = x + jnp.asarray(sincos2d(c.width, self.grid), x.dtype)
         x = jnp.concatenate([first, x], axis=1)
-        if c.positions == "learned":  # one for each token before the patches, too
+        if c.positions == "learned":  # the tokens before the patches get positions too
             x = x + self.param("positions", nn.initializers.normal(0.02), x.shape[1:]).astype(x.dtype)
         x, _ = Stack(c, dtype=self.dtype, name="stack")(x, keys=keys)
         x = norm_of(c, self.dtype, "final_norm")(x)
         return prediction(x[:, self.prefix :]).astype(jnp.float32)
 
     def flops_forward(self, encoder_width: int, kept: int | None = None) -> float:
-        """Matmul FLOPs of one image, forward, when the encoder saw `kept` patches (default: all)."""
+        """Return the matmul FLOPs of one image's forward pass if the encoder read `kept` patches (default: all)."""
         c, patches = self.config, self.grid[0] * self.grid[1]
         if c.depth == 0:
             return 2 * patches * encoder_width * self.outputs

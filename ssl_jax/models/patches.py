@@ -1,4 +1,4 @@
-"""Images as sequences of patches: cutting, joining, picking some, and saying where each one lies."""
+"""Images as sequences of patches: splitting, joining, selecting, and position encodings."""
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,9 @@ Grid = tuple[int, int]
 
 
 def patchify(images: Float[Array, "batch height width channels"], patch: Grid) -> Float[Array, "batch patches pixels"]:
-    """Patches row by row, the pixels of one in the order (row, column, channel): `nchpwq->nhwpqc` of the MAE reference.
+    """Return patches row by row, each flattened as (row, column, channel): the MAE reference's `nchpwq->nhwpqc`.
 
-    Pixels on the right and at the bottom that fill no whole patch are left out, as by a convolution with strides.
+    Pixels at the right and bottom edges that fill no whole patch are dropped, as by a strided convolution.
     """
     b, h, w, c = images.shape
     p, q = patch
@@ -20,14 +20,14 @@ def patchify(images: Float[Array, "batch height width channels"], patch: Grid) -
 
 
 def unpatchify(patches: Shaped[Array, "batch patches pixels"], patch: Grid, grid: Grid) -> Shaped[Array, "batch h w channels"]:
-    """The inverse of `patchify` for a grid of (rows, columns) patches."""
+    """Invert `patchify` for a grid of (rows, columns) patches."""
     b, (p, q), (rows, columns) = patches.shape[0], patch, grid
     x = patches.reshape(b, rows, columns, p, q, -1).swapaxes(2, 3)
     return x.reshape(b, rows * p, columns * q, -1)
 
 
 def sincos2d(width: int, grid: Grid) -> Float[np.ndarray, "patches width"]:
-    """Fixed 2-D sine-cosine positions: the first half of the channels encodes the column, the second the row.
+    """Return fixed 2-D sine-cosine positions: the first half of the channels encodes the column, the second the row.
 
     Each half is [sin(x w_i), cos(x w_i)] with w_i = 10000^(-i / (width / 4)) (Vaswani et al. 2017; the order is that of
     the MAE reference, where the grid's first coordinate is the column). `width` must be a multiple of 4.
@@ -39,10 +39,10 @@ def sincos2d(width: int, grid: Grid) -> Float[np.ndarray, "patches width"]:
 
 
 def relative_index(grid: Grid) -> Int[np.ndarray, "tokens tokens"]:
-    """Which row of a table of relative positions belongs to a query (row) and a key (column), the class token first.
+    """Return the row of the relative-position table for each query (row) and key (column); the class token is token 0.
 
-    The offsets of two patches, down before across, come first; then class token to patch, patch to class token, and class token
-    to itself (Bao et al. 2022's published code).
+    The table begins with the offsets between patches (vertical first), followed by class token to patch, patch to class token,
+    and class token to itself (the published code of Bao et al. 2022).
     """
     rows, columns = grid
     down, across = np.divmod(np.arange(rows * columns), columns)
@@ -56,9 +56,9 @@ def relative_index(grid: Grid) -> Int[np.ndarray, "tokens tokens"]:
 def resample(
     table: Float[Array | np.ndarray, "patches dim"], old: Grid, new: Grid
 ) -> Float[Array | np.ndarray, "{new[0]*new[1]} dim"]:
-    """Values on a grid of patches, interpolated bicubically to another grid as torch does: edges repeat, nothing is smoothed.
+    """Interpolate values on a grid of patches bicubically to another grid, as torch does: edges repeat, no antialiasing.
 
-    NumPy arrays give NumPy arrays; JAX arrays stay on the device, multiplied by two constant matrices.
+    NumPy arrays give NumPy arrays; JAX arrays stay on the device and are multiplied by two constant matrices.
     """
     numpy = np if isinstance(table, np.ndarray) else jnp
     rows, columns = (numpy.asarray(bicubic(a, b), table.dtype) for a, b in zip(old, new, strict=True))
@@ -67,7 +67,7 @@ def resample(
 
 
 def bicubic(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """The matrix that resamples a line of `old` values to `new`: cubic convolution with a = -0.75 (Keys 1981, equation 15)."""
+    """Return the matrix that resamples `old` values to `new`: cubic convolution with a = -0.75 (Keys 1981, equation 15)."""
     a, place = -0.75, (np.arange(new) + 0.5) * old / new - 0.5
     first = np.floor(place).astype(int)
     matrix = np.zeros((new, old))
@@ -84,8 +84,8 @@ def resize_kernel(
 ) -> Float[np.ndarray, "{new[0]*new[1]*(len(kernel)//(old[0]*old[1]))} dim"]:
     """Resize a patch embedding to patches of `new` = (height, width) pixels (Beyer et al. 2023, FlexiViT, section 3.4).
 
-    With B the bilinear resize of a patch, it is the pseudo-inverse of B^T times the kernel: a patch that is enlarged with it
-    keeps its embedding exactly; of a smaller one it is the least-squares fit.
+    The result is pinv(B^T) times the kernel, with B the bilinear resize of a patch: an enlarged patch keeps its embedding
+    exactly; for a smaller patch it is the least-squares fit.
     """
     rows, columns = (np.linalg.pinv(bilinear(a, b).T) for a, b in zip(old, new, strict=True))
     image = np.asarray(kernel, np.float64).reshape(*old, -1)
@@ -93,13 +93,13 @@ def resize_kernel(
 
 
 def bilinear(old: int, new: int) -> Float[np.ndarray, "new old"]:
-    """The matrix that resamples a line of `old` values to `new` linearly; edges repeat, nothing is smoothed."""
+    """Return the matrix that resamples `old` values to `new` linearly; edges repeat, no antialiasing."""
     place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
     return np.maximum(0.0, 1.0 - np.abs(place[:, None] - np.arange(old)))
 
 
 def inverse_of(indices: Int[Array, "batch kept"], count: int) -> Int[Array, "batch count"]:
-    """Where each of 0 .. count - 1 stands in `indices` (distinct in each row), -1 where it is missing."""
+    """Return the position of each of 0 .. count - 1 in `indices` (distinct in each row), -1 if absent."""
     match = indices[:, :, None] == jnp.arange(count)
     return jnp.where(match.any(1), match.argmax(1), -1).astype(indices.dtype)
 
@@ -108,10 +108,10 @@ def inverse_of(indices: Int[Array, "batch kept"], count: int) -> Int[Array, "bat
 def pick(
     x: Float[Array, "batch source dim"], indices: Int[Array, "batch kept"], inverse: Int[Array, "batch source"]
 ) -> Float[Array, "batch kept dim"]:
-    """x[b, indices[b]], zero where an index is -1; `inverse` as `inverse_of` gives it.
+    """Return x[b, indices[b]], zero where an index is -1; `inverse` is `inverse_of(indices, source)`.
 
-    The indices are distinct, so the gradient is itself a gather, with `indices` and `inverse` exchanged: the scatter that
-    autodiff would emit is a sequential loop on a CPU.
+    Since the indices are distinct, the gradient is a gather too, with `indices` and `inverse` exchanged; autodiff would emit a
+    scatter, which is a sequential loop on a CPU.
     """
     return jnp.where(indices[..., None] < 0, 0, take(x, jnp.maximum(indices, 0)))
 
@@ -123,5 +123,5 @@ pick.defvjp(
 
 
 def take(x: Float[Array, "batch source dim"], indices: Int[Array, "batch kept"]) -> Float[Array, "batch kept dim"]:
-    """x[b, indices[b]] for indices known to lie in range."""
+    """Return x[b, indices[b]] for indices known to be in range."""
     return jnp.take_along_axis(x, indices[..., None], axis=1, mode="promise_in_bounds")

@@ -40,14 +40,14 @@ class ViTSettings(TransformerSettings):
 
     patch_size: int | tuple = 16  # pixels, or (height, width)
     class_token: bool = True
-    registers: int = 0  # further tokens without a position (Darcet et al. 2024)
-    mask_token: bool = False  # a learned token that stands for hidden patches
-    positions: str = "sincos2d"  # or "learned" (the class token's too), "relative" (BEiT's bias shared by all blocks), "none"
-    pooling: str = "mean"  # what "pooled" is: "mean" of the patch tokens, "cls" or "attention" (SigLIP's head)
-    pooler: bool = False  # tanh(dense(pooled)), BERT's and the original ViT's
+    registers: int = 0  # additional tokens without a position (Darcet et al. 2024)
+    mask_token: bool = False  # a learned token that replaces hidden patches
+    positions: str = "sincos2d"  # or "learned" (also the class token's), "relative" (BEiT's bias shared by all blocks), "none"
+    pooling: str = "mean"  # of the representation "pooled": "mean" of the patch tokens, "cls" or "attention" (SigLIP's head)
+    pooler: bool = False  # tanh(dense(pooled)), as in BERT and the original ViT
     norm_pooled: bool = False  # the final norm after pooling instead of before (MAE's fine-tuning: "fc_norm")
     patch_bias: bool = True
-    crop: bool = False  # images may have pixels that fill no whole patch; they are not read (SigLIP: 384 = 27 x 14 + 6)
+    crop: bool = False  # ignore edge pixels that fill no whole patch (SigLIP: 384 = 27 x 14 + 6)
     pre_norm: bool = False  # a norm before the first block (CLIP)
 
     def __post_init__(self):
@@ -73,12 +73,12 @@ class ViTSettings(TransformerSettings):
 
     @property
     def prefix(self) -> int:
-        """The number of tokens before the patches."""
+        """Return the number of tokens before the patches."""
         return int(self.class_token) + self.registers
 
     @classmethod
     def read(cls, section: Any, path: str = "model") -> "ViTSettings":
-        """The config of a section that may hold `size`; keys that are set win over the size's."""
+        """Return the settings of a config section; `size` fills in the shape, and keys that are set take precedence."""
         section = dict(section or {})
         size = section.pop("size", None)
         if size is not None and size not in SIZES:
@@ -90,13 +90,13 @@ class ViTSettings(TransformerSettings):
 
 
 class ViT(nn.Module):
-    """Patches to tokens.
+    """A vision transformer.
 
-    Returns the tokens f32[batch, prefix + patches, width] after the final norm (prefix: class token, then registers) and
-    the intermediate values by name: every block's output ("block00" ...) and "pooled".
+    Return the tokens f32[batch, prefix + patches, width] after the final norm (prefix: class token, then registers) and
+    the intermediates by name: the output of each block ("block00", ...) and "pooled".
 
-    `image_size` is the size whose grid the positions belong to. Images of other sizes get positions interpolated
-    bicubically, learned and sine-cosine ones alike, so that views of several sizes go through one encoder (Caron et al. 2021).
+    The positions belong to the grid of `image_size`. For images of other sizes, learned and sine-cosine positions are
+    interpolated bicubically, so that one encoder takes views of several sizes (Caron et al. 2021).
     """
 
     config: ViTSettings
@@ -123,19 +123,19 @@ class ViT(nn.Module):
         branches: bool = False,
         keys: Keys = None,
     ) -> tuple[Float[Array, "batch tokens dim"], dict[str, Float[Array, "..."]]]:
-        """Encode whole images, or the patches that `visible` names.
+        """Encode whole images, or only the patches `visible`.
 
-        visible: the patches to encode, distinct in each row, the others dropped. mask: the patches to replace by the
-        learned mask token. Positions are those of the whole image in both cases. segments: one number for each encoded
-        patch; patches attend to those of their own number only, 0 is padding, which "pooled" leaves out, and the tokens
-        before the patches belong to segment 1. branches: hand out what each branch added, too (`layers.Stack`).
+        visible: the patches to encode, distinct in each row; the others are dropped. mask: the patches to replace by the
+        learned mask token. Positions are those of the whole image in both cases. segments: a number for each encoded
+        patch; patches attend only to patches with the same number; 0 is padding, which "pooled" excludes; the tokens
+        before the patches belong to segment 1. branches: also return the output of each branch (`layers.Stack`).
 
-        Raises UserError for images that the patch size does not divide, unless `config.crop`.
+        Raise UserError if the patch size does not divide the images, unless `config.crop` is set.
         """
         c, batch = self.config, images.shape[0]
         grid = self.grid_of(images.shape[1:3])
         pixels = patchify(images.astype(self.dtype), c.patch)
-        if visible is not None:  # before the embedding: the same result for a fraction of the work, and no gradient
+        if visible is not None:  # before the embedding: the same result with less work and no gradient
             pixels = take(pixels, visible)
         embed = Dense(c.width, use_bias=c.patch_bias, kernel_init=c.dense_init(), dtype=self.dtype, name="patch_embedding")
         x = embed(pixels)
@@ -174,14 +174,14 @@ class ViT(nn.Module):
         return x, intermediates | {"pooled": self._pool(x, None if segments is None else segments > 0)}
 
     def grid_of(self, size: Grid) -> Grid:
-        """Rows and columns of patches of an image of `size` = (height, width)."""
+        """Return the rows and columns of patches of an image of `size` = (height, width)."""
         (height, width), (p, q) = size, self.config.patch
         if (height % p or width % q) and not self.config.crop or height < p or width < q:
             raise UserError(f"an image of {height} x {width}: patches of {p} x {q} do not divide it; use multiples of these")
         return height // p, width // q
 
     def _positions(self, grid: Grid):
-        """(class token's position, patches' positions f32[rows * columns, width] or None) for a grid of patches."""
+        """Return (position of the class token, positions of the patches f32[rows * columns, width] or None) for a grid."""
         c = self.config
         if c.positions == "sincos2d":
             table = sincos2d(c.width, self.grid)
@@ -194,9 +194,9 @@ class ViT(nn.Module):
         return 0.0, None
 
     def _relative(self, grid: Grid, whole: bool) -> Float[Array, "heads tokens tokens"]:
-        """Return what relative positions add to the scores of every block (BEiT's shared bias; data2vec)."""
+        """Return the relative-position bias of the attention scores of every block (BEiT's shared bias; data2vec)."""
         if grid != self.grid or not whole:
-            raise UserError('positions="relative": takes whole images of one size; use "sincos2d" or "learned"')
+            raise UserError('positions="relative": needs whole images of one size; use "sincos2d" or "learned"')
         index = relative_index(grid)
         table = self.param("relative_positions", nn.initializers.zeros, (index.max() + 1, self.config.heads))
         return jnp.moveaxis(table[index], -1, 0)
@@ -219,7 +219,7 @@ class ViT(nn.Module):
     def representations(
         self, tokens: Float[Array, "batch tokens width"], intermediates: Mapping[str, Array]
     ) -> dict[str, Array]:
-        """Name features, f32: "pooled", "cls", "tokens" (the patches'), "mean" (of these), "block00/mean", "block00/cls" ..."""
+        """Return f32 features: "pooled", "cls", "tokens" (of patches), "mean" (of these), "block00/mean", "block00/cls", ..."""
         c = self.config
         named = {"pooled": intermediates["pooled"], "tokens": tokens[:, c.prefix :]}
         for name, value in {"": tokens, **{k: v for k, v in intermediates.items() if block_number(k) is not None}}.items():
@@ -230,16 +230,16 @@ class ViT(nn.Module):
         return {name: value.astype(jnp.float32) for name, value in named.items()}
 
     def for_size(self, size: Grid) -> "ViT":
-        """The same encoder for images of `size` = (height, width); `adapt` makes its parameters."""
+        """Return this encoder for images of `size` = (height, width); `adapt` converts the parameters."""
         return vit_for(self.config, (*size, self.channels), self.dtype)
 
     def adapt(self, params: Mapping[str, Any], grid: Grid | None = None, patch: Grid | None = None) -> dict[str, Any]:
         """Return this encoder's parameters from those of one trained on a `grid` of patches of `patch` pixels.
 
-        Learned positions are interpolated (`patches.resample`), as MAE's fine-tuning and DINOv2 do; sine-cosine ones are no
-        parameters. The patch embedding is resized (`patches.resize_kernel`). grid: by default this encoder's where the number
-        of positions fits, else a square; patch: by default this encoder's. Raises UserError where positions form no such grid,
-        and for relative positions of another grid.
+        Learned positions are interpolated (`patches.resample`), as in MAE's fine-tuning and DINOv2; sine-cosine ones are not
+        parameters. The patch embedding is resized (`patches.resize_kernel`). grid: by default this encoder's if the number
+        of positions fits, else a square; patch: by default this encoder's. Raise UserError if the positions do not form such a
+        grid, or if they are relative positions of another grid.
         """
         c, params = self.config, dict(params)
         if patch not in (None, c.patch):
@@ -247,8 +247,8 @@ class ViT(nn.Module):
             params["patch_embedding"] = {**embedding, "kernel": resize_kernel(embedding["kernel"], patch, c.patch)}
         if "relative_positions" in params and grid not in (None, self.grid):
             raise UserError(
-                f"relative positions of {grid[0]} x {grid[1]} patches do not fit {self.grid[0]} x {self.grid[1]}, and are not "
-                "interpolated; keep image and patches as they were"
+                f"relative positions of {grid[0]} x {grid[1]} patches do not fit {self.grid[0]} x {self.grid[1]} and cannot be "
+                "interpolated; use the original image and patch size"
             )
         if c.positions != "learned" or "positions" not in params:
             return params
@@ -256,21 +256,21 @@ class ViT(nn.Module):
         count = len(table) - first
         grid = grid or (self.grid if count == self.patches else (round(count**0.5),) * 2)
         if count != grid[0] * grid[1]:
-            raise UserError(f"{count} learned positions are no grid of {grid[0]} x {grid[1]} patches")
+            raise UserError(f"{count} learned positions do not form a grid of {grid[0]} x {grid[1]} patches")
         if grid != self.grid:
             image = resample(np.asarray(table[first:], np.float64), grid, self.grid)
             params["positions"] = np.concatenate([table[:first], image.astype(np.float32)])
         return params
 
     def flops_forward(self, kept: int | None = None) -> float:
-        """Matmul FLOPs of one image, forward, with `kept` visible patches (default: all)."""
+        """Return the matmul FLOPs of one image's forward pass with `kept` visible patches (default: all)."""
         c, kept = self.config, self.patches if kept is None else kept
         pixels = c.patch[0] * c.patch[1] * self.channels
         return 2 * kept * pixels * c.width + c.flops_forward(kept + c.prefix)
 
 
 class AttentionPooling(nn.Module):
-    """A learned query reads all tokens; then an MLP with a residual (Zhai et al. 2022, section 2.3; SigLIP's head)."""
+    """A learned query attends to all tokens, followed by a residual MLP (Zhai et al. 2022, section 2.3; SigLIP's head)."""
 
     config: ViTSettings
     dtype: Any = jnp.float32
@@ -279,7 +279,7 @@ class AttentionPooling(nn.Module):
     def __call__(
         self, x: Float[Array, "batch tokens width"], real: Bool[Array, "batch tokens"] | None = None
     ) -> Float[Array, "batch width"]:
-        """real: False where a token is padding, which is not read."""
+        """Pool the tokens; those with `real` False are padding and not attended to."""
         c = self.config
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, c.width)).astype(x.dtype)
         probe = jnp.broadcast_to(probe, (x.shape[0], *probe.shape))
@@ -291,13 +291,13 @@ class AttentionPooling(nn.Module):
 
 
 def build(section: Any, info: DataInfo, dtype: Any = jnp.float32, path: str = "model", **settings: Any) -> ViT:
-    """The ViT of a config section for the images of `info`; `settings` win over the section's."""
+    """Return the ViT of a config section for the images of `info`; `settings` take precedence over the section's."""
     config = dataclasses.replace(ViTSettings.read(section, path), **settings)
     return vit_for(config, tuple(info.shapes["image"].shape), dtype, path)
 
 
 def vit_for(config: ViTSettings, image_shape: tuple[int, ...], dtype: Any = jnp.float32, path: str = "model") -> ViT:
-    """The ViT for images of shape (height, width, channels); UserError where the patch size does not divide them."""
+    """Return the ViT for images of shape (height, width, channels); raise UserError if the patch size does not divide them."""
     height, width, channels = image_shape
     (p, q), size = config.patch, config.patch_size
     if (height % p or width % q) and not (config.crop and height >= p and width >= q):

@@ -17,12 +17,12 @@ def infonce(
     same: UInt32[Array, "batch 2"] | None = None,
     chunks: int = 1,
 ) -> Float[Array, ""]:
-    """Symmetric cross-entropy of CLIP (Radford et al. 2021, figure 3), f32[].
+    """Return CLIP's symmetric cross-entropy (Radford et al. 2021, figure 3), f32[].
 
     L = -1/2n sum_i [log softmax_j(s x_i.y_j)_i + log softmax_j(s x_j.y_i)_i] for unit vectors x (images), y (texts).
-    same: fingerprints of the texts; pairs of an image with another example's equal text are excluded from both softmaxes
+    same: fingerprints of the texts; pairs of an image with an equal text of another example are excluded from both softmaxes
     instead of being negatives. chunks: number of pieces of rows in which the logits are computed, and recomputed in the
-    backward pass; the value is the same.
+    backward pass; the value does not depend on it.
     """
 
     def rows(piece, everywhere, scale):
@@ -47,7 +47,7 @@ def sigmoid(
     same: UInt32[Array, "batch 2"] | None = None,
     chunks: int = 1,
 ) -> Float[Array, ""]:
-    """Pairwise sigmoid loss of SigLIP (Zhai et al. 2023, equation 1), f32[].
+    """Return SigLIP's pairwise sigmoid loss (Zhai et al. 2023, equation 1), f32[].
 
     L = -1/n sum_ij log sigmoid(z_ij (s x_i.y_j + b)), z_ij = 1 for the pairs of the batch and -1 for all others. `same`
     and `chunks` as for `infonce`; excluded pairs have weight 0.
@@ -76,7 +76,7 @@ def _twins(
 
 
 def fingerprints(tokens: Int[Array, "batch time"]) -> UInt32[Array, "batch 2"]:
-    """64 bits of each row, equal for equal rows: two polynomials in odd numbers, modulo 2^32, of the tokens hashed."""
+    """Return a 64-bit hash of each row: two polynomials in odd numbers, modulo 2^32, of the hashed tokens."""
     x = tokens.astype(jnp.uint32)[..., None] + 1
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.array([0x846CA68B, 0xC2B2AE35], jnp.uint32)

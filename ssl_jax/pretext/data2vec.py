@@ -38,7 +38,7 @@ class TargetSettings:
     beta: float = 2.0  # where the smooth L1 error becomes linear
     scale: float | None = None  # of the error summed over dimensions; default: 1 / sqrt(dimensions)
     head_layers: int = 1  # of the regression head
-    shared_embedding: bool = True  # the teacher has the student's own embedding and positions (section 3.2)
+    shared_embedding: bool = True  # the teacher uses the student's embedding and positions (section 3.2)
 
     def __post_init__(self):
         if min(self.top_blocks, self.head_layers) < 1:
@@ -48,7 +48,7 @@ class TargetSettings:
 
     def check(self, depth: int) -> None:
         if self.top_blocks > depth:
-            raise UserError(f"task.targets.top_blocks={self.top_blocks}: the encoder has model.depth={depth} blocks")
+            raise UserError(f"task.targets.top_blocks={self.top_blocks}: must be at most model.depth={depth}")
 
 
 class Data2Vec(Task):
@@ -150,7 +150,7 @@ class TextSettings(MaskedTokenSettings):
 
     def __post_init__(self):
         if self.next_sentence:
-            raise UserError("next_sentence=True: data2vec predicts representations of hidden words only")
+            raise UserError("next_sentence=True: data2vec predicts only representations of hidden words; set it to False")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Data2VecText(Data2Vec, MaskedToken):
         settings.targets.check(model.config.depth)
         info.tokenizer.require("mask")
         if settings.mask.unit != "token":
-            _ = info.tokenizer.continues  # UserError where a vocabulary does not say where words begin
+            _ = info.tokenizer.continues  # raises UserError if the vocabulary does not mark where words begin
         return cls(model, Head.of(model), settings, info)
 
     def init(self, key: Key[Array, ""], batch: Batch) -> Params:

@@ -1,4 +1,4 @@
-"""Text generation with a key-value cache, one jitted loop over tokens, and filling masks."""
+"""Text generation with a key-value cache, in one jitted loop over tokens; and filling masks."""
 
 import functools
 from typing import Any
@@ -14,14 +14,17 @@ from ssl_jax.models.cross_entropy import logits
 from ssl_jax.randomness import stream
 from ssl_jax.task import Params
 
-MULTIPLE = 64  # prompts are padded to multiples of this, so that few programs are compiled
+MULTIPLE = 64  # prompts are padded to multiples of this number, to compile few programs
 
 
 def sample_token(
     key: Key[Array, ""], scores: Float[Array, "batch vocabulary"], temperature: float, top_k: int | None, top_p: float | None
 ) -> Int[Array, "batch"]:
-    """One token a row: the likeliest at temperature 0, else drawn from the `top_k` likeliest and the fewest whose
-    probabilities reach `top_p` (Holtzman et al. 2020, section 3.1)."""
+    """Sample one token per row, the most likely one at temperature 0.
+
+    `top_k` restricts sampling to the k most likely tokens, `top_p` to the smallest set of most likely tokens whose
+    probabilities add up to p (Holtzman et al. 2020, section 3.1).
+    """
     if temperature == 0:
         return jnp.argmax(scores, axis=-1).astype(jnp.int32)
     scores = scores / temperature
@@ -49,11 +52,11 @@ def generate(
     num_samples: int = 1,
     key: Key[Array, ""] | int = 0,
 ) -> Int[np.ndarray, "samples {max_tokens}"]:
-    """`num_samples` continuations of the prompt by a NextToken task, without the prompt itself.
+    """Return `num_samples` continuations of the prompt by a NextToken task, without the prompt itself.
 
-    Each token costs one pass over one token. Where the text outgrows the model's context, generation continues from its last
-    half. A row ends with one of the tokenizer's `stop_ids` and is filled up with the first of them.
-    Raises UserError for an empty or too long prompt and for settings out of range.
+    With the cache, each new token costs a forward pass over one token. A text that outgrows the model's context is continued
+    from its last context / 2 tokens. A row ends at the first of the tokenizer's `stop_ids` and is padded with `stop_ids[0]`.
+    Raise UserError if the prompt is empty or too long, or if a setting is out of range.
     """
     _check(max_tokens, temperature, top_k, top_p, num_samples)
     prompt = np.asarray(prompt_tokens, np.int32)
@@ -71,11 +74,11 @@ def generate(
     left = max_tokens
     while left:
         used = text.shape[1] if text.shape[1] <= context else max(1, context // 2)
-        room = context - used + 1  # the last new token is not read again
-        if room < min(left, context // 2 + 1) and text.shape[1] > len(prompt):
+        most = context - used + 1  # the model never reads the last new token
+        if most < min(left, context // 2 + 1) and text.shape[1] > len(prompt):
             used = max(1, context // 2)
-            room = context - used + 1
-        count = min(left, room)
+            most = context - used + 1
+        count = min(left, most)
         padded = min(-(-used // MULTIPLE) * MULTIPLE, context)
         window = np.zeros((num_samples, padded), np.int32)
         window[:, :used] = text[:, text.shape[1] - used :]
@@ -94,7 +97,7 @@ def _check(max_tokens, temperature, top_k, top_p, num_samples) -> None:
         if value < 1:
             raise UserError(f"--{name}={value}: must be at least 1")
     if not 0 <= temperature < float("inf"):
-        raise UserError(f"--temperature={temperature}: must not be negative; 0 takes the likeliest token")
+        raise UserError(f"--temperature={temperature}: must be finite and not negative; 0 takes the most likely token")
     if top_k is not None and top_k < 1:
         raise UserError(f"--top_k={top_k}: must be at least 1")
     if top_p is not None and not 0 < top_p <= 1:
@@ -103,9 +106,10 @@ def _check(max_tokens, temperature, top_k, top_p, num_samples) -> None:
 
 @functools.partial(jax.jit, static_argnames=("model", "head", "count", "stop", "vocabulary", "temperature", "top_k", "top_p"))
 def _segment(model, head, params, window, used, done, key, *, count, stop, vocabulary, temperature, top_k, top_p):
-    """`count` tokens behind the first `used` of `window` i32[samples, padded]: one pass over the window, then one a token.
+    """Return `count` new tokens after the first `used` of `window` i32[samples, padded].
 
-    Only the first `vocabulary` tokens are drawn: a model may have room for more than its tokenizer has.
+    One forward pass reads the window, then each token takes one pass. Only the first `vocabulary` tokens are sampled, because
+    the model's output layer may be larger than its tokenizer.
     """
     samples, padded = window.shape
     rows, used = jnp.arange(samples), jnp.asarray(used, jnp.int32)
@@ -126,7 +130,7 @@ def _segment(model, head, params, window, used, done, key, *, count, stop, vocab
     apply = functools.partial(model.apply, {"params": params["transformer"]})
     caches = model.empty_caches(samples, max(padded, min(model.context, padded + count)))
     hidden, inner = apply(window, caches=caches)
-    caches = [{**cache, "length": used} for cache in inner["caches"]]  # what is padding will be written over
+    caches = [{**cache, "length": used} for cache in inner["caches"]]  # new tokens overwrite the padding
     token, done = draw(0, jax.lax.dynamic_index_in_dim(hidden, used - 1, 1, keepdims=False), done)
     out = jnp.full((samples, count), fill, jnp.int32).at[:, 0].set(token)
 
@@ -144,8 +148,8 @@ def _segment(model, head, params, window, used, done, key, *, count, stop, vocab
 
 
 def prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
-    """A prompt's token ids, behind those that the tokenizer itself puts before a text (LLaMA's <s>); of an empty prompt the
-    token that begins a text. UserError where there is none."""
+    """Return the prompt's token ids after the tokenizer's own prefix (LLaMA's <s>), or, for an empty prompt, the token that
+    begins a text; raise UserError if the tokenizer has no such token."""
     ids = tokenizer.encode(prompt)
     found = [*tokenizer.prefix_ids, *ids] if ids else list(tokenizer.begin_ids)
     if not found:
@@ -154,19 +158,19 @@ def prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
 
 
 def fill_mask(task: Any, params: Params, tokenizer: Any, text: str, top: int = 5) -> list[list[tuple[str, float]]]:
-    """For every [MASK] of `text`, the `top` likeliest tokens by a MaskedToken task, with their probabilities.
+    """Return, for every [MASK] in `text`, the `top` most likely tokens under a MaskedToken task and their probabilities.
 
-    Raises UserError for a text without a mask or longer than the model's context.
+    Raise UserError if the text has no mask or is longer than the model's context.
     """
     mask = tokenizer.require("mask")
     name = tokenizer.token(mask)
     text = without_surrogates(text).replace("[MASK]", name)
     if name not in text:
-        raise UserError(f"--text={text!r}: holds no {name}; write it where a word is missing")
+        raise UserError(f"--text={text!r}: contains no {name}; write it where a word is missing")
     if top < 1:
         raise UserError(f"--top={top}: must be at least 1")
     ids = tokenizer.encode(text)
-    if mask not in ids:  # tokenizers of characters and bytes do not look for special tokens in a text
+    if mask not in ids:  # character and byte tokenizers do not recognise special tokens in a text
         ids = [i for part in text.split(name) for i in (*tokenizer.encode(part), mask)][:-1]
     ids, _ = tokenizer.template(pair=False).fill(ids)
     context = task.model.context
@@ -186,6 +190,6 @@ def fill_mask(task: Any, params: Params, tokenizer: Any, text: str, top: int = 5
 
 
 def _word(tokenizer: Any, index: int) -> str:
-    """A token as a reader would write it; "##ing" stays as it is."""
+    """Return a token as text; continuation pieces such as "##ing" and special tokens keep their names."""
     token = tokenizer.token(index)
     return token if token.startswith("##") or index in tokenizer.special_ids else tokenizer.decode([index]).strip() or token

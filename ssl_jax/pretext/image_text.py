@@ -30,9 +30,9 @@ class ImageTextSettings:
     """The settings of `task`. The defaults are CLIP's; SigLIP's are loss="sigmoid", max_scale=None."""
 
     loss: str = "infonce"  # or "sigmoid"
-    max_scale: float | None = 100.0  # the logit scale is clipped to [1, max_scale] after each step; None: not clipped
+    max_scale: float | None = 100.0  # clip the logit scale to [1, max_scale] after each step; None: no clipping
     mask: PatchMaskSettings | None = None  # patches dropped in training (FLIP: kind="random", ratio=0.5)
-    same_text: str = "negative"  # pairs of an image with another example's equal text: "negative" (CLIP) or "ignore"
+    same_text: str = "negative"  # pairs of an image with an equal text of another example: "negative" (CLIP) or "ignore"
     logit_chunks: int = 1  # compute the batch x batch logits in this many pieces
 
     def __post_init__(self):
@@ -49,8 +49,8 @@ class ImageTextSettings:
 class ImageText(Task):
     """Parameters: a DualEncoder's, "logit_scale" (a logarithm) and, for the sigmoid loss, "logit_bias".
 
-    The contrastive batch is always the global batch: with training.accumulation = k the towers process k pieces one after
-    another, in the forward and again in the backward pass (GradCache), and the loss equals that without accumulation.
+    The contrastive batch is always the global batch: with training.accumulation = k the towers process k pieces in turn, in the
+    forward and again in the backward pass (GradCache), and the loss equals that without accumulation.
     """
 
     config: ImageTextSettings
@@ -68,7 +68,7 @@ class ImageText(Task):
             task.mask.check(model.image_encoder.grid, "task.mask")
         batch = config.data.get("batch_size", 0)
         if batch == 1:
-            raise UserError("data.batch_size=1: a contrastive loss needs other examples to tell a pair from; use at least 2")
+            raise UserError("data.batch_size=1: a contrastive loss needs other examples as negatives; use at least 2")
         if task.logit_chunks > 1 and batch % task.logit_chunks:
             raise UserError(f"task.logit_chunks={task.logit_chunks} does not divide data.batch_size={batch}")
         return cls(task, model, info)
@@ -83,7 +83,7 @@ class ImageText(Task):
         return params if bias is None else {**params, "logit_bias": jnp.float32(bias)}
 
     def encode(self, params: Params, images: Array, tokens: Array, keys: Key[Array, "b"] | None) -> tuple[Array, Array]:
-        """Unit vectors of images and texts, f32[batch, dim]; with keys, dropout and patch dropping are on."""
+        """Return unit vectors of images and texts, f32[batch, dim]; `keys` enable dropout and patch dropping."""
         visible, of = None, lambda name: None if keys is None else substream(keys, name)
         if self.config.mask is not None and keys is not None:
             visible = self.config.mask(of("mask"), self.model.image_encoder.grid).visible
@@ -93,7 +93,7 @@ class ImageText(Task):
         return x, apply("encode_text", tokens, keys=of("text_dropout"))
 
     def contrast(self, params: Params, image: Array, text: Array, tokens: Array) -> Float[Array, ""]:
-        """The loss of all pairs of unit vectors."""
+        """Return the loss over all pairs of unit vectors."""
         same = fingerprints(tokens) if self.config.same_text == "ignore" else None
         options = dict(same=same, chunks=self.config.logit_chunks)
         scale = jnp.exp(params["logit_scale"])
@@ -123,7 +123,8 @@ class ImageText(Task):
         return self.contrast(params, *rows, batch["tokens"]), metrics
 
     def features(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """Of "image": "image_embedding" (unit vectors) and the tower's own representations; of "tokens": "text_embedding"."""
+        """Return, for "image", "image_embedding" (unit vectors) and the tower's representations; for "tokens",
+        "text_embedding"."""
         towers = {name: params[name] for name in params if not name.startswith("logit")}
         named = {}
         if "image" in batch:
@@ -137,8 +138,8 @@ class ImageText(Task):
         return named
 
     def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """ "image_embedding", "text_embedding" f32[batch, dim], "logits_per_image" f32[images, texts], also as "logits", and
-        for as many texts as images "loss". "attention_mask" may say where text is padding, which is then not attended to."""
+        """Return "image_embedding", "text_embedding" f32[batch, dim], "logits_per_image" f32[images, texts], also as "logits",
+        and "loss" if there are as many texts as images. Tokens with 0 in "attention_mask" are padding and not attended to."""
         named = self.features(params, batch)
         image, text = named["image_embedding"], named["text_embedding"]
         logits = jnp.exp(params["logit_scale"]) * image @ text.T + params.get("logit_bias", 0.0)
@@ -148,7 +149,7 @@ class ImageText(Task):
     def panels(
         self, params: Params, batch: Batch, key: Key[Array, ""], *, context: Context | None = None
     ) -> dict[str, Images | Text]:
-        """For each caption of the batch, its images in the order of their similarity."""
+        """Return, for each caption of the batch, the most similar images in order."""
         out = jax.jit(self.forward)(params, batch)
         images = np.asarray(batch["image"]) * np.float32(self.info.std or 1) + np.float32(self.info.mean or 0)
         captions = [self.info.tokenizer.decode(self.words(row)) for row in np.asarray(batch["tokens"])]
@@ -156,12 +157,12 @@ class ImageText(Task):
         return {"matches_in_batch": panel}
 
     def words(self, tokens: np.ndarray) -> list[int]:
-        """A row of tokens without those that stand for no text."""
+        """Return a row of tokens without special, end and padding tokens."""
         special = {*self.info.tokenizer.special_ids, self.model.end_id, self.model.pad_id}
         return [int(token) for token in tokens if int(token) not in special]
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """{"tokens": i32[texts, context]}: texts as the text tower reads them, cut where they are too long."""
+        """Return {"tokens": i32[texts, context]}, the text tower's input; long texts are truncated."""
         return {"tokens": Encode(self.info.tokenizer, self.model.context_length).batch(texts)[0]}
 
     def after_update(self, params: Params, variables: Any, statistics: Any, context: Context) -> tuple[Params, Any]:
@@ -172,7 +173,7 @@ class ImageText(Task):
         return {**params, "logit_scale": clamped}, variables
 
     def index_limits(self) -> dict[str, int]:
-        """Rows of the tables that the batch's integers are looked up in."""
+        """Return the number of rows of each table that the batch's integers index."""
         return {"tokens": self.model.config.text.padded(self.model.vocabulary)}
 
     def flops(self) -> float:

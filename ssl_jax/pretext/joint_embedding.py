@@ -33,16 +33,16 @@ class JointEmbeddingSettings:
     """The settings of `task`; the defaults are SimCLR's on CIFAR-10 (Chen et al. 2020, appendix B.9)."""
 
     loss: str = "nt_xent"  # one of LOSSES
-    hidden: tuple[int, ...] = (2048,)  # of the projector
+    hidden: tuple[int, ...] = (2048,)  # widths of the projector's hidden layers
     outputs: int = 128
-    norm: str | None = "batch"  # of the projector's hidden layers: "batch" or None
+    norm: str | None = "batch"  # normalisation of the projector's hidden layers: "batch" or None
     last_norm: bool = False  # batch norm after the projector's last layer
-    temperature: float = 0.5  # of NT-Xent; `schedules.temperature` may vary it
+    temperature: float = 0.5  # of NT-Xent; may follow `schedules.temperature`
     logit_chunks: int = 1  # compute NT-Xent's 2 batch x 2 batch similarities in this many pieces
-    invariance: float = 25.0  # the weights of VICReg's terms
+    invariance: float = 25.0  # weights of VICReg's three terms
     variance: float = 25.0
     covariance: float = 1.0
-    redundancy: float = 0.005  # the weight of Barlow Twins' off-diagonal terms
+    redundancy: float = 0.005  # weight of Barlow Twins' off-diagonal terms
 
     def __post_init__(self):
         for name, choices in (("loss", LOSSES), ("norm", ("batch", None))):
@@ -104,7 +104,7 @@ class JointEmbedding(ImageTask):
     def joint_loss(
         self, params: Params, rows: Any, batch: Batch, *, train: bool, context: Context | None
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Return the loss of the global batch. Batch norm sees both views together in SimCLR, one at a time in the others."""
+        """Return the loss of the global batch; only in SimCLR does batch norm see both views together."""
         c, project = self.config, lambda x: self.projector.apply({"params": params["projector"]}, x)
         if c.loss == "nt_xent":
             a, b = jnp.split(project(jnp.concatenate([rows[:, 0], rows[:, 1]])), 2)

@@ -26,8 +26,8 @@ from ssl_jax.task import Batch, Context, DataInfo, Images, Metrics, Params, Task
 
 TARGETS = ("pixels", "normalized_pixels", "pca")
 FIT_EXAMPLES = 4096
-BORROWED = "Reconstructions are shown with each patch's true mean and deviation, which the model does not predict; plain ones" \
-    " with those of the image's visible patches on average."  # fmt: skip
+BORROWED = "Reconstructions use each patch's true mean and deviation, which the model does not predict; plain ones use the" \
+    " average mean and deviation of the image's visible patches."  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +35,11 @@ class MaskedImageSettings:
     """The settings of `task`. The defaults are MAE's."""
 
     mask: PatchMaskSettings = dataclasses.field(default_factory=PatchMaskSettings)
-    target: str = "pixels"  # "pixels", "normalized_pixels" (by each patch's own mean and deviation) or "pca"
+    target: str = "pixels"  # "pixels", "normalized_pixels" (with each patch's own mean and deviation) or "pca"
     components: int = 96  # of the "pca" target
     loss: str = "l2"  # "l2" or "l1"
     loss_on: str = "masked"  # "masked" or "all" patches
-    mask_tokens_in_encoder: bool = False  # the encoder reads all positions, hidden ones as a learned token
+    mask_tokens_in_encoder: bool = False  # the encoder reads all positions, with a learned token at hidden ones
     decoder: DecoderSettings = dataclasses.field(default_factory=DecoderSettings)
 
     def __post_init__(self):
@@ -70,7 +70,7 @@ class MaskedImage(Task):
         outputs = math.prod(encoder.config.patch) * encoder.channels
         if task.target == "pca":
             if not 0 < task.components <= outputs:
-                raise UserError(f"task.components={task.components}: a patch has {outputs} values; use at most so many")
+                raise UserError(f"task.components={task.components}: must lie in [1, {outputs}], the size of a patch")
             outputs = task.components
         decoder = Decoder(task.decoder, encoder.grid, outputs, encoder.config.prefix, encoder.dtype)
         return cls(task, encoder, decoder, info)
@@ -78,7 +78,7 @@ class MaskedImage(Task):
     # The model ----------------------------------------------------------------------------------------------------
 
     def init(self, key: Key[Array, ""], batch: Batch) -> Params:
-        """Parameters, from the shapes of `batch`; `fit` fills the PCA basis."""
+        """Return parameters for the shapes of `batch`."""
         images = jnp.zeros((1, *batch["image"].shape[1:]), jnp.float32)
         mask = self.config.mask(jax.random.split(key, 1), self.encoder.grid)
         encoder = self.encoder.init(substream(key, "encoder"), images)["params"]
@@ -108,7 +108,7 @@ class MaskedImage(Task):
         return self.encoder.apply({"params": params["encoder"]}, images, visible=self._visible(mask), mask=hidden, keys=keys)[0]
 
     def predict(self, params: Params, images: Float[Array, "b h w c"], mask: Mask, keys=None) -> Float[Array, "b n out"]:
-        """The target of every patch, as predicted from the visible ones."""
+        """Predict the target of every patch from the visible patches."""
         tokens = self._encode(params, images, mask, keys)
         keys = None if keys is None else substream(keys, "decoder")
         return self.decoder.apply({"params": params["decoder"]}, tokens, visible=self._visible(mask), keys=keys)
@@ -144,8 +144,8 @@ class MaskedImage(Task):
         return self.encoder.representations(tokens, intermediates)
 
     def forward(self, params: Params, batch: Batch, context: Context | None = None) -> dict[str, Array]:
-        """ "loss", "pred" f32[batch, patches, outputs] and "mask" (1 where hidden); the patches of the least batch["noise"]
-        f32[batch, patches] are visible, drawn when it is not given."""
+        """Return "loss", "pred" f32[batch, patches, outputs] and "mask" (1 where hidden). The patches with the least
+        batch["noise"] f32[batch, patches] are visible; without it, the mask is drawn."""
         images = batch["image"]
         if "noise" in batch:
             mask = from_noise(batch["noise"], self.config.mask.kept(self.encoder.grid))
@@ -158,7 +158,7 @@ class MaskedImage(Task):
         return {"loss": self._loss(prediction, self.target(images, context), mask.hidden), **out}
 
     def panels(self, params: Params, batch: Batch, key: Key[Array, ""], *, context: Context | None = None) -> dict[str, Images]:
-        """Return images, masked and reconstructed."""
+        """Return original, masked and reconstructed images."""
         columns, note = ("original", "masked", "reconstruction", "reconstruction + visible"), ""
         keys = example_keys(key, jnp.arange(len(batch["image"])))
         rows = jax.jit(self._pictures)(params, batch["image"], keys, context)
@@ -167,7 +167,7 @@ class MaskedImage(Task):
         return {"reconstruction": Images(np.asarray(rows), columns, note)}
 
     def _pictures(self, params, images, keys, context) -> Float[Array, "rows columns h w c"]:
-        """Pixels in [0, 1]; normalised targets become pixels by true statistics, and (plain) by the visible patches'."""
+        """Return pixels in [0, 1]; normalised targets are scaled back by true or (plain) by the visible patches' statistics."""
         patch, grid = self.encoder.config.patch, self.encoder.grid
         mask = self.config.mask(substream(keys, "mask"), grid)
         original = patchify(images.astype(jnp.float32), patch)
@@ -193,5 +193,5 @@ class MaskedImage(Task):
 
 
 def moments(patches: Float[Array, "b n pixels"]) -> tuple[Float[Array, "b n 1"], Float[Array, "b n 1"]]:
-    """Each patch's mean and deviation sqrt(var + 1e-6), the variance unbiased as torch's is."""
+    """Return each patch's mean and deviation sqrt(var + 1e-6), with the unbiased variance, as in the reference."""
     return jnp.mean(patches, -1, keepdims=True), jnp.sqrt(jnp.var(patches, -1, keepdims=True, ddof=1) + 1e-6)

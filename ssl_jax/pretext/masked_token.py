@@ -1,4 +1,4 @@
-"""Predict hidden tokens from those around them (Devlin et al. 2019)."""
+"""Masked language modelling (BERT: Devlin et al. 2019)."""
 
 import dataclasses
 from typing import ClassVar
@@ -25,15 +25,15 @@ class MaskedTokenSettings:
     """`task` of name "masked_token"."""
 
     mask: TokenMaskSettings = dataclasses.field(default_factory=TokenMaskSettings)
-    next_sentence: bool = False  # with data.packing="pairs": is B the sentences that follow A?
+    next_sentence: bool = False  # with data.packing="pairs": classify whether B follows A
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskedToken(Task):
-    """A transformer encoder; only hidden tokens reach the output layer. The batch holds "tokens" i32[batch, time]
+    """A transformer encoder; only hidden tokens reach the output layer.
 
-    with [CLS] and [SEP] in place, and, where sequences are padded, "segments" (0 = padding); of sentence pairs "token_types"
-    and "is_random" i32[batch].
+    The batch holds "tokens" i32[batch, time] with [CLS] and [SEP] in place; padded sequences add "segments" (0 = padding),
+    sentence pairs "token_types" and "is_random" i32[batch].
     """
 
     name: ClassVar[str] = "masked_token"
@@ -57,7 +57,7 @@ class MaskedToken(Task):
         if settings.next_sentence and not (shape.pooler and shape.token_types >= 2):
             raise UserError("task.next_sentence=True needs model.pooler=True and model.token_types=2")
         if settings.mask.unit != "token":
-            _ = info.tokenizer.continues  # UserError where the vocabulary does not say where words begin
+            _ = info.tokenizer.continues  # raises UserError if the vocabulary does not mark where words begin
         return cls(model, Head.of(model), settings, info)
 
     def init(self, key: Key[Array, ""], batch: Batch) -> Params:
@@ -65,7 +65,7 @@ class MaskedToken(Task):
         hidden = jnp.zeros((1, 1, self.model.config.width), self.model.dtype)
         if self.settings.next_sentence:
             params["next_sentence"] = self._next_sentence.init(substream(key, "next_sentence"), hidden)["params"]
-        elif self.model.config.pooler:  # that of a published encoder
+        elif self.model.config.pooler:  # a published encoder's own
             params["pooler"] = self._pooler.init(substream(key, "pooler"), hidden)["params"]
         return params
 
@@ -78,7 +78,7 @@ class MaskedToken(Task):
         return Pooler(self.model.config, self.model.dtype)
 
     def masked(self, batch: Batch, key: Key[Array, ""]) -> Masked:
-        """The batch's corruption under `key`; a static one depends on the example alone."""
+        """Mask the batch under `key`; a static mask depends on the example alone."""
         tokens, tokenizer = batch["tokens"], self.info.tokenizer
         special = jnp.zeros(tokenizer.size, bool).at[jnp.array(special_ids(tokenizer), jnp.int32)].set(True)
         real = jnp.ones(tokens.shape, bool) if "segments" not in batch else batch["segments"] > 0
@@ -98,12 +98,12 @@ class MaskedToken(Task):
         return hidden_states(self.model, params, {**batch, "tokens": tokens}, keys)[0]
 
     def output(self, params: Params, hidden: Float[Array, "*batch dim"]):
-        """Features, weight and bias of the output layer (`models.language.Head`)."""
+        """Return features, weight and bias of the output layer (`models.language.Head`)."""
         return self.head.apply({"params": params.get("head", {})}, hidden, params["transformer"]["token_embedding"])
 
     def prepare(self, batch: Batch, key: Key[Array, ""], *, train: bool) -> Batch:
-        """Add "hidden_per_example" f32[batch], the mean number of hidden tokens over the global batch, where the loss adds a
-        mean over examples (next sentence) to one over hidden tokens."""
+        """Add "hidden_per_example" f32[batch], the mean number of hidden tokens over the global batch, for a loss that adds
+        a mean over examples (next sentence) to one over hidden tokens."""
         if not self.settings.next_sentence:
             return batch
         hidden = jnp.sum(self.masked(batch, key).real, axis=1)
@@ -112,7 +112,7 @@ class MaskedToken(Task):
     def loss(
         self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool, context: Context | None = None
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Mean cross-entropy over the hidden tokens, plus that of next-sentence prediction where it is on."""
+        """Return the mean cross-entropy over hidden tokens, plus that of next-sentence prediction if enabled."""
         masked = self.masked(batch, key)
         keys = substream(example_keys(key, batch["position"]), "dropout") if train else None
         hidden = self.encode(params, batch, masked.tokens, keys)
@@ -120,7 +120,7 @@ class MaskedToken(Task):
         features, weight, bias = self.output(params, picked)
         loss, metrics = cross_entropy(features, weight, masked.labels, bias, label_weights=masked.real)
         if self.settings.next_sentence:
-            if "hidden_per_example" in batch:  # a piece of a batch: both terms weigh by examples
+            if "hidden_per_example" in batch:  # a piece of the global batch: weight both terms by examples
                 rows = masked.real.shape[0]
                 share = metrics.pop("weight") / (rows * jnp.mean(batch["hidden_per_example"]))
                 loss, metrics = loss * share, {name: value * share for name, value in metrics.items()} | {"weight": rows}
@@ -133,7 +133,7 @@ class MaskedToken(Task):
         return loss, metrics
 
     def features(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """ "cls", "mean" (over all that is not padding), "last", "tokens", "block00/mean" ..., and "pooled" with a pooler."""
+        """Return "cls", "mean" (without padding), "last", "tokens", "block00/mean", ..., and "pooled" if there is a pooler."""
         out = text_features(self.model, params, batch)
         if self.settings.next_sentence:
             pooler = self._next_sentence.apply({"params": params["next_sentence"]}, out["tokens"], method="pool")
@@ -143,7 +143,7 @@ class MaskedToken(Task):
         return out
 
     def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """ "logits" f32[batch, time, vocabulary] of the tokens as given (nothing is masked here); of sentence pairs also
+        """Return "logits" f32[batch, time, vocabulary] of the tokens as given, without masking, and for sentence pairs
         "next_sentence" f32[batch, 2]. The batch may hold "attention_mask" and "token_type_ids"."""
         hidden = self.encode(params, batch, batch["tokens"])
         out = {"logits": logits(*self.output(params, hidden))[..., : self.head.vocabulary]}
@@ -152,7 +152,7 @@ class MaskedToken(Task):
         return out
 
     def panels(self, params: Params, batch: Batch, key: Key[Array, ""], *, context: Context | None = None) -> dict[str, Text]:
-        """Sequences with their hidden tokens, and the model's best guess in place of each."""
+        """Return sequences with hidden tokens, and the model's most likely token in place of each."""
         masked = jax.jit(self.masked)(batch, key)
         hidden = jax.jit(self.encode)(params, batch, masked.tokens)
         guess = np.asarray(jnp.argmax(logits(*self.output(params, hidden))[..., : self.head.vocabulary], axis=-1))
@@ -167,17 +167,17 @@ class MaskedToken(Task):
         return {"filled_masks": Text(tuple(lines))}
 
     def index_limits(self) -> dict[str, int]:
-        """Rows of the tables that the batch's integers are looked up in."""
+        """Return the number of rows of each table that the batch's integers index."""
         return vocabulary_limits(self.model) | ({"is_random": 2} if self.settings.next_sentence else {})
 
     def flops(self) -> float:
-        """3 x forward of one sequence of full length, the output layer on its hidden tokens only."""
+        """Return 3 x the forward pass of one full-length sequence, with the output layer on its hidden tokens only."""
         c, time = self.model.config, self.info.shapes["tokens"].shape[0]
         return 3 * (c.flops_forward(time) + c.flops_head(self.settings.mask.places(time), self.head.vocabulary))
 
 
 def special_ids(tokenizer) -> tuple[int, ...]:
-    """Tokens that are never hidden: [CLS], [SEP] and [PAD]."""
+    """Return the tokens that are never hidden: [CLS], [SEP] and [PAD]."""
     ids = (tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
     return tuple(i for i in ids if i is not None)
 

@@ -1,4 +1,4 @@
-"""Predict the next token (Radford et al. 2018, 2019)."""
+"""Next-token prediction (GPT: Radford et al. 2018, 2019)."""
 
 import dataclasses
 from typing import ClassVar
@@ -21,7 +21,7 @@ from ssl_jax.task import Batch, Context, DataInfo, Metrics, Params, Task, Text
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """`task.sample`: the continuation a report shows."""
+    """`task.sample`: the sampled continuation that a report shows."""
 
     prompt: str | None = None  # default: the start of a test window
     tokens: int = 200
@@ -47,10 +47,10 @@ class NextTokenSettings:
 
 @dataclasses.dataclass(frozen=True)
 class NextToken(Task):
-    """A causal transformer and its cross-entropy. The batch holds "tokens" i32[batch, time + 1]; inputs are all but the last.
+    """A causal transformer trained with cross-entropy on "tokens" i32[batch, time + 1]; the last token is only a label.
 
-    With "segments" (packed documents) attention stays inside a document, and no label is taken from the next one;
-    "positions" i32[batch, time + 1] replace 0, 1, 2 ...
+    With "segments" (packed documents), attention stays within a document and the last token of a document predicts nothing.
+    "positions" i32[batch, time + 1] replace the default 0, 1, 2, ...
     """
 
     name: ClassVar[str] = "next_token"
@@ -89,20 +89,21 @@ class NextToken(Task):
         return cross_entropy(features, weight, tokens[:, 1:], bias, label_weights=weights, z_loss=self.settings.z_loss)
 
     def output(self, params: Params, hidden: Float[Array, "*batch dim"]):
-        """Features, weight and bias of the output layer (`models.language.Head`)."""
+        """Return features, weight and bias of the output layer (`models.language.Head`)."""
         return self.head.apply({"params": params.get("head", {})}, hidden, params["transformer"]["token_embedding"])
 
     def features(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """Of the first `context` tokens: "last", "mean", "cls", "tokens", and "block00/last", "block00/mean" ..."""
+        """Return "last", "mean", "cls", "tokens" and each block's "block00/last", "block00/mean", ... of the first `context`
+        tokens."""
         return text_features(self.model, params, batch)
 
     def forward(self, params: Params, batch: Batch) -> dict[str, Array]:
-        """ "logits" f32[batch, time, vocabulary] of all the batch's tokens; padding may be told by "attention_mask"."""
+        """Return "logits" f32[batch, time, vocabulary]; the batch may mark padding by 0 in "attention_mask"."""
         hidden, _ = hidden_states(self.model, params, batch)
         return {"logits": logits(*self.output(params, hidden))[..., : self.head.vocabulary]}
 
     def panels(self, params: Params, batch: Batch, key: Key[Array, ""], *, context: Context | None = None) -> dict[str, Text]:
-        """A continuation sampled from the prompt (`task.sample`)."""
+        """Return a continuation sampled from the prompt (`task.sample`)."""
         from ssl_jax.pretext.generation import generate, prompt_tokens
 
         sample, tokenizer = self.settings.sample, self.info.tokenizer
@@ -117,13 +118,13 @@ class NextToken(Task):
         return {"sample": Text((f"prompt: {text[0]}", f"continuation: {text[1]}"))}
 
     def index_limits(self) -> dict[str, int]:
-        """Rows of the tables that the batch's integers are looked up in."""
+        """Return the number of rows of each table that the batch's integers index."""
         limits = vocabulary_limits(self.model)
         if self.model.config.positions == "learned":
-            limits["positions"] = self.model.context + 1  # of the last token, which is only predicted, none is looked up
+            limits["positions"] = self.model.context + 1  # the last token is only predicted: its position is not looked up
         return limits
 
     def flops(self) -> float:
-        """3 x forward of one window; causal attention counts half, the embedding look-up nothing."""
+        """Return 3 x the forward pass of one window; causal attention counts half, the embedding look-up nothing."""
         c, time = self.model.config, self.info.shapes["tokens"].shape[0] - 1
         return 3 * (c.flops_forward(time, causal=True) + c.flops_head(time, self.head.vocabulary))

@@ -44,11 +44,11 @@ class PatchMaskSettings:
             raise UserError(f"unit={self.unit}: must be at least 1")
 
     def kept(self, grid: Grid) -> int:
-        """The number of visible patches."""
+        """Return the number of visible patches."""
         return kept(math.prod(grid) // self.unit**2, self.ratio) * self.unit**2
 
     def check(self, grid: Grid, path: str) -> None:
-        """UserError where the settings do not fit a grid of patches."""
+        """Raise UserError if the settings do not fit a grid of patches."""
         if grid[0] % self.unit or grid[1] % self.unit:
             raise UserError(f"{path}.unit={self.unit} does not divide the grid of {grid[0]} x {grid[1]} patches")
         if not 0 < self.kept(grid) < math.prod(grid):
@@ -75,19 +75,20 @@ class BlockMask(PatchMaskSettings):
 
 
 def kept(patches: int, ratio: float) -> int:
-    """How many patches stay visible: truncated, as in the reference (196 at 0.75: 49; at 0.9: 19)."""
+    """Return the number of visible patches, rounded down as in the reference (196 patches at 0.75: 49; at 0.9: 19)."""
     return int(patches * (1 - ratio))
 
 
 def from_noise(noise: Float[Array, "batch patches"], keep: int) -> Mask:
-    """The patches with the least noise are visible, in the order of their noise (the reference's random_masking)."""
+    """Return the mask whose visible patches have the least noise, in the order of their noise (the reference's
+    random_masking)."""
     order = jnp.argsort(noise, axis=1).astype(jnp.int32)
     restore = jnp.argsort(order, axis=1).astype(jnp.int32)
     return Mask(order[:, :keep], restore >= keep, restore)
 
 
 def random_mask(keys: Key[Array, "batch"], patches: int, ratio: float) -> Mask:
-    """Patches hidden uniformly at random, each example by itself."""
+    """Hide patches uniformly at random, independently for each example."""
     return from_noise(jax.vmap(lambda key: jax.random.uniform(key, (patches,)))(keys), kept(patches, ratio))
 
 
@@ -99,11 +100,11 @@ def _random(key: Key[Array, ""], grid: Grid, ratio: float) -> Float[Array, "patc
 
 
 def _block(key: Key[Array, ""], grid: Grid, ratio: float, tries: int = 32) -> Float[Array, "patches"]:
-    """Rectangles one after another until enough is covered (Bao et al. 2022, algorithm 1).
+    """Cover rectangles one after another until enough patches are hidden (Bao et al. 2022, algorithm 1).
 
     Areas are uniform between 16/196 of the grid and the area that remains to hide, aspect ratios log-uniform in (0.3, 1/0.3).
-    Of the last rectangle only as many patches as needed are hidden, row by row; if `tries` rectangles are not enough, random
-    patches are hidden in addition.
+    The last rectangle is filled row by row and only as far as needed; if `tries` rectangles are not enough, random patches
+    are hidden in addition.
     """
     rows, columns = grid
     patches = rows * columns
@@ -132,9 +133,9 @@ def _block(key: Key[Array, ""], grid: Grid, ratio: float, tries: int = 32) -> Fl
 
 
 def _grid(key: Key[Array, ""], grid: Grid, ratio: float) -> Float[Array, "patches"]:
-    """The same regular lattice for every example; at 0.75 every other patch of every other row is visible.
+    """Show the same regular lattice in every example; at 0.75 every other patch of every other row is visible.
 
-    Ratios that are no 1 - 1/4^n take further patches in the order of ordered dithering (Bayer 1973).
+    Ratios other than 1 - 1/4^n add patches in the order of ordered dithering (Bayer 1973).
     """
     return jnp.asarray(bayer(grid), jnp.float32).ravel()
 
@@ -164,7 +165,7 @@ class HiddenBlocks(NamedTuple):
 
 
 def hidden_blocks(key: Key[Array, ""], grid: Grid, ratio: tuple[float, float], prob: float) -> HiddenBlocks:
-    """Hide blocks of a share of the patches that is uniform in `ratio`, with probability `prob`; else hide none (iBOT)."""
+    """With probability `prob`, hide blocks that cover a share of the patches uniform in `ratio`; else hide none (iBOT)."""
     patches, (chance, draw) = math.prod(grid), jax.random.uniform(substream(key, "share"), (2,))
     most = max(1, math.floor(ratio[1] * patches))
     share = jnp.where(chance < prob, ratio[0] + (ratio[1] - ratio[0]) * draw, 0)

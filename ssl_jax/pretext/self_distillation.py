@@ -1,7 +1,7 @@
-"""Self-distillation: a student matches its moving average on other crops of an image, and on masked patches.
+"""Self-distillation: a student matches its teacher, its moving average, on other crops of an image and on masked patches.
 
-DINO (Caron et al. 2021, arXiv:2104.14294), iBOT's patch term where `patches` is set (Zhou et al. 2022, arXiv:2111.07832), and
-DINOv2's Sinkhorn-Knopp targets with centring="sinkhorn" (Oquab et al. 2024, arXiv:2304.07193).
+DINO (Caron et al. 2021, arXiv:2104.14294); with `patches`, iBOT's patch term (Zhou et al. 2022, arXiv:2111.07832); with
+centring="sinkhorn", DINOv2's Sinkhorn-Knopp targets (Oquab et al. 2024, arXiv:2304.07193).
 """
 
 import dataclasses
@@ -31,18 +31,17 @@ CENTRINGS = ("mean", "sinkhorn", None)
 
 @dataclasses.dataclass(frozen=True)
 class PatchTerm:
-    """iBOT's term: of a global crop a share of the patches in `ratio` is hidden with probability `prob`."""
+    """iBOT's term: with probability `prob`, hide a fraction in `ratio` of the patches of a global crop."""
 
     weight: float = 1.0
     prob: float = 0.5
     ratio: tuple[float, float] = (0.1, 0.5)
-    shared_head: bool = True  # iBOT's; DINOv2 has another head for patches
+    shared_head: bool = True  # as in iBOT; DINOv2 has a separate head for patches
 
     def __post_init__(self):
         if not (0 < self.ratio[0] <= self.ratio[1] < 1 and 0 <= self.prob <= 1 and self.weight >= 0):
-            raise UserError(
-                f"ratio={self.ratio}, prob={self.prob}, weight={self.weight}: need 0 < from <= to < 1, [0, 1], >= 0"
-            )
+            wanted = "ratio (from, to) with 0 < from <= to < 1, prob in [0, 1] and weight at least 0"
+            raise UserError(f"ratio={self.ratio}, prob={self.prob}, weight={self.weight}: must be {wanted}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +53,8 @@ class SelfDistillationSettings:
     bottleneck: int = 256
     student_temperature: float = 0.1
     teacher_temperature: float = 0.04
-    patch_temperature: float = 0.04  # of the teacher, for patches
-    centring: str | None = "mean"  # one of CENTRINGS; None: the targets are sharpened only
+    patch_temperature: float = 0.04  # the teacher's, for patches
+    centring: str | None = "mean"  # "mean", "sinkhorn" or None (sharpened targets without centring)
     centre_momentum: float = 0.9
     sinkhorn_iterations: int = 3
     patches: PatchTerm | None = None
@@ -63,10 +62,12 @@ class SelfDistillationSettings:
     def __post_init__(self):
         if self.centring not in CENTRINGS:
             raise UserError(f"centring={self.centring!r}: must be one of {', '.join(map(str, CENTRINGS))}")
-        if min(self.prototypes, self.hidden, self.bottleneck, self.sinkhorn_iterations) < 1:
-            raise UserError("prototypes, hidden, bottleneck and sinkhorn_iterations must be at least 1")
-        if min(self.student_temperature, self.teacher_temperature, self.patch_temperature) <= 0:
-            raise UserError("student_temperature, teacher_temperature and patch_temperature must be above 0")
+        for name in ("prototypes", "hidden", "bottleneck", "sinkhorn_iterations"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        for name in ("student_temperature", "teacher_temperature", "patch_temperature"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name}={getattr(self, name)}: must be above 0")
         if not 0 <= self.centre_momentum < 1:
             raise UserError(f"centre_momentum={self.centre_momentum}: must lie in [0, 1)")
 
@@ -91,7 +92,7 @@ class SelfDistillation(ImageTask):
         view_shape(info, "globals", 2, "self_distillation compares crops of an image")
         encoder = models.build("images", config, info, mask_token=task.patches is not None)
         for name in {"globals", "locals"} & set(info.shapes):
-            encoder.grid_of(tuple(info.shapes[name].shape[1:3]))  # UserError for crops that patches do not divide
+            encoder.grid_of(tuple(info.shapes[name].shape[1:3]))  # raises UserError if patches do not divide the crops
         return cls(task, encoder, info)
 
     @property
@@ -101,7 +102,7 @@ class SelfDistillation(ImageTask):
 
     @property
     def patch_head(self) -> str:
-        """The name of the patches' head."""
+        """Return the name of the head for patches."""
         return "head" if self.config.patches is None or self.config.patches.shared_head else "patch_head"
 
     def init(self, key: Key[Array, ""], batch: Batch) -> Params:
@@ -124,7 +125,7 @@ class SelfDistillation(ImageTask):
         return self.config.centring == "sinkhorn"
 
     def embed(self, params: Params, batch: Batch, key: Key[Array, ""], *, train: bool, context: Context | None) -> Any:
-        """Return unit vectors of the heads: the student's of all crops, the teacher's of the global ones, hidden patches'."""
+        """Return the heads' unit vectors: the student's of all crops, the teacher's of global crops, and hidden patches'."""
         keys, images, teacher = example_keys(key, batch["position"]), batch["globals"], jax.lax.stop_gradient(context.teacher)
         dropout, blocks = substream(keys, "dropout") if train else None, self.hidden(keys, images)
         encode = lambda p, views, *options: encode_views(self.encoder, p["encoder"], views, *options)
@@ -152,7 +153,7 @@ class SelfDistillation(ImageTask):
     def joint_loss(
         self, params: Params, rows: Any, batch: Batch, *, train: bool, context: Context | None
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Return the mean cross-entropy of the teacher's targets and the student's predictions of other crops."""
+        """Return the mean cross-entropy between the teacher's targets and the student's predictions of other crops."""
         c, teacher, numbers, v = self.config, jax.lax.stop_gradient(context.teacher), context.numbers, context.variables
         scores = lambda p, x, head="head": self.head.apply({"params": p[head]}, x, method="scores")
         predict = lambda x, head="head": jax.nn.log_softmax(scores(params, x, head) / c.student_temperature)
@@ -172,7 +173,7 @@ class SelfDistillation(ImageTask):
         return loss, {"loss": loss, **metrics, **jax.lax.stop_gradient(statistics), **collapse.moments(rows["pooled"])}
 
     def targets(self, logits: Scores, centre: Array | None, temperature: Any, real: Array | None = None) -> Scores:
-        """Return the teacher's distributions over prototypes, without gradient; `real`: 0 where a row is padding."""
+        """Return the teacher's distributions over prototypes, without gradient; `real` is 0 for padded rows."""
         if self.config.centring == "sinkhorn":
             return jax.lax.stop_gradient(sinkhorn_knopp(logits / temperature, real, self.config.sinkhorn_iterations))
         return jax.lax.stop_gradient(jax.nn.softmax((logits - (0 if centre is None else centre)) / temperature))
@@ -180,7 +181,7 @@ class SelfDistillation(ImageTask):
     def after_update(
         self, params: Params, variables: Mapping[str, Any], statistics: Mapping[str, Array], context: Context
     ) -> tuple[Params, Mapping[str, Any]]:
-        """Move the centres towards the mean scores of the batch, after these have been used (Caron et al., equation 4)."""
+        """Update the centres with the batch's mean scores, after the loss has used the old ones (Caron et al., equation 4)."""
         m = self.config.centre_momentum
         return params, {name: m * centre + (1 - m) * statistics[name] for name, centre in variables.items()}
 

@@ -51,8 +51,8 @@ def sinkhorn_knopp(logits: Scores, weight: Float[Array, "*rows"] | None, iterati
 
 
 def principal_components(patches: Float[Array, "b n pixels"], components: int) -> dict[str, Array]:
-    """The mean patch and the orthonormal directions of largest variance, f32[pixels, components]."""
+    """Return "mean" f32[pixels] and "basis" f32[pixels, components], the orthonormal directions of largest variance."""
     flat = patches.reshape(-1, patches.shape[-1]).astype(jnp.float32)
     mean = jnp.mean(flat, axis=0)
-    _, directions = jnp.linalg.eigh((flat - mean).T @ (flat - mean))  # in the order of rising variance
+    _, directions = jnp.linalg.eigh((flat - mean).T @ (flat - mean))  # in order of increasing variance
     return {"mean": mean, "basis": directions[:, ::-1][:, :components]}

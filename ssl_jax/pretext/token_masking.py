@@ -1,4 +1,4 @@
-"""Masking of tokens: which are hidden and what replaces them. Pure functions of a key, with exact counts."""
+"""Masking of tokens: which tokens are hidden and what replaces them. Pure functions of a key, with exact counts."""
 
 import dataclasses
 from typing import NamedTuple
@@ -16,8 +16,8 @@ UNITS = ("token", "word", "span")
 
 @dataclasses.dataclass(frozen=True)
 class TokenMaskSettings:
-    """`task.mask` (Devlin et al. 2019, section 3.1): `ratio` of the tokens are hidden; of these 80 % become [MASK], 10 % a
-    random token, and 10 % stay as they are.
+    """`task.mask` (Devlin et al. 2019, section 3.1): a fraction `ratio` of the tokens is hidden; by default 80 % of these
+    become [MASK], 10 % a random token, and 10 % stay unchanged.
 
     `unit`: "token", "word" (all pieces of a word together) or "span" (runs of words of geometric length; SpanBERT, Joshi et al.
     2020, section 3.1). `static`: an example has the same mask in every epoch (see data.duplicates).
@@ -36,21 +36,23 @@ class TokenMaskSettings:
         if not 0 < self.ratio < 1:
             raise UserError(f"ratio={self.ratio}: must lie in (0, 1)")
         if self.replace < 0 or self.random < 0 or self.replace + self.random > 1 + 1e-9:
-            raise UserError(f"replace={self.replace} and random={self.random}: must not be negative, and their sum at most 1")
+            raise UserError(
+                f"replace={self.replace}, random={self.random}: neither may be negative and their sum must be at most 1"
+            )
         if self.unit not in UNITS:
             raise UserError(f"unit={self.unit!r}: must be one of {', '.join(UNITS)}")
         if self.maximum is not None and self.maximum < 1:
             raise UserError(f"maximum={self.maximum}: must be at least 1")
         if not 0 < self.span_p <= 1 or self.span_maximum < 1:
-            raise UserError(f"span_p={self.span_p} must lie in (0, 1] and span_maximum={self.span_maximum} be at least 1")
+            raise UserError(f"span_p={self.span_p} must lie in (0, 1] and span_maximum={self.span_maximum} must be at least 1")
 
     def counts(self, longest: int) -> np.ndarray:
-        """i32[longest + 1]: the number of hidden tokens by length of the sequence, special tokens included."""
+        """Return i32[longest + 1]: the number of hidden tokens for each sequence length, which includes special tokens."""
         n = np.maximum(1, np.round(np.arange(longest + 1) * self.ratio)).astype(np.int32)
         return n if self.maximum is None else np.minimum(n, self.maximum)
 
     def places(self, length: int) -> int:
-        """The most tokens that are hidden in a sequence of at most `length` tokens."""
+        """Return the largest number of hidden tokens in a sequence of at most `length` tokens."""
         return int(self.counts(length)[-1])
 
 
@@ -81,9 +83,10 @@ def sample_places(
     most: int,
     settings: TokenMaskSettings,
 ) -> tuple[Int[Array, "most"], Bool[Array, "most"]]:
-    """Sample `count` of the eligible places of one sequence (all of them if there are fewer); True for each used row of `most`.
+    """Sample `count` of the eligible places of one sequence, or all of them if there are fewer.
 
-    `starts` is True at the first token of a word. The last sampled unit is cut where it exceeds the count, which so is exact.
+    Return `most` places and a mask that is True where a place is used. `starts` is True at the first token of a word. The last
+    sampled unit is truncated, so that the count is exact.
     """
     time = eligible.shape[0]
     order_key, length_key = jax.random.split(key)
@@ -95,7 +98,7 @@ def sample_places(
         if settings.unit == "span":
             rank = span_rank(length_key, rank, settings)
         priority = rank[word]
-    # top_k breaks ties (pieces of one word) in favour of the first place
+    # top_k breaks ties (pieces of one word) in favour of the earliest place
     best, places = jax.lax.top_k(jnp.where(eligible, -priority, -jnp.inf), most)
     real = (jnp.arange(most) < count) & (best > -jnp.inf)
     places = jnp.sort(jnp.where(real, places, time))
@@ -103,10 +106,10 @@ def sample_places(
 
 
 def span_rank(key: Key[Array, ""], rank: Float[Array, "time"], settings: TokenMaskSettings) -> Float[Array, "time"]:
-    """The lowest rank of all spans that cover each word; a span begins at every word and has that word's rank.
+    """Return, for each word, the lowest rank of the spans that cover it; a span begins at every word and has its rank.
 
-    Hiding words in this order until enough are hidden takes whole spans, one after another: start uniform, length geometric
-    with `span_p`, at most `span_maximum` (0.2 and 10: mean 3.8 words).
+    Hiding words in this order hides whole spans, one after another. Starts are uniform; lengths are geometric with `span_p`,
+    at most `span_maximum` (0.2 and 10: 3.8 words on average).
     """
     time = rank.shape[0]
     lengths = jnp.arange(1, settings.span_maximum + 1)
@@ -137,10 +140,10 @@ def mask_tokens(
 
     def one(key, tokens, eligible, starts, length):
         places, real = sample_places(substream(key, "choose"), eligible, starts, counts[length], n, settings)
-        fate = jax.random.uniform(substream(key, "fate"), (n,))
+        u = jax.random.uniform(substream(key, "fate"), (n,))
         other = jax.random.randint(substream(key, "word"), (n,), 0, vocabulary)
         labels = tokens[places]
-        new = jnp.where(fate < settings.replace, mask_id, jnp.where(fate < settings.replace + settings.random, other, labels))
+        new = jnp.where(u < settings.replace, mask_id, jnp.where(u < settings.replace + settings.random, other, labels))
         out = tokens.at[jnp.where(real, places, time)].set(new.astype(tokens.dtype), mode="drop")
         return Masked(out, places, labels, real.astype(jnp.float32))
 

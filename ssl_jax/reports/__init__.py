@@ -1,1 +1,1 @@
-"""Tables, curves, panels and one page of a run. Nothing heavy is imported before it is drawn."""
+"""Tables, curves, panels and the page of a run. Heavy libraries are imported only when something is drawn."""

@@ -1,4 +1,4 @@
-"""Ranked images beside the captions that they were ranked for, and the other way round."""
+"""Sheets of images ranked for captions, and of captions ranked for images."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,12 @@ from jaxtyping import Float, Int
 
 from ssl_jax.task import Images
 
-SIDE = 128  # pixels of a cell's shorter side at least: text must stay legible
-FRAME, GREEN = 4, (0.12, 0.55, 0.30)  # of a right answer: pixels, colour
+SIDE = 128  # least pixels of a cell's shorter side, so that text is legible
+FRAME, GREEN = 4, (0.12, 0.55, 0.30)  # width in pixels and colour of a correct answer's frame
 
 
 def text_cell(text: str, height: int, width: int, *, size: int = 14) -> Float[np.ndarray, "{height} {width} 3"]:
-    """`text` wrapped and written black on white, in [0, 1]; what does not fit ends in an ellipsis."""
+    """Return an image in [0, 1] of wrapped `text`, black on white; text that does not fit ends in an ellipsis."""
     from PIL import Image, ImageDraw, ImageFont
 
     font, image = ImageFont.load_default(size), Image.new("RGB", (width, height), "white")
@@ -33,14 +33,14 @@ def text_cell(text: str, height: int, width: int, *, size: int = 14) -> Float[np
 
 
 def enlarged(image: Float[np.ndarray, "height width channels"]) -> Float[np.ndarray, "h w 3"]:
-    """An image in [0, 1] by a whole factor, in three channels, so that its shorter side has SIDE pixels at least."""
+    """Return an image in [0, 1] with three channels, enlarged by a whole factor so that its shorter side is at least SIDE."""
     factor = max(1, -(-SIDE // min(image.shape[:2])))
     image = np.clip(np.asarray(image, np.float32), 0, 1).repeat(factor, 0).repeat(factor, 1)
     return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
 
 def framed(cell: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
-    """A cell with a green frame, drawn over its edge: the right answer."""
+    """Return a cell with a green frame over its edge, which marks a correct answer."""
     cell = np.array(cell)
     for edge in (cell[:FRAME], cell[-FRAME:], cell[:, :FRAME], cell[:, -FRAME:]):
         edge[:] = GREEN
@@ -55,9 +55,9 @@ def ranked(
     top: int,
     own: Int[np.ndarray, "captions"] | None = None,
 ) -> Images:
-    """One row a caption: the caption, its own image (`own`, where known), then the `top` images of the highest score.
+    """Return one row per caption: the caption, its own image (`own`, if known), then the `top` images with the highest scores.
 
-    Its own image is framed where it is among them.
+    If its own image is among them, it is framed.
     """
     rows = []
     order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
@@ -79,9 +79,8 @@ def described(
     top: int,
     own: Sequence[Sequence[int]],
 ) -> Images:
-    """One row an image: the image, the first of its own captions (`own`), then the `top` captions of the highest score.
-
-    A caption of its own is framed.
+    """Return one row per image: the image, the first of its own captions (`own`), then the `top` captions with the highest
+    scores. Its own captions are framed.
     """
     rows = []
     order = np.argsort(-scores, axis=1, kind="stable")[:, :top]

@@ -1,4 +1,4 @@
-"""Figures as PNG: loss curves, the other metrics, label efficiency. Each takes plain numbers, and a theme."""
+"""Figures as PNG: loss curves, other metrics, label efficiency. Each function takes plain numbers and a theme."""
 
 import io
 import math
@@ -28,7 +28,7 @@ METHODS = {
 
 
 def axes_grid(theme: str, size: tuple[float, float] = (5.0, 3.2), rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    """Return a figure and its axes, drawn by Agg: no display, no global state."""
+    """Return a figure and its axes, drawn by Agg without a display or global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -49,7 +49,7 @@ def axes_grid(theme: str, size: tuple[float, float] = (5.0, 3.2), rows: int = 1,
 
 
 def png(figure: Any) -> bytes:
-    """Return a figure as a PNG that depends on nothing but what is drawn."""
+    """Return a figure as a PNG that depends only on the drawing, not on time or version."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor=figure.get_facecolor(), metadata={"Software": None})
     return buffer.getvalue()
@@ -65,7 +65,7 @@ def label_axes(axes: Any, theme: str, x: str, y: str, legend: bool = True) -> No
 
 
 def series(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
-    """Steps and values of one metric; where a run resumed and logged a step again, the later value counts."""
+    """Return steps and values of one metric; if a resumed run logged a step again, the later value counts."""
     found = {}
     for line in metrics:
         value = line.get(name)
@@ -76,7 +76,7 @@ def series(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[Float[np.nd
 
 
 def running_mean(values: Float[np.ndarray, "n"], window: int) -> Float[np.ndarray, "n"]:
-    """Centred mean over `window` values; at the ends over those that there are, so that nothing is invented there."""
+    """Return the centred mean over `window` values, at the ends over the existing values only."""
     base = values[0] if len(values) else 0.0  # differences from it keep a constant exactly constant
     total = np.concatenate([[0.0], np.cumsum(values - base)])
     i, half = np.arange(len(values)), window // 2
@@ -84,7 +84,7 @@ def running_mean(values: Float[np.ndarray, "n"], window: int) -> Float[np.ndarra
     return base + (total[high] - total[low]) / (high - low)
 
 
-FEW = 30  # so many values are drawn as points
+FEW = 30  # up to this many values are drawn as points
 
 
 def validation_loss(lines: Sequence[Mapping[str, Any]]) -> str | None:
@@ -95,10 +95,10 @@ def validation_loss(lines: Sequence[Mapping[str, Any]]) -> str | None:
 
 def loss_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, log_x: bool = False, theme: str = "light",
                 metric: str = "loss", groups: Mapping[str, str] | None = None) -> bytes | None:  # fmt: skip
-    """The loss of each run against its step: every logged value in a pale line, its running mean over it.
+    """Draw the loss of each run against its step: all logged values as a pale line, and their running mean.
 
-    A validation loss is a broken line with points. A loss that is not finite is marked where it first occurs. groups: what
-    the legend calls each run; runs of one group share a colour. None where no run logged the metric.
+    A validation loss is a dashed line with points. The first non-finite loss is marked. groups: the legend's name of each
+    run; runs of one group share a colour. Return None if no run logged the metric.
     """
     curves = {name: series(lines, metric) for name, lines in runs.items()}
     if not any(len(steps) for steps, _ in curves.values()):
@@ -137,7 +137,7 @@ def loss_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, log_x: bool 
 
 def metrics_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]], *, theme: str = "light", most: int = 12,
                    groups: Mapping[str, str] | None = None) -> bytes | None:  # fmt: skip
-    """Every other logged metric in a small plot of its own; None where there is none."""
+    """Draw each other logged metric in a separate small plot; return None if there is none."""
     colours = group_colours(groups or dict.fromkeys(runs), theme)
     names: dict[str, None] = {}
     for lines in runs.values():
@@ -185,9 +185,9 @@ def label_efficiency(records: Iterable[Record]) -> dict[str, list[tuple[float, f
 
 
 def label_efficiency_figure(runs: Mapping[str, Iterable[Record]], *, theme: str = "light") -> bytes | None:
-    """Accuracy against the share of the labels, with standard errors; None where no run measured it.
+    """Draw accuracy against the share of the labels, with standard errors; return None if no run measured it.
 
-    A colour is a run, a line style a method: fine-tuned, from scratch ...
+    Colours denote runs, line styles methods: fine-tuned, from scratch, ...
     """
     curves = {name: label_efficiency(records) for name, records in runs.items()}
     if not any(curves.values()):
@@ -213,7 +213,7 @@ def label_efficiency_figure(runs: Mapping[str, Iterable[Record]], *, theme: str 
 
 
 def group_colours(groups: Mapping[str, str | None], theme: str) -> dict[str, str]:
-    """Return each run's colour: its group's, or its own where it has no group."""
+    """Return each run's colour: its group's, or a separate one if it has no group."""
     names = list(dict.fromkeys(group or run for run, group in groups.items()))
     cycle = colour_cycle(theme) * (1 + len(names) // 8)
     return {run: cycle[names.index(group or run)] for run, group in groups.items()}

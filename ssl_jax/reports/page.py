@@ -49,7 +49,7 @@ footer { color: var(--quiet); font-size: 12.5px; margin-top: 24px; }
 
 
 def document(title: str, parts: Sequence[str]) -> str:
-    """Return one HTML page of `parts`; it refers to no other file and to no host."""
+    """Return one HTML page of `parts`, without references to other files or hosts."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -109,7 +109,7 @@ def figure(caption: str, body: str) -> str:
 
 
 def zoom(image: str) -> str:
-    """Return an image that fills the screen when it is clicked, and again fits the page: a checkbox, no script."""
+    """Return an image that a click enlarges to the screen and back, with a checkbox instead of a script."""
     return f'<label class="zoom" title="enlarge"><input type="checkbox" aria-label="enlarge">{image}</label>'
 
 
@@ -136,7 +136,7 @@ def duration(seconds: float) -> str:
 
 
 def inline(value: str) -> str:
-    """Return text from a run for a line of Markdown: no tags, no line break."""
+    """Return text from a run for a line of Markdown, without tags and line breaks."""
     return value.replace("<", "&lt;").replace("\n", " ")
 
 

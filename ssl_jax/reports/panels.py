@@ -1,4 +1,4 @@
-"""What a person looks at, as files: sheets of images with column captions, and text."""
+"""Panels as files: sheets of images with column captions, and text."""
 
 import io
 import os
@@ -11,14 +11,14 @@ from jaxtyping import Float
 
 from ssl_jax.task import Images, Text
 
-GAP, MARGIN, CAPTION, LINE = 4, 8, 22, 15  # LINE: a further line of a caption
-SMALLEST = 96  # an image is enlarged, by a whole factor, to at least so many pixels
+GAP, MARGIN, CAPTION, LINE = 4, 8, 22, 15  # LINE: an additional line of a caption
+SMALLEST = 96  # smaller images are enlarged by a whole factor to at least this many pixels
 
 
 def image_sheet(panel: Images) -> bytes:
-    """The PNG of a panel: rows of images under their columns' captions; small images are enlarged without smoothing.
+    """Return the PNG of a panel: rows of images under their columns' captions; small images are enlarged without smoothing.
 
-    Values outside [0, 1] are clipped and NaN is shown black. One channel is grey, three or more are red, green, blue ...
+    Values outside [0, 1] are clipped, and NaN is black. One channel is grey; of three or more, the first three are RGB.
     """
     from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
@@ -48,7 +48,7 @@ def image_sheet(panel: Images) -> bytes:
 
 
 def _bytes(array: Float[np.ndarray, "rows columns height width channels"]) -> np.ndarray:
-    """u8 with three channels."""
+    """Return u8 images with three channels."""
     array = np.nan_to_num(np.asarray(array, np.float32), nan=0.0)
     channels = array.shape[-1]
     if channels == 1:
@@ -59,7 +59,7 @@ def _bytes(array: Float[np.ndarray, "rows columns height width channels"]) -> np
 
 
 def wrapped(text: str, font, width: int) -> list[str]:
-    """Return a caption in lines of at most `width` pixels, broken between words, or within one that is too long."""
+    """Return a caption in lines of at most `width` pixels, broken between words, or within a word that is too long."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -75,7 +75,7 @@ def wrapped(text: str, font, width: int) -> list[str]:
 
 
 def save_panels(panels: Mapping[str, Images | Text], directory: str | os.PathLike) -> list[pathlib.Path]:
-    """Writes each panel of a task as NAME.png or NAME.txt into `directory`, where a report finds it; returns the paths."""
+    """Write each panel of a task as NAME.png or NAME.txt into `directory`, where a report finds it; return the paths."""
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -91,7 +91,7 @@ def save_panels(panels: Mapping[str, Images | Text], directory: str | os.PathLik
 
 
 def write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file whole or not at all: a reader never sees half of it."""
+    """Write a file atomically, so that a reader never sees a part of it."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_bytes(content)
     os.replace(scratch, path)

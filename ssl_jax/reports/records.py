@@ -1,4 +1,4 @@
-"""Records: measured numbers with what they measure, as evaluators make them and reports read them."""
+"""Records: measured numbers with a description of the measurement, made by evaluators and read by reports."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,26 +14,26 @@ from ssl_jax.errors import UserError
 class Record:
     """One measured number.
 
-    `stderr` is the standard error of `value`: over the `n` examples of the test split, or over `runs` seeds or draws where
+    `stderr` is the standard error of `value`: over the `n` examples of the test split, or over `runs` seeds or draws if
     there are several.
     """
 
     metric: str  # "accuracy", "R@1", "loss" ...
     value: float
-    baseline: str | None = None  # what was measured instead of the representation, such as "random_encoder"
-    setting: str = ""  # of several measurements of one evaluator: "k=20", "5-shot", "text_to_image"
-    class_name: str | None = None  # of a value of one class
-    n: int | None = None  # examples, or tokens, that the value is a mean over
+    baseline: str | None = None  # the baseline that was measured instead of the representation, such as "random_encoder"
+    setting: str = ""  # distinguishes measurements of one evaluator: "k=20", "5-shot", "text_to_image"
+    class_name: str | None = None  # the class, for a value of one class
+    n: int | None = None  # number of examples or tokens over which the value is a mean
     stderr: float | None = None
     runs: int = 1
-    headline: bool = False  # shown in the short table, with its baselines beside it
+    headline: bool = False  # shown in the short table with its baselines
     lower_is_better: bool = False
-    path: str = ""  # the flat name under the evaluator where `name` cannot derive it
-    evaluator: str = ""  # the section of `config.downstream`
+    path: str = ""  # the flat name under the evaluator if `name` cannot derive it
+    evaluator: str = ""  # its section of `config.downstream`
 
     @property
     def name(self) -> str:
-        """The key in results.json, "linear_probe/random_encoder/accuracy". It is never taken apart again."""
+        """Return the key in results.json, "linear_probe/random_encoder/accuracy", which is never parsed."""
         if self.path:
             return "/".join(part for part in (self.evaluator, self.path) if part)
         metric = self.metric
@@ -53,14 +53,14 @@ class Record:
 
 
 def over_examples(metric: str, values: Shaped[np.ndarray, "examples"], **fields: Any) -> Record:
-    """Return the mean of one number or truth value an example, with its standard error: of hits, sqrt(p (1 - p) / n)."""
+    """Return the mean of one number or truth value per example with its standard error (of hits: sqrt(p (1 - p) / n))."""
     values = np.asarray(values, np.float64)
     stderr = float(values.std() / np.sqrt(len(values)))
     return Record(metric, float(values.mean()), n=len(values), stderr=stderr, **fields)
 
 
 def over_runs(records: Sequence[Record], **fields: Any) -> Record:
-    """Return the mean over runs that differ in a seed, with the standard error of that mean; a single one stays as it is."""
+    """Return the mean over runs that differ in the seed, with its standard error; a single record is returned unchanged."""
     first = records[0].of(**fields)
     if len(records) == 1:
         return first
@@ -69,9 +69,9 @@ def over_runs(records: Sequence[Record], **fields: Any) -> Record:
 
 
 def flat(records: Iterable[Record]) -> dict[str, float]:
-    """Return name -> value as results.json holds it, with ".../stderr" beside a mean over several runs.
+    """Return name -> value as in results.json, with ".../stderr" for a mean over several runs.
 
-    Raises ValueError where two records have one name.
+    Raise ValueError if two records have the same name.
     """
     found: dict[str, float] = {}
 
@@ -88,7 +88,7 @@ def flat(records: Iterable[Record]) -> dict[str, float]:
 
 
 def to_json(records: Iterable[Record]) -> dict[str, list[dict[str, Any]]]:
-    """Return evaluator -> its records as records.json holds them."""
+    """Return evaluator -> its records as in records.json."""
     found: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         found.setdefault(record.evaluator, []).append(record.to_json())
@@ -96,7 +96,7 @@ def to_json(records: Iterable[Record]) -> dict[str, list[dict[str, Any]]]:
 
 
 def from_json(stored: Mapping[str, Any], path: str = "records.json") -> list[Record]:
-    """Return the records that `to_json` stored. Raises UserError for what is no record."""
+    """Return the records that `to_json` stored; raise UserError for an invalid record."""
     found = []
     for evaluator, entries in stored.items():
         for entry in entries if isinstance(entries, list) else [entries]:
@@ -104,5 +104,7 @@ def from_json(stored: Mapping[str, Any], path: str = "records.json") -> list[Rec
                 record = Record(evaluator=evaluator, **entry)
                 found.append(record.of(value=float(record.value)))
             except (TypeError, ValueError):
-                raise UserError(f"{path}: {evaluator} holds {entry!r}, which is no record; evaluate the run again") from None
+                raise UserError(
+                    f"{path}: {evaluator} has {entry!r}, which is not a valid record; evaluate the run again"
+                ) from None
     return found

@@ -1,4 +1,4 @@
-"""One self-contained HTML page, its twin in Markdown, and the figures as PNG, of one run or of several side by side."""
+"""A self-contained HTML page, the same in Markdown, and the figures as PNG, of one run or of several side by side."""
 
 import os
 import pathlib
@@ -13,10 +13,10 @@ from ssl_jax.reports.run import Run, differences, groups, load_runs
 
 def write_report(workdirs: str | os.PathLike | Sequence[str | os.PathLike], out: str | os.PathLike | None = None, *,
                  log_x: bool = False) -> pathlib.Path:  # fmt: skip
-    """Writes report.html, report.md and their PNGs; returns the path of the page.
+    """Write report.html, report.md and their PNGs; return the path of the page.
 
-    One work directory gets its report inside; several get one page, comparison.html, in `out` (default: the first of
-    them). A run that was interrupted gets a report of what there is. Raises UserError for what is not a work directory.
+    The report of one work directory is written into it; several get one page, comparison.html, in `out` (default: the first
+    of them). An interrupted run gets a report of its existing results. Raise UserError for anything but a work directory.
     """
     single = isinstance(workdirs, str | os.PathLike)
     directories = [workdirs] if single else list(workdirs)
@@ -38,7 +38,7 @@ def write_report(workdirs: str | os.PathLike | Sequence[str | os.PathLike], out:
 
 
 def _figures(runs: Sequence[Run], log_x: bool) -> dict[str, tuple[str, dict[str, bytes]]]:
-    """name -> (caption, theme -> PNG), of those that have something to show."""
+    """Return name -> (caption, theme -> PNG) of the figures with data."""
     metrics = {run.name: run.metrics for run in runs}
     tasks = {run.name: _name_of(run, "task") or "" for run in runs}
     grouped = {run.name: group.name for group in groups(runs) for run in group.runs}
@@ -106,7 +106,7 @@ def _subtitles(runs: Sequence[Run]) -> str:
 
 
 def _subtitle(run: Run) -> str:
-    """Task, model and data in one line, and how far the run came."""
+    """Return task, model, data and progress of the run in one line."""
     data = run.config.get("data")
     parts = [_name_of(run, "task"), _name_of(run, "model"), data.get("train") if isinstance(data, Mapping) else None]
     if run.last_step is not None:
@@ -121,7 +121,7 @@ def _name_of(run: Run, section: str) -> str | None:
 
 
 def _started(runs: Sequence[Run]) -> str:
-    """What was taken from the model that a run started from."""
+    """Return the section on the parameters that were loaded from another model."""
     return "".join(page.pairs({"run": run.name, **run.initialised}) for run in runs if run.initialised)
 
 
@@ -133,7 +133,7 @@ def _results(runs: Sequence[Run]) -> str:
 
 
 def _panels(runs: Sequence[Run]) -> str:
-    """Panels of one name beside each other."""
+    """Return the panels, those with the same name side by side."""
     parts = []
     for name in dict.fromkeys(panel.name for run in runs for panel in run.panels):
         for run in runs:
@@ -177,7 +177,7 @@ def _difference_table(runs: Sequence[Run]) -> str:
 
 
 def _difference_grid(runs: Sequence[Run]) -> tables.Grid:
-    """The settings that differ, a column a group of runs; the seeds of a group in one cell."""
+    """Return the settings that differ, one column per group of runs; the seeds of a group share a cell."""
     found, keys = groups(runs), differences(runs)
     value = lambda group, key: page.plain(list(dict.fromkeys(page.plain(flat(run.config).get(key)) for run in group.runs)))
     return ["", *(group.name for group in found)], [[key, *(value(group, key) for group in found)] for key in keys]

@@ -1,4 +1,4 @@
-"""A work directory as a report reads it: whatever is there, finished or interrupted."""
+"""The content of a work directory for a report, finished or interrupted."""
 
 import dataclasses
 import functools
@@ -13,12 +13,12 @@ from ssl_jax.errors import UserError
 from ssl_jax.reports.records import Record, from_json
 from ssl_jax.reports.records import flat as flat_records
 
-# Keys of config.json that tell where and with what a run was made, rather than configure it.
+# Keys of config.json that describe a run's environment instead of configuring it.
 ENVIRONMENT = (
     "command", "config_file", "overrides", "versions", "git_commit", "git", "commit", "device", "devices", "hardware",
     "platform", "python", "host", "processes", "started", "ssl_jax",
 )  # fmt: skip
-_NONFINITE = {text: float(text) for text in ("nan", "inf", "-inf")}  # JSON has no number for them
+_NONFINITE = {text: float(text) for text in ("nan", "inf", "-inf")}  # JSON has no such numbers
 CARDS = ("card", "recipe_card", "recipe")
 
 
@@ -35,23 +35,23 @@ class Panel:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a work directory holds. Every part may be empty: a run that was interrupted gets a report of what it reached."""
+    """The content of a work directory. Any part may be empty, since an interrupted run gets a report too."""
 
     name: str
     path: pathlib.Path
     config: Mapping[str, Any]  # nested
     environment: Mapping[str, Any]  # versions, commit, device ...
     card: str
-    metrics: Sequence[Mapping[str, Any]]  # what training computed, and its speed
-    records: Sequence[Record]  # what the evaluators measured
+    metrics: Sequence[Mapping[str, Any]]  # the log of training, and its speed
+    records: Sequence[Record]  # the evaluators' results
     timings: Mapping[str, float]  # seconds by phase
     panels: Sequence[Panel]
-    warnings: Sequence[str] = ()  # what is odd about the run
-    initialised: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what was taken from another model
+    warnings: Sequence[str] = ()  # one line each
+    initialised: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the parameters loaded from another model
 
     @functools.cached_property
     def results(self) -> Mapping[str, float]:
-        """The values by name, as results.json holds them."""
+        """Return the values by name, as in results.json."""
         return flat_records(self.records)
 
     @property
@@ -66,7 +66,7 @@ class Run:
 
 
 def load_run(workdir: str | os.PathLike, name: str | None = None) -> Run:
-    """Reads a work directory. Raises UserError where there is none, or where a file is not what it should be."""
+    """Read a work directory; raise UserError if it does not exist or if a file is invalid."""
     path = pathlib.Path(workdir)
     if not path.is_dir():
         raise UserError(f"{path}: there is no such work directory")
@@ -78,7 +78,7 @@ def load_run(workdir: str | os.PathLike, name: str | None = None) -> Run:
     config = {key: value for key, value in config.items() if key not in (*ENVIRONMENT, *CARDS)}
     card = next((str(document[key]) for key in CARDS if document.get(key)), "")
     records = from_json(_object(path / "records.json"), str(path / "records.json"))
-    if not records:  # of a version that stored names and values alone
+    if not records:  # an older version stored only names and values
         flat_results = _object(path / "results.json").items()
         records = [Record(k, float(v)) for k, v in flat_results if isinstance(v, int | float) and not isinstance(v, bool)]
     timings = {k: v for k, v in _object(path / "timings.json").items() if isinstance(v, int | float)}
@@ -99,11 +99,11 @@ def load_run(workdir: str | os.PathLike, name: str | None = None) -> Run:
 
 
 def load_runs(workdirs: Sequence[str | os.PathLike]) -> list[Run]:
-    """Several runs, each with a name of its own: the shortest tail of its path that tells it from the others."""
+    """Read several runs, each named by the shortest unique tail of its path."""
     paths = [pathlib.Path(w).resolve() for w in workdirs]
     for i, path in enumerate(paths):
         if path in paths[:i]:
-            raise UserError(f"{workdirs[i]}: is named twice")
+            raise UserError(f"{workdirs[i]}: is named twice; name it once")
     runs = []
     for workdir, path in zip(workdirs, paths, strict=True):
         parts = 1
@@ -116,14 +116,14 @@ def load_runs(workdirs: Sequence[str | os.PathLike]) -> list[Run]:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs of one config that differ in the seed alone."""
+    """Runs of one config that differ only in the seed."""
 
     name: str
     runs: tuple[Run, ...]
 
 
 def groups(runs: Sequence[Run]) -> list[Group]:
-    """Return the runs by config; a group of several is named by the settings that tell it from the others."""
+    """Return the runs grouped by config; a group of several is named by the settings that distinguish it."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         settings = {key: value for key, value in flat(run.config).items() if key != "seed"}
@@ -136,7 +136,7 @@ def groups(runs: Sequence[Run]) -> list[Group]:
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """The config keys in which the runs differ, with each run's value (None where it has no such key)."""
+    """Return the config keys in which the runs differ, with each run's value (None if it has no such key)."""
     configs = [flat(run.config) for run in runs]
     keys = sorted({key for config in configs for key in config})
     rows = {key: [config.get(key) for config in configs] for key in keys}
@@ -144,7 +144,7 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def _object(path: pathlib.Path) -> dict[str, Any]:
-    """The JSON object in a file; {} where there is no file."""
+    """Return the JSON object in a file; {} if the file does not exist."""
     if not path.is_file():
         return {}
     try:
@@ -157,7 +157,7 @@ def _object(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file. A last line without its end is what a killed run leaves, and is left out."""
+    """Return the objects of a JSON-lines file; an incomplete last line, left by a killed run, is dropped."""
     if not path.is_file():
         return []
     lines, found = path.read_text(encoding="utf-8", errors="replace").split("\n"), []
@@ -189,7 +189,7 @@ def _panels(directory: pathlib.Path) -> list[Panel]:
 
 
 def _said(path: pathlib.Path) -> tuple[str, str]:
-    """What a PNG says of itself: its caption and a note."""
+    """Return the caption and the note stored in a PNG."""
     from PIL import Image
 
     try:

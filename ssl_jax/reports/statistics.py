@@ -7,13 +7,13 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-LEVEL = 0.95  # of every interval
-SIGNIFICANT = 0.05  # of a corrected p
+LEVEL = 0.95  # confidence level of the intervals
+SIGNIFICANT = 0.05  # threshold of a corrected p
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """n values: their mean, their sample standard deviation and the t interval of the mean. One value has a mean only."""
+    """The mean of n values, their sample standard deviation and the t interval of the mean. One value has only a mean."""
 
     n: int
     mean: float
@@ -30,8 +30,8 @@ class Summary:
 class Comparison:
     """The mean difference of n pairs, its t interval and the two-sided p of the paired t test.
 
-    `adjusted` is p after Holm's correction. One pair has a difference only. Differences that do not vary at all have no
-    test: p is 1 where they are 0, else None.
+    `adjusted` is p after Holm's correction. One pair has only a difference. Differences without any variance have no
+    test: p is 1 if they are 0, else None.
     """
 
     n: int
@@ -47,7 +47,7 @@ class Comparison:
 
 
 def summarize(values: Sequence[float]) -> Summary:
-    """Summarize finite values. Raises ValueError where there is none, or one that is not finite."""
+    """Summarize finite values; raise ValueError if there is none, or if one is not finite."""
     values = [float(v) for v in values]
     if not values or not all(map(math.isfinite, values)):
         raise ValueError(f"expected finite values, not {values}")
@@ -60,14 +60,14 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 def critical(freedom: int) -> float:
-    """The t below which a share (1 + LEVEL) / 2 of the distribution lies."""
+    """Return the (1 + LEVEL) / 2 quantile of the t distribution."""
     from scipy import stats
 
     return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
 
 
 def compare(values: Mapping[int, float], reference: Mapping[int, float]) -> Comparison | None:
-    """Compare two arms, seed -> value, on the seeds that both have; None where they share none.
+    """Compare two arms, seed -> value, on their common seeds; return None if there are none.
 
     The paired t test of Student (1908), two-sided, of values - reference.
     """
@@ -87,9 +87,9 @@ def compare(values: Mapping[int, float], reference: Mapping[int, float]) -> Comp
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Adjust p values for their number (Holm 1979): in rising order the i-th of m is multiplied by m - i, made monotone.
+    """Adjust p values for their number (Holm 1979): in ascending order the i-th of m is multiplied by m - i, made monotone.
 
-    None, a comparison without a test, stays None and does not count.
+    None, a comparison without a test, remains None and does not count.
     """
     tested = sorted((p, i) for i, p in enumerate(ps) if p is not None)
     adjusted: list[float | None] = [None] * len(ps)
@@ -101,7 +101,7 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 
 
 def concordance(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    """Kendall's tau-b between two orders of the same arms; None with fewer than three arms or where one order is all ties."""
+    """Return Kendall's tau-b between two orders of the same arms; None for fewer than three arms or if all of one tie."""
     if len(ours) < 3:
         return None
     from scipy import stats

@@ -1,8 +1,8 @@
 """The page of a sweep: its table with statistics, figure, learning curves, pictures and cost, from a folder of runs.
 
 A sweep's folder holds sweep.json (the experiment) and ARM/seedN/, an ordinary work directory for each run. Everything
-here is read from these files, so that the page can be made again at any time; runs that are missing are named. Table
-and figures depend on the runs' numbers alone: report.json and the figures are the same, byte for byte, however the
+here is read from these files, so that the page can be made again at any time; missing runs are named. Table
+and figures depend only on the runs' numbers: report.json and the figures are identical, byte for byte, however the
 sweep was interrupted or divided.
 """
 
@@ -27,7 +27,7 @@ RUN_FILES = ("config.json", "metrics.jsonl", "results.json")
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One run of the sweep: what its folder holds so far. `missing` says why it has no results, "" where it has them."""
+    """One run of the sweep. `missing` says why it has no results; "" if it has results."""
 
     arm: str
     seed: int
@@ -36,7 +36,7 @@ class Cell:
     missing: str
 
     def value(self, metric: str) -> float | None:
-        """The finite value of a metric, or None."""
+        """Return the finite value of a metric, or None."""
         value = self.run.results.get(metric) if self.run else None
         return value if value is not None and math.isfinite(value) else None
 
@@ -53,7 +53,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A sweep's folder as it was read."""
+    """The content of a sweep's folder."""
 
     path: pathlib.Path
     document: Mapping[str, Any]  # sweep.json
@@ -73,7 +73,7 @@ class Sweep:
 
     @property
     def missing(self) -> list[tuple[Cell, str]]:
-        """The runs without results, and those that lack a column or hold a value that is not finite; each with why."""
+        """Return the runs without results, and those without a finite value in a column, each with the reason."""
         found = []
         for cell in self.cells:
             lacking = [name for name in self.columns if cell.value(name) is None]
@@ -82,7 +82,7 @@ class Sweep:
         return found
 
     def published(self, metric: str) -> list[float | None] | None:
-        """What was published for the same quantity, arm by arm; None where nothing was."""
+        """Return the published values of the same quantity by arm; None if there are none."""
         published = self.document.get("published")
         if not published or metric not in published["columns"]:
             return None
@@ -91,7 +91,7 @@ class Sweep:
         return [None if values is None else _sequence(values)[place] for values in found]
 
     def published_points(self, metric: str, x: Sequence[float]) -> list[tuple[float, float]]:
-        """The points of the published figure: its own curve, else the table's numbers at the arms' `x`."""
+        """Return the points of the published figure: its curve, else the table's numbers at the arms' `x`."""
         curves = (self.document.get("published") or {}).get("curves") or {}
         if metric in curves:
             return [(a, b) for a, b in curves[metric]]
@@ -104,7 +104,7 @@ def is_sweep(path: str | pathlib.Path) -> bool:
 
 
 def load_sweep(path: str | pathlib.Path) -> Sweep:
-    """Read a sweep's folder, finished or not. Raises UserError where it holds none."""
+    """Read a sweep's folder, finished or not; raise UserError if it holds no sweep."""
     path = pathlib.Path(path)
     try:
         document = json.loads((path / FILE).read_text())
@@ -195,7 +195,7 @@ CAPTIONS = {
 
 
 def table_document(sweep: Sweep) -> dict[str, Any]:
-    """The table and the figure's data: numbers alone, nothing of clock, folder or machine."""
+    """Return the data of the table and the figure: only numbers, independent of clock, folder and machine."""
     rows = []
     for row, arm in zip(sweep.rows, sweep.document["arms"], strict=True):
         columns = {}
@@ -214,18 +214,18 @@ def table_document(sweep: Sweep) -> dict[str, Any]:
 
 
 def _tau(sweep: Sweep, metric: str) -> float | None:
-    """How far our order of the arms agrees with the published one."""
+    """Return Kendall's tau between our order of the arms and the published one."""
     published = sweep.published(metric)
     pairs = [(row.summaries[metric].mean, theirs) for row, theirs in zip(sweep.rows, published or [], strict=False)
              if row.summaries[metric] and theirs is not None]  # fmt: skip
     return statistics.concordance(*zip(*pairs, strict=True)) if pairs else None
 
 
-# Tables, as text, that both pages show
+# Tables as text, for both pages
 
 
 def results_table(sweep: Sweep) -> tables.Grid:
-    """The table: a row an arm, a cell "mean ± half the interval (sd, n)", the published numbers beside it."""
+    """Return the table: one row per arm, cells "mean ± half the interval (sd, n)", and the published numbers."""
     published = sweep.document.get("published")
     heads = [f"{heading}, published" for heading in published["columns"].values()] if published else []
     body = []
@@ -238,7 +238,7 @@ def results_table(sweep: Sweep) -> tables.Grid:
 
 
 def summary_text(summary: Summary | None, comparison: Comparison | None = None) -> str:
-    """ "0.8531 ± 0.0042 (sd 0.0017, n 3) *"; the star marks a significant difference from the default arm."""
+    """Return "0.8531 ± 0.0042 (sd 0.0017, n 3) *"; the star marks a significant difference from the default arm."""
     if summary is None:
         return "missing"
     star = " *" if comparison is not None and comparison.significant else ""
@@ -249,14 +249,14 @@ def summary_text(summary: Summary | None, comparison: Comparison | None = None) 
 
 
 def _digits(width: float) -> int:
-    """Decimals with which a half width has two significant digits; at least 4 for shares, at most 6."""
+    """Return the number of decimals that gives a half width two significant digits; at least 4 for shares, at most 6."""
     if width <= 0:
         return 4
     return min(max(1 - math.floor(math.log10(width)), 2), 6)
 
 
 def comparison_table(sweep: Sweep) -> tables.Grid:
-    """Each arm's difference from the default, paired by seed: mean, interval, p, and p after Holm's correction."""
+    """Return each arm's difference from the default, paired by seed: mean, interval, p, and p after Holm's correction."""
     body = []
     for row in sweep.rows:
         for metric, heading in sweep.columns.items():
@@ -274,7 +274,7 @@ def comparison_table(sweep: Sweep) -> tables.Grid:
 
 
 def notes(sweep: Sweep) -> list[str]:
-    """What a reader must know beside the table, one sentence each."""
+    """Return the notes on the table, one sentence each."""
     seeds = sweep.document["seeds"]
     found = []
     if len(seeds) == 1:
@@ -302,7 +302,7 @@ def missing_lines(sweep: Sweep) -> list[str]:
 
 
 def difference_table(sweep: Sweep) -> tables.Grid:
-    """The config keys in which the arms differ."""
+    """Return the config keys in which the arms differ."""
     arms = sweep.document["arms"]
     keys = list(dict.fromkeys(key for arm in arms for key in arm["values"]))
     base = flat(sweep.document["config"])
@@ -315,7 +315,7 @@ def difference_table(sweep: Sweep) -> tables.Grid:
 
 
 def cost_table(sweep: Sweep) -> tables.Grid:
-    """Measured cost of each arm: means over its runs."""
+    """Return the measured cost of each arm: means over its runs."""
     mean = lambda values: plain_statistics.fmean(values) if values else None
     text = lambda value, show: tables.NOTHING if value is None else show(value)
     body = []
@@ -330,13 +330,13 @@ def cost_table(sweep: Sweep) -> tables.Grid:
 
 
 def step_time(run: Run) -> float | None:
-    """The median time of a step in seconds, from speed.jsonl; None where none was logged."""
+    """Return the median time of a step in seconds, from speed.jsonl; None if none was logged."""
     speeds = [line["steps/s"] for line in run.metrics if isinstance(line.get("steps/s"), int | float) and line["steps/s"] > 0]
     return 1 / plain_statistics.median(speeds) if speeds else None
 
 
 def hardware(sweep: Sweep) -> list[str]:
-    """The machines on which the runs were made, one line each, with the number of their runs."""
+    """Return the machines on which the runs were made, one line each, with their numbers of runs."""
     found: dict[str, int] = {}
     for cell in sweep.cells:
         if cell.run is None or not cell.run.environment:
@@ -350,7 +350,7 @@ def hardware(sweep: Sweep) -> list[str]:
 
 
 def pictures(sweep: Sweep) -> Iterator[tuple[str, str, bytes | None, str | None]]:
-    """(arm, panel's name, PNG, text) of the first run of each arm that has panels."""
+    """Yield (arm, panel's name, PNG, text) of the first run of each arm that has panels."""
     for row in sweep.rows:
         run = next((cell.run for cell in row.cells if cell.run is not None and cell.run.panels), None)
         for panel in run.panels if run else ():
@@ -416,7 +416,7 @@ def _markdown(sweep: Sweep, figures: Mapping[str, Any]) -> str:
 
 
 def console_table(sweep: Sweep) -> Any:
-    """The table for a terminal; print it with `rich.print`."""
+    """Return the table for a terminal; print it with `rich.print`."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

@@ -16,17 +16,17 @@ __all__ = ["THEMES", "curves_figure", "png", "results_figure", "svg"]
 
 
 def svg(figure: Any) -> bytes:
-    """Return a figure as an SVG that depends on nothing but what is drawn."""
+    """Return a figure as an SVG that depends only on the drawing."""
     import matplotlib
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "ssl_jax"}):  # else its ids are random
+    with matplotlib.rc_context({"svg.hashsalt": "ssl_jax"}):  # otherwise its ids are random
         figure.savefig(buffer, format="svg", facecolor=figure.get_facecolor(), metadata={"Date": None})
     return buffer.getvalue().encode()
 
 
 def numbers(values: Sequence[Any]) -> tuple[list[float], str] | None:
-    """Return the values of a config key as numbers with their unit ("epochs" of durations); None where they are none."""
+    """Return the values of a config key as numbers with their unit ("epochs" of durations); None if they are not numbers."""
     if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
         return [float(v) for v in values], ""
     try:
@@ -38,8 +38,8 @@ def numbers(values: Sequence[Any]) -> tuple[list[float], str] | None:
 
 
 def results_figure(sweep: Any, theme: str) -> Any | None:
-    """Draw every metric of the figure against its x, with 95 % intervals; below it the published numbers, where there are
-    any. None while no run has results."""
+    """Draw every metric of the figure against its x, with 95 % intervals, and below it the published numbers, if any. Return
+    None if no run has results."""
     settings = sweep.document.get("figure") or {}
     metrics = [m for m in (settings.get("y") or sweep.columns) if any(row.summaries[m] for row in sweep.rows)]
     if not metrics:
@@ -77,7 +77,7 @@ def results_figure(sweep: Any, theme: str) -> Any | None:
 
 
 def _draw(axes: Any, points: Sequence[tuple], colour: str, name: str, connected: bool) -> None:
-    """The mean of each arm with its interval, and its single runs in pale."""
+    """Draw the mean of each arm with its interval, and its runs as pale dots."""
     xs, means, halves = [], [], []
     for x, row, metric in points:
         values = [v for cell in row.cells if (v := cell.value(metric)) is not None]
@@ -107,7 +107,7 @@ def _ticks(axes: Any, arms: Sequence[Mapping], x: Sequence[float], settings: Map
 
 def curves_figure(sweep: Any, theme: str) -> Any | None:
     """Draw the training loss of every arm: the mean over its seeds at the steps that all have logged, and its 95 % t
-    interval as a band. None while nothing was logged."""
+    interval as a band. Return None if nothing was logged."""
     curves = []
     for row in sweep.rows:
         found = [series(cell.run.metrics, "loss") for cell in row.cells if cell.run is not None]
@@ -137,7 +137,7 @@ def curves_figure(sweep: Any, theme: str) -> Any | None:
 
 
 def _colours(count: int, theme: str) -> list[Any]:
-    """The theme's colours where they are enough, else evenly spaced ones of viridis."""
+    """Return the theme's colours if they suffice, else evenly spaced colours of viridis."""
     own = THEMES[theme]["colours"]
     if count <= len(own):
         return list(own[:count])

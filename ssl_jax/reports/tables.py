@@ -1,4 +1,4 @@
-"""Tables of results: each measurement of the representation with its baselines beside it, on a console and in Markdown."""
+"""Tables of results: each measurement of the representation beside its baselines, for the console and as Markdown."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ BASELINES = {  # name -> heading, in the order of the columns
 NOTHING = "\N{EM DASH}"
 
 Grid = tuple[list[str], list[list[str]]]
-Intervals = Mapping[str, Sequence[float]]  # a result's name -> the interval it is expected in
+Intervals = Mapping[str, Sequence[float]]  # a result's name -> its expected interval
 
 
 @dataclasses.dataclass
@@ -32,15 +32,17 @@ class Row:
     name: str  # "evaluator/setting/metric"
     record: Record | None = None  # None: expected, but not measured
     baselines: dict[str, Record] = dataclasses.field(default_factory=dict)
-    expected: dict[str | None, tuple[float, float]] = dataclasses.field(default_factory=dict)  # of it (None) and of baselines
+    expected: dict[str | None, tuple[float, float]] = dataclasses.field(
+        default_factory=dict
+    )  # intervals of the representation (None) and of baselines
 
     @property
     def headline(self) -> bool:
-        """Whether the short table shows it."""
+        """Return whether the short table shows this row."""
         return self.record is None or self.record.headline or None in self.expected
 
     def holds(self, baseline: str | None = None) -> bool | None:
-        """Return whether a value lies in its expected interval, ends included; None where none was expected."""
+        """Return whether a value lies in its expected interval, ends included; None if there is no interval."""
         record = self.record if baseline is None else self.baselines.get(baseline)
         if record is None or baseline not in self.expected:
             return None
@@ -49,7 +51,7 @@ class Row:
 
     @property
     def best_baseline(self) -> Record | None:
-        """The best finite baseline."""
+        """Return the best finite baseline."""
         finite = [record for record in self.baselines.values() if math.isfinite(record.value)]
         lower = self.record is not None and self.record.lower_is_better
         return min(finite, key=lambda record: record.value if lower else -record.value, default=None)
@@ -76,7 +78,7 @@ def _mark(holds: bool | None) -> str:
 
 
 def number_text(number: float) -> str:
-    """Four significant digits for a measurement, all of them for a count."""
+    """Format a measurement with four significant digits, a count with all digits."""
     if isinstance(number, bool) or not math.isfinite(number):
         return str(number)
     if float(number).is_integer() and (isinstance(number, int) or abs(number) >= 1e4):
@@ -89,7 +91,7 @@ def number_text(number: float) -> str:
 
 
 def value_text(record: Record) -> str:
-    """Return "0.8674 ± 0.0034": a value to the digits that its standard error leaves."""
+    """Return "0.8674 ± 0.0034", the value with the digits that its standard error justifies."""
     return _with_error(record.value, record.stderr)
 
 
@@ -102,9 +104,9 @@ def _with_error(value: float, stderr: float | None, *, signed: bool = False) -> 
 
 
 def rows(records: Iterable[Record], expected: Intervals | None = None) -> list[Row]:
-    """Return one row a measurement, in the order of first appearance; an expected one that was not made has its row too.
+    """Return one row per measurement, in the order of first appearance, and per missing measurement that was expected.
 
-    A baseline that depends on no setting (the majority class) stands in the rows of all of them.
+    A baseline that does not depend on the setting (the majority class) is in the rows of all settings.
     """
     records, intervals = list(records), {name: (float(low), float(high)) for name, (low, high) in (expected or {}).items()}
     table: dict[tuple, Row] = {}
@@ -133,7 +135,7 @@ def rows(records: Iterable[Record], expected: Intervals | None = None) -> list[R
 
 
 def columns(table: Sequence[Row]) -> list[str]:
-    """Return the baselines that occur, in the order of BASELINES, unknown ones last."""
+    """Return the baselines that occur, in the order of BASELINES, with unknown ones last."""
     present = dict.fromkeys(name for row in table for name in row.baselines)
     return [name for name in BASELINES if name in present] + [name for name in present if name not in BASELINES]
 
@@ -156,8 +158,8 @@ def failures(table: Sequence[Row]) -> list[str]:
 
 
 def grid(table: Sequence[Row], *, gain: bool = False) -> Grid:
-    """Return (header, body) as text: name, encoder, baselines, and where there are such the number of examples, with `gain`
-    the difference to the best baseline, and the expected interval."""
+    """Return (header, body) as text: name, encoder, baselines and, where they exist, the number of examples, the difference to
+    the best baseline (with `gain`), and the expected interval."""
     beside = columns(table)
     counted = any(row.record is not None and row.record.n for row in table)
     judged, gain = any(row.expected for row in table), gain and bool(beside)
@@ -181,7 +183,7 @@ def grid(table: Sequence[Row], *, gain: bool = False) -> Grid:
 def short_table(records: Iterable[Record], expected: Intervals | None = None, *, width: int = 80) -> str:
     """Return the headline of each evaluator beside its baselines, with standard errors, on `width` columns.
 
-    Values outside their expected interval follow, one line each. Baselines that do not fit are left to the report.
+    Values outside their expected interval follow, one line each. Baselines that do not fit are only in the report.
     """
     table = rows(records, expected)
     shown = [row for row in table if row.headline]
@@ -212,7 +214,7 @@ def _columns_of_text(shown: Sequence[Row], width: int) -> list[str]:
     names = [_folded(row.name, max(left, 12)) for row in shown]
     first = max(len(part) for parts in names for part in parts)
     lines, height = [], max(map(len, header))
-    for i in range(height):  # headings of two words stand in two lines, the last one above the numbers
+    for i in range(height):  # headings of two words take two lines, the second one above the numbers
         parts = [head[i - height] if len(head) >= height - i else "" for head in header]
         text = "".join(f"  {part:>{size}}" for part, size in zip(parts, sizes, strict=True))
         lines.append((" " * first + text).rstrip())
@@ -224,7 +226,7 @@ def _columns_of_text(shown: Sequence[Row], width: int) -> list[str]:
 
 
 def _cells(row: Row, beside: Sequence[str]) -> list[str]:
-    """Return value, baselines and n of a row; baselines are rounded as the value is."""
+    """Return value, baselines and n of a row; baselines are rounded like the value."""
     record = row.record
     if record is None:
         return ["not measured", *([""] * len(beside)), ""]
@@ -257,7 +259,7 @@ def _folded(name: str, width: int) -> list[str]:
 
 
 def grouped(groups: Mapping[str, Sequence[tuple[Iterable[Record], Intervals]]]) -> Grid:
-    """Groups of runs side by side, name -> [(records, expected)]: of several runs mean and deviation over them."""
+    """Return groups of runs side by side, name -> [(records, expected)], with mean and deviation over several runs."""
     header = [f"{name} ({len(runs)} runs)" if len(runs) > 1 else name for name, runs in groups.items()]
     tables = {name: [{row.name: row for row in rows(*run)} for run in runs] for name, runs in groups.items()}
     every = [table for of_group in tables.values() for table in of_group]
@@ -278,12 +280,12 @@ def grouped(groups: Mapping[str, Sequence[tuple[Iterable[Record], Intervals]]]) 
 
 
 def _over_runs(values: Sequence[float], runs: int) -> str:
-    """Return "0.8674 ± 0.0034": the mean and the deviation (n - 1), with the number of runs where some lack the value."""
+    """Return "0.8674 ± 0.0034", the mean and the deviation (n - 1), with the number of runs if some lack the value."""
     if not values:
         return NOTHING
     mean = math.fsum(values) / len(values)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)) if len(values) > 1 else None
-    if deviation is not None and deviation <= 1e-12 * abs(mean):  # rounding alone
+    if deviation is not None and deviation <= 1e-12 * abs(mean):  # only rounding
         deviation = None
     return _with_error(mean, deviation) + (f" ({len(values)} of {runs})" if len(values) < runs else "")
 

@@ -48,13 +48,13 @@ class Checkpoints:
 
     def __init__(self, directory: pathlib.Path, settings: CheckpointSettings, *, first: bool = False):
         self.directory, self.settings = pathlib.Path(directory).absolute(), settings
-        self.first = first  # whether step 0 is saved too
+        self.first = first  # save step 0 too
         self.primary = jax.process_index() == 0
         self._checkpointer = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._lock = threading.RLock()
-        self.saved: int | None = None  # the newest step that is complete, or will be if nothing fails
+        self.saved: int | None = None  # the newest step that is complete or being saved
         self.last_save = time.monotonic()
         self.seconds = 0.0  # of the last save, from start to complete
 
@@ -79,7 +79,7 @@ class Checkpoints:
         return step % 100 == 0 and sharding.from_primary(due)  # clocks differ: the first process decides for all
 
     def save(self, step: int, state: Any, extra: dict) -> None:
-        """Save unless this step is saved already. Raises SaveFailed when this or an earlier save failed."""
+        """Save unless this step is already saved; raise SaveFailed if this or an earlier save failed."""
         with self._lock:
             self.wait()
             if self.saved == step or step in self.steps():
@@ -186,10 +186,10 @@ class Checkpoints:
         target = self.directory / "damaged" / folder.name
         target.parent.mkdir(exist_ok=True)
         partial = folder.name.startswith("saving-")
-        for old in target.parent.glob("saving-*") if partial else [target]:  # one half-written copy is enough
+        for old in target.parent.glob("saving-*") if partial else [target]:  # keep only one half-written copy
             shutil.rmtree(old, ignore_errors=True)
         os.rename(folder, target)
-        warn(f"checkpoint {folder} {why}; moved to {target}, the one before is used")
+        warn(f"checkpoint {folder} {why}; moved to {target}; using the previous one")
 
     def restore(self, step: int, state: Any) -> tuple[Any, dict]:
         """Return (State, extra) at `step`; `state`: a State of ShapeDtypeStructs with shardings, of any mesh."""
@@ -201,7 +201,7 @@ class Checkpoints:
             wrong = next((n for n in sorted(set(arrays) | set(flat)) if n not in arrays or n not in flat), None)
             wrong = wrong or next((n for n in flat if flat[n].shape != arrays[n].shape), None)
             if wrong is not None:
-                raise UserError(f"{folder}: does not fit this config ({wrong} differs); take another --workdir")
+                raise UserError(f"{folder}: does not fit this config ({wrong} differs); use another --workdir")
             restored = {name: sharding.put_state(arrays[name], leaf.sharding) for name, leaf in flat.items()}
         else:
             ocp = _orbax()
@@ -211,7 +211,7 @@ class Checkpoints:
                     restored = checkpointer.restore(folder, args=arguments)
             except (ValueError, KeyError) as error:
                 line = str(error).splitlines()[0][:200]
-                raise UserError(f"{folder}: does not fit this config ({line}); take another --workdir") from error
+                raise UserError(f"{folder}: does not fit this config ({line}); use another --workdir") from error
         leaves = [restored[rules.path_of(keys)] for keys, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
         return jax.tree.unflatten(jax.tree.structure(state), leaves), extra
 
@@ -225,7 +225,7 @@ def pack(arrays: dict[str, Any]) -> tuple[dict[str, Any], list | None]:
         return arrays, None
     layout = [[name, str(x.dtype), list(x.shape)] for name, x in arrays.items()]
     packed: dict[str, list] = {}
-    values = jax.device_get(arrays)  # in the order of the names, which is not that of `arrays`
+    values = jax.device_get(arrays)  # in the order of the names, not of `arrays`
     for name, value in arrays.items():
         packed.setdefault(str(value.dtype), []).append(np.ravel(values[name]))
     return {dtype: np.concatenate(parts) for dtype, parts in packed.items()}, layout  # a copy: the state is donated
@@ -248,7 +248,7 @@ def _read(folder: pathlib.Path, keep: Callable[[str], bool] = lambda name: True)
         metadata = checkpointer.metadata(folder)
         metadata = getattr(metadata, "item_metadata", metadata)
         metadata = {k: v for k, v in dict(getattr(metadata, "tree", metadata)).items() if keep(k)}
-        if not metadata:  # which Orbax cannot restore
+        if not metadata:  # Orbax cannot restore an empty tree
             return {}
         target = {k: jax.ShapeDtypeStruct(tuple(v.shape), v.dtype) for k, v in metadata.items()}
         as_numpy = {k: ocp.RestoreArgs(restore_type=np.ndarray) for k in metadata}
@@ -268,7 +268,7 @@ _counters: dict[str, int] = {}
 
 
 def time_free_id(name: str) -> int:
-    """Return how often this was called with `name`: it makes a barrier's name unique, the same in all processes."""
+    """Return how often this was called with `name`, which makes a barrier's name unique and equal in all processes."""
     _counters[name] = _counters.get(name, 0) + 1
     return _counters[name]
 
@@ -320,7 +320,7 @@ def damage(folder: pathlib.Path) -> str | None:
     except FileNotFoundError as error:
         return f"{pathlib.Path(error.filename).name} is missing"
     except (ValueError, TypeError, AttributeError, OSError) as error:
-        return f"{MANIFEST} cannot be read: {error}"
+        return f"{MANIFEST} cannot be read ({error})"
     return None
 
 
@@ -349,7 +349,7 @@ def sync_folder(path: pathlib.Path) -> None:
 
 
 def delete(folder: pathlib.Path) -> None:
-    """Remove a checkpoint: a kill in between leaves nothing that looks like one."""
+    """Remove a checkpoint; if killed in between, the remains do not look like a checkpoint."""
     doomed = folder.with_name(f"deleting-{folder.name}")
     os.rename(folder, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
@@ -361,14 +361,14 @@ def delete(folder: pathlib.Path) -> None:
 def load_params(directory: pathlib.Path, step: int | None = None, *, average: bool | None = None) -> tuple[int, dict]:
     """Return (step, nested dict of NumPy arrays): the parameters of a checkpoint, without optimizer state, without the task.
 
-    directory: a run's checkpoints/ or an `export`; step: default, the newest undamaged one. average: the moving average;
-    None: where there is one.
+    directory: a run's checkpoints/ or an `export`; step: by default the newest undamaged one. average: whether to return the
+    moving average; None: if there is one.
     """
     step, folder = _sound(directory, step)
     found = read_arrays(folder, ("params/", "ema/"))
     has_average = any(name.startswith("ema/") for name in found)
     if average and not has_average:
-        raise UserError(f"checkpoint {folder}: holds no moving average (training.ema was not set)")
+        raise UserError(f"checkpoint {folder}: has no moving average, since training.ema was not set; use the parameters")
     return step, _nested(found, "ema/" if has_average and average is not False else "params/")
 
 
@@ -378,7 +378,7 @@ def load_variables(directory: pathlib.Path, step: int | None = None) -> dict:
 
 
 def _sound(directory: pathlib.Path, step: int | None) -> tuple[int, pathlib.Path]:
-    """Return a checkpoint's (step, folder); UserError where there is none, or it is damaged."""
+    """Return a checkpoint's (step, folder); raise UserError if there is none or if it is damaged."""
     directory = pathlib.Path(directory).absolute()
     steps = complete_steps(directory)
     if not steps:
@@ -386,9 +386,9 @@ def _sound(directory: pathlib.Path, step: int | None) -> tuple[int, pathlib.Path
     if step is None:
         step = next((s for s in reversed(steps) if damage(directory / f"{s:08d}") is None), None)
         if step is None:
-            raise UserError(f"{directory}: every checkpoint in it is damaged")
+            raise UserError(f"{directory}: all checkpoints in it are damaged; train again or restore one")
     if step not in steps:
-        raise UserError(f"{directory}: has no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+        raise UserError(f"{directory}: has no checkpoint of step {step}; use one of {', '.join(map(str, steps))}")
     folder = directory / f"{step:08d}"
     if problem := damage(folder):
         raise UserError(f"checkpoint {folder} is damaged ({problem}); choose another")
@@ -410,7 +410,7 @@ def _nested(arrays: dict[str, np.ndarray], prefix: str) -> dict:
 
 
 def export(directory: pathlib.Path, target: pathlib.Path, step: int | None = None, *, average: bool | None = None) -> int:
-    """Write the parameters of a checkpoint, without optimizer state, as a checkpoint of their own in `target`."""
+    """Write the parameters of a checkpoint, without optimizer state, as a separate checkpoint in `target`."""
     step, params = load_params(directory, step, average=average)
     checkpoints = Checkpoints(pathlib.Path(target), CheckpointSettings(keep=1))
     checkpoints.save(step, {"params": params}, {"exported": True})

@@ -1,4 +1,4 @@
-"""Check settings before training: refuse contradictions, warn of settings that are probably unintended."""
+"""Check settings before training: reject contradictions, warn of settings that are probably unintended."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,12 +30,14 @@ def questionable_settings(
 ) -> list[str]:  # fmt: skip
     """Return one line for each setting that has no effect or is probably unintended.
 
-    Raises UserError for contradictions: a warm-up or cool-down longer than the run, a schedule that ends above its peak.
+    Raise UserError for contradictions: a warm-up or cool-down longer than the run, a schedule that ends above its peak.
     Checks that need the length in steps are skipped for a budget in minutes.
     """
     found = _without_effect(optimizer)
     if batch_size > examples:
-        found.append(f"data.batch_size={batch_size}: there are only {examples} training examples; every batch repeats some")
+        found.append(
+            f"data.batch_size={batch_size}: exceeds the {examples} training examples, so that every batch repeats some"
+        )
     if training.evaluate_every is not None and not evaluates:
         found.append("training.evaluate_every has no effect: the config's `downstream` names no evaluator")
     if training.evaluators and training.evaluate_every is None:
@@ -59,7 +61,7 @@ def questionable_settings(
     if share > INITIAL_SHARE:
         name = f"training.ema={training.ema}" if schedules.ema is None else "schedules.ema"
         found.append(
-            f"{name}: after {total:,} steps the moving average, which is what gets evaluated, is still {share:.1%} initial"
+            f"{name}: after {total:,} steps the moving average, which is evaluated, is still {share:.1%} initial"
             f" weights; a decay below {0.01 ** (1 / total):.4g} leaves 1 %"
         )
     return found
@@ -87,7 +89,7 @@ def _without_effect(optimizer: OptimizerSettings) -> list[str]:
             if getattr(optimizer, name):
                 found.append(f'optimizer.{name} has no effect: optimizer.schedule="constant" ends at its peak')
     if optimizer.schedule != "warmup_stable_decay" and (optimizer.cooldown, optimizer.cooldown_shape) != ("20 %", "linear"):
-        found.append(f"optimizer.cooldown has no effect: optimizer.schedule={optimizer.schedule!r} has none")
+        found.append(f"optimizer.cooldown has no effect: optimizer.schedule={optimizer.schedule!r} has no cool-down")
     return found
 
 

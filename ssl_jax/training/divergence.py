@@ -36,13 +36,13 @@ def stop_or_rewind(run: Any, step: int, metric: str, group: str, *, rewinds: int
     good = max((s for s in checkpoints.steps() if s < step), default=None) if checkpoints else None
     line = report(step, metric, group, number, run.stream, run.workdir, good)
     if rewinds is not None and checkpoints and rewinds < MAX_REWINDS:
-        warn(f"{line}; going back, past these batches")
+        warn(f"{line}; going back to a checkpoint and skipping these batches")
         raise Rewind(step)
     raise Diverged(f"{line}; {diagnose(run, number) or ADVICE}")
 
 
 def diagnose(run: Any, number: int) -> str | None:
-    """Name an index (token, type, label) of batch `number` outside its table, which is then the cause; else None."""
+    """Return a line that names an index (token, type, label) of batch `number` outside its table, the likely cause; or None."""
     task, stream = run.program.task, run.stream
     if jax.process_count() > 1 or not index_limits(task):
         return None

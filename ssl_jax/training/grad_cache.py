@@ -28,7 +28,7 @@ def in_chunks(function: Callable, rows: tuple, chunks: int, join: bool = True) -
 def in_pieces(function: Callable, split: Any, shared: Any, numbers: tuple, chunks: int) -> Any:
     """Return `function(rows of split, shared, *numbers)` for each device's own rows, computed in `chunks` pieces and joined.
 
-    split, shared: trees of arrays [batch, ...]. Every device gets the `shared` rows of all devices: they are gathered, and
+    split, shared: trees of arrays [batch, ...]. Every device gets the `shared` rows of all devices. They are gathered, and
     their gradient is summed over the devices, once and not for every piece. The number of pieces is reduced to a divisor of
     a device's rows. Results have a leading axis of rows, in the order of the pieces, or of length 1, and are concatenated.
     """

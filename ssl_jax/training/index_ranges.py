@@ -11,7 +11,7 @@ import numpy as np
 
 from ssl_jax.errors import UserError
 
-TABLES = {  # entry of a batch -> what it is looked up in, and how to make both agree
+TABLES = {  # entry of a batch -> (the table that it indexes, how to make both agree)
     "tokens": ("the model's vocabulary", "use the tokenizer that the model was made for (data.tokenizer)"),
     "source": ("the model's vocabulary", "use the tokenizer that the model was made for (data.tokenizer)"),
     "target": ("the model's vocabulary", "use the tokenizer that the model was made for (data.tokenizer)"),

@@ -30,7 +30,7 @@ class Length:
 
     @property
     def boundaries(self) -> list[int]:
-        """The intervals at whose multiples a call must end."""
+        """Return the intervals at whose multiples a call must end."""
         return [interval for interval in (self.evaluate_every, self.save_every) if interval]
 
     def calls(self, step: int) -> Iterator[int]:
@@ -45,11 +45,11 @@ class Length:
             step += count
 
     def has_single_steps(self, step: int) -> bool:
-        """Whether some calls from `step` on have one step although others have several."""
+        """Return whether some calls from `step` on have one step although others have several."""
         return any(m % self.many for m in (step, self.total, *self.boundaries))
 
     def evaluates(self, step: int) -> bool:
-        """Whether the run evaluates after `step`."""
+        """Return whether the run evaluates after `step`."""
         return bool(self.evaluate_every) and step > 0 and step % self.evaluate_every == 0
 
 
@@ -75,7 +75,7 @@ def at_least_one(text: str, path: str, stream: Any, total: int | None = None) ->
 def hyper(program: Program, stream: Any, seed: int, total: int | None, **given: Any) -> dict[str, Any]:
     """Return the hyper-parameters of a run of `total` steps (None: not known yet).
 
-    given: lr and weight_decay that replace the config's. Raises UserError for a schedule that does not fit the run.
+    given: lr and weight_decay that replace the config's. Raise UserError for a schedule that does not fit the run.
     """
     settings, steps = program.settings, 1 if total is None else total
     steps_of = lambda name, schedule: in_steps(schedule.over, f"schedules.{name}.over", stream, steps)
@@ -100,7 +100,7 @@ EXTENDABLE = ("constant", "warmup_stable_decay")  # schedules whose past rates d
 def extended(program: Program, saved: dict[str, Any], wanted: dict[str, Any], step: int) -> dict[str, Any]:
     """Return the hyper-parameters of a run after `step` steps, with the length changed to that of `wanted`.
 
-    Raises UserError if the new length would have changed one of these steps.
+    Raise UserError if the new length would have changed one of these steps.
     """
     number = lambda values, name: int(np.ravel(values[name])[0])
     old, new, warmup = number(saved, "total_steps"), number(wanted, "total_steps"), number(saved, "warmup_steps")
@@ -109,12 +109,12 @@ def extended(program: Program, saved: dict[str, Any], wanted: dict[str, Any], st
     path, schedule, cooldown = "training.duration", program.settings.schedule, number(wanted, "cooldown_steps")
     if schedule not in EXTENDABLE or program.schedules.by_name():
         raise UserError(
-            f"{path}: a run of {old:,} steps with this schedule cannot become one of {new:,}; take another --workdir"
+            f"{path}: a run of {old:,} steps with this schedule cannot become one of {new:,}; use another --workdir"
         )
     if number(wanted, "warmup_steps") != warmup:
-        raise UserError(f"{path}: the warm-up was {warmup:,} steps; give it in steps, not in % of a length that changes")
+        raise UserError(f"{path}: the warm-up was {warmup:,} steps; give it in steps, since % depends on the length")
     if step > new:
-        raise UserError(f"{path}: {step:,} steps are done already, more than {new:,}")
+        raise UserError(f"{path}: {step:,} steps are already done, more than {new:,}; use a longer duration")
     decay = min(old - number(saved, "cooldown_steps"), new - cooldown)
     if schedule == "warmup_stable_decay" and step > decay:
         raise UserError(f"{path}: with {old:,} or {new:,} steps the rate decays from step {decay:,} on, and {step:,} are done")

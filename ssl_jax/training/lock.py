@@ -36,21 +36,23 @@ def locked(workdir: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise UserError(
-            f"--workdir={workdir}: cannot be written ({error.strerror}); make room, change it or take another"
+            f"--workdir={workdir}: cannot be written ({error.strerror}); make room, change it or use another --workdir"
         ) from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             owner = os.read(handle, 200).decode(errors="replace").strip() or "another process"
-            raise Busy(f"--workdir={workdir}: is in use by {owner}; wait for it, or take another") from None
+            raise Busy(f"--workdir={workdir}: is in use by {owner}; wait for it, or use another --workdir") from None
         except OSError:
             pass  # a file system without locks
         try:
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         except OSError as error:
-            raise UserError(f"--workdir={workdir}: cannot be written ({error.strerror}); make room or take another") from None
+            raise UserError(
+                f"--workdir={workdir}: cannot be written ({error.strerror}); make room or use another --workdir"
+            ) from None
         _held.add(workdir)
         yield
     finally:

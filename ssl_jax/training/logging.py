@@ -102,7 +102,7 @@ class Speed:
         rate = self.steps * self.batch_size / elapsed
         unit = "tokens/s" if self.tokens > 1 else "examples/s"
         values = {unit: rate * self.tokens, "steps/s": self.steps / elapsed, "data_wait": self.waited / elapsed}
-        if self.flops and jax.default_backend() != "cpu":  # a CPU's peak is measured, which would disturb the training
+        if self.flops and jax.default_backend() != "cpu":  # measuring a CPU's peak would disturb the training
             mfu = devices.utilisation(rate * self.flops, self.dtype)
             values |= {} if mfu is None else {"mfu": mfu}
         self.restart()
@@ -190,7 +190,7 @@ class Logger:
         self.every, self.total, self.speed, self.step = training.log_every, total, speed, step
         state = state or {}
         self.sums = {name: list(pair) for name, pair in state.get("sums", {}).items()}  # [sum, number of terms]
-        self.line = dict(state["line"]) if state.get("line") else None  # complete, and waiting for its evaluation
+        self.line = dict(state["line"]) if state.get("line") else None  # complete, but waiting for its evaluation
         self.last: dict[str, float] = {}
         self.console = console
         self.metrics = self.speeds = self._board = self._wandb = None
@@ -279,5 +279,5 @@ def _wandb(workdir: pathlib.Path, project: str) -> Any:
     try:
         import wandb
     except ImportError:
-        raise UserError("training.wandb: wandb is not installed; pip install wandb, or leave it unset") from None
+        raise UserError("training.wandb: wandb is not installed; pip install wandb, or do not set it") from None
     return wandb.init(project=project, dir=str(workdir), name=workdir.name, resume="allow", id=workdir.absolute().name)

@@ -70,7 +70,7 @@ class Trainer:
         total_steps: by default from training.duration. stream: other data of the same shapes and transforms. init_params:
         parameters, or a function that changes the task's initial ones; init_variables: the same for its variables.
         evaluate: State -> {name: number}, called at every training.evaluate_every. console: by default one line under
-        `name`. Without a workdir nothing is written. Raises Preempted, Diverged, ReadingFailed or SaveFailed if the run
+        `name`. Without a workdir nothing is written. Raise Preempted, Diverged, ReadingFailed or SaveFailed if the run
         stops before its end.
         """
         saving = checkpoint or CheckpointSettings()

@@ -1,4 +1,4 @@
-"""Optimizers: clip, scale by the method, decay the weights, scale by the learning rate; per parameter by rules."""
+"""Optimizers: clip, scale by the method, decay the weights, scale by the learning rate, with rules per parameter."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ RULES = ("weight_decay", "lr", "freeze")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-    """The config's `optimizer` section. Numbers left None take the method's own default."""
+    """The config's `optimizer` section. A number that is None takes the method's default."""
 
     name: str = "adamw"  # a key of METHODS
     lr: float | None = None  # the peak; or
@@ -30,18 +30,18 @@ class OptimizerSettings:
     eps: float | None = None
     momentum: float = 0.9  # sgd, lars, muon
     nesterov: bool = False  # sgd
-    bias_correction: bool = True  # adam, adamw; BERT's has none
+    bias_correction: bool = True  # adam, adamw; False for BERT
     weight_decay: float = 0.0
     trust_coefficient: float = 0.001  # lars
-    matrix_lr: float | None = None  # muon: the peak of matrices; `lr` is that of everything else
+    matrix_lr: float | None = None  # muon: the peak for matrices; `lr` is the peak for all other parameters
     schedule: str = "warmup_cosine"  # a key of schedules.SHAPES
     warmup: str = "0 steps"
     warmup_start: float = 0.0  # fraction of the peak at step 0
-    warmup_offset: int = 0  # 1: (step + 1) / (warmup + 1), as nanoGPT
+    warmup_offset: int = 0  # 1: (step + 1) / (warmup + 1), as in nanoGPT
     cooldown: str = "20 %"  # warmup_stable_decay
     cooldown_shape: str = "linear"  # or "sqrt": 1 - sqrt
-    min_lr: float | None = None  # where the schedule ends; or
-    final_fraction: float = 0.0  # the same as a fraction of the peak
+    min_lr: float | None = None  # the learning rate at the end of the schedule; or
+    final_fraction: float = 0.0  # its fraction of the peak
     clip: float | None = None  # global norm of the gradient
     layer_decay: float | None = None
     rules: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # weight_decay, lr, freeze: ((regex, value), ...)
@@ -52,11 +52,11 @@ class OptimizerSettings:
         if self.schedule not in schedules.SHAPES:
             raise UserError(f"schedule={self.schedule!r}: unknown schedule{configs.nearest(self.schedule, schedules.SHAPES)}")
         if (self.lr is None) == (self.base_lr is None):
-            raise UserError("lr: set either lr (the peak) or base_lr (the peak at a batch of 256)")
+            raise UserError("lr: set exactly one of lr (the peak) and base_lr (the peak at a batch of 256)")
         for name in ("lr", "base_lr", "matrix_lr", "eps", "clip", "trust_coefficient"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1e6:
-                raise UserError(f"{name}={value}: must be above 0 (and below 1e6)")
+                raise UserError(f"{name}={value}: must be above 0 and below 1e6")
         for name in ("b1", "b2", "momentum", "warmup_start", "final_fraction"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1 - (name in ("b1", "b2", "momentum")) * 1e-9:
@@ -66,7 +66,7 @@ class OptimizerSettings:
         if self.min_lr is not None and self.min_lr < 0:
             raise UserError(f"min_lr={self.min_lr}: must be at least 0")
         if self.min_lr is not None and self.final_fraction:
-            raise UserError("min_lr: set either min_lr or final_fraction, where the schedule ends")
+            raise UserError("min_lr: set either min_lr or final_fraction for the end of the schedule, not both")
         if self.lr is not None:
             self.check_end(self.lr)
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
@@ -117,9 +117,9 @@ def _adam(settings: OptimizerSettings, params: Any):
 
 
 def scale_by_adam(b1: float, b2: float, eps: float, bias_correction: bool = True) -> optax.GradientTransformation:
-    """Scale by m / (sqrt(v) + eps), the moments corrected for their start from zero (Kingma and Ba 2015) or not (BERT).
+    """Scale by m / (sqrt(v) + eps), with (Kingma and Ba 2015) or without (BERT) bias correction of the moments.
 
-    optax computes 1 - b2**t in f32, off by 5e-5 in the first steps; here it is exact to rounding.
+    optax computes 1 - b2**t in f32 with an error of 5e-5 in the first steps; here it is exact to rounding.
     """
 
     def init(params):
@@ -200,7 +200,7 @@ def multipliers(settings: OptimizerSettings, params: Any) -> Multipliers:
     def number(tree, where):
         for value in jax.tree.leaves(tree):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e6:
-                raise UserError(f"{where}: a multiplier must be a number of at least 0, not {value!r}")
+                raise UserError(f"{where}: {value!r} must be a number of at least 0")
         return jax.tree.map(float, tree)
 
     given = {key: value for key, value in settings.rules.items() if value is not None}
@@ -276,7 +276,7 @@ def build(
 
 
 def _kept(params: Any, keep: Any) -> Any:
-    """Return the tree that `optax.masked` hands to its inner transformation."""
+    """Return the tree that `optax.masked` passes to its inner transformation."""
     return jax.tree.map(lambda p, k: p if k else optax.MaskedNode(), params, keep)
 
 

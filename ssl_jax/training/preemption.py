@@ -17,14 +17,16 @@ from collections.abc import Callable, Iterator
 from ssl_jax.signals import SHUTDOWN
 
 INSISTENT = (signal.SIGTERM, signal.SIGINT)  # a second one of these ends the process at once
-SAME_REQUEST = 0.5  # seconds within which signals count as one: launchers and shells forward signals that the group also got
+SAME_REQUEST = (
+    0.5  # seconds within which signals count as one, because launchers and shells forward signals that the group also receives
+)
 _active: "Preemption | None" = None
 
 
 class Preemption:
     """A context that turns shutdown signals into an orderly end of the run. Inactive outside the main thread.
 
-    Signals that are ignored when it is entered (nohup, a shell's background job) stay so.
+    Signals that are ignored on entry (nohup, a shell's background job) stay ignored.
     """
 
     def __init__(self, grace: float = 25.0):
@@ -66,7 +68,7 @@ class Preemption:
             signal.signal(number, handler)
         _active = None
         if self.signal is None:
-            self._write.close()  # ends the thread; after a signal it stays, to enforce the deadline
+            self._write.close()  # ends the thread; after a signal it remains, to enforce the deadline
 
     # The loop's side ----------------------------------------------------------------------------------------------------
 
@@ -104,7 +106,7 @@ class Preemption:
         try:
             yield
         finally:
-            with self._condition:  # blocks if the other thread is saving, which ends the process
+            with self._condition:  # blocks while the other thread saves and then ends the process
                 self._saver = None
 
     # The thread's side --------------------------------------------------------------------------------------------------
@@ -119,7 +121,7 @@ class Preemption:
                     first = time.monotonic()
                     threading.Thread(target=self._stop, args=(number,), name="stop", daemon=True).start()
                 elif number in INSISTENT and time.monotonic() - first > SAME_REQUEST:
-                    os._exit(128 + number)  # complete checkpoints stay complete
+                    os._exit(128 + number)  # complete checkpoints are not affected
 
     def _stop(self, number: int) -> None:
         deadline = time.monotonic() + self.grace
@@ -192,7 +194,7 @@ def _say(text: str) -> None:
 
 
 def _processes() -> int:
-    """Return how many processes train together, without importing jax."""
+    """Return the number of processes of this run, without importing jax."""
     distributed = sys.modules.get("jax._src.distributed")
     return 1 if distributed is None or distributed.global_state.client is None else distributed.global_state.num_processes
 

@@ -1,4 +1,4 @@
-"""Put batches onto the devices ahead of the loop, in a thread; values and order are the stream's."""
+"""Put batches onto the devices ahead of the loop, in a thread, with the stream's values and order."""
 
 import contextlib
 import queue
@@ -20,7 +20,7 @@ class Prefetch:
         self._queue: queue.Queue = queue.Queue(depth)
         self._stop = threading.Event()
         self.waited = self.last_wait = 0.0  # seconds waited for all batches, and for the last one
-        self._taken: Any = None  # the next item, where `is_ready` has taken it from the queue
+        self._taken: Any = None  # the next item, if `is_ready` has taken it from the queue
         self._waiting = 0.0  # seconds waited for the next item so far
         self._thread = threading.Thread(target=self._run, args=(batches, counts, put), name="prefetch", daemon=True)
         self._thread.start()
@@ -35,8 +35,8 @@ class Prefetch:
             else:
                 self._offer((None, StopIteration()))
         except ReaderDied as error:
-            self._offer((None, ReadingFailed(f"{error}; the last completed step is saved, the same command continues")))
-        except BaseException as error:  # raised where the batch is taken
+            self._offer((None, ReadingFailed(f"{error}; the last completed step is saved; the same command continues the run")))
+        except BaseException as error:  # raised when the batch is taken
             self._offer((None, error))
         finally:
             close = getattr(batches, "close", None)
@@ -53,7 +53,7 @@ class Prefetch:
         return False
 
     def is_ready(self, seconds: float | None = None) -> bool:
-        """Wait for at most `seconds`, and return whether the next batch, or an error instead, is available."""
+        """Wait for at most `seconds`, and return whether the next batch or an error is available."""
         started = time.monotonic()
         if self._taken is None:
             with contextlib.suppress(queue.Empty):

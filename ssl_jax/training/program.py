@@ -33,8 +33,8 @@ class Program:
     """The step of a task, compiled for a stream's batches and a mesh.
 
     Runs share it: they may differ in seed, initial parameters, length, learning rate, weight decay and data, as long as
-    the batches have the same shapes and the same transforms. Raises UserError before any device memory is taken when
-    batch, devices, accumulation or rules do not fit.
+    the batches have the same shapes and the same transforms. Raise UserError before allocating device memory if batch,
+    devices, accumulation or rules do not fit.
     """
 
     replicas = 1  # runs that one State holds
@@ -45,7 +45,9 @@ class Program:
         self.task, self.stream, self.training, self.settings, self.schedules = task, stream, training, optimizer, schedules
         self.averages = training.ema is not None or schedules.ema is not None
         if task.needs_teacher and not self.averages:
-            raise UserError(f"training.ema: task {task.name} has a teacher; set its decay here or as schedules.ema")
+            raise UserError(
+                f"training.ema is missing: the task {task.name} has a teacher; set its decay here or as schedules.ema"
+            )
         # for a given mesh, `mesh_rules` (those of the settings) shard the parameters
         self.layout = mesh if isinstance(mesh, MeshSettings) else MeshSettings(rules=mesh_rules)
         rows = sharding.shared_rows(stream.batch_size, training.accumulation, task.relates_examples)
@@ -60,7 +62,7 @@ class Program:
         key = jax.eval_shape(lambda: jax.random.key(0))
         self.batch = jax.eval_shape(stream.on_device, shapes(stream.resident), self.raw, key)  # as the task sees it
         hyper = self.hyper(batch_size=1, seed=0, total_steps=1, warmup_steps=0, cooldown_steps=0)
-        self._init = jax.jit(lambda seed: states.init_params(task, seed, self.batch))  # jitted so that it is traced once
+        self._init = jax.jit(lambda seed: states.init_params(task, seed, self.batch))  # jitted to trace it only once
         self.params = jax.eval_shape(self._init, hyper["seed"])
         self.optimizer = optimizers.build(optimizer, self.params, scheduled=schedules)
         abstract = jax.eval_shape(self.new_state, hyper, self.params)
@@ -69,7 +71,7 @@ class Program:
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, self.shardings
         )  # the State's shapes and shardings
         held = sum(np.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(self.abstract))
-        check_memory(self.mesh, held, "parameters and optimizer state", "make the model smaller, or split it with mesh.fsdp")
+        check_memory(self.mesh, held, "parameters and optimizer state", "make the model smaller or split it with mesh.fsdp")
 
         self.step = TrainStep(
             task, stream.on_device, self.optimizer, optimizer, schedules, training.accumulation, training.ema,
@@ -85,16 +87,16 @@ class Program:
     # State --------------------------------------------------------------------------------------------------------------
 
     def hyper(self, **values: Any) -> dict[str, Any]:
-        """Return a run's hyper-parameters; `values` as for `state.hyper`, "schedules" in steps where there are some."""
+        """Return a run's hyper-parameters; `values` as for `state.hyper`, with "schedules", if any, in steps."""
         values.setdefault("schedules", {name: s.numbers(1) for name, s in self.schedules.by_name().items()})
         return states.hyper(self.settings, numbers=self.task.scheduled(), **values)
 
     def new_state(self, hyper: dict, params: Params | None = None, variables: Any = None) -> State:
-        """Return the state at step 0, from the task's own parameters and variables where none are given (jittable)."""
+        """Return the state at step 0, by default with the task's own parameters and variables (jittable)."""
         if params is None:
             params = self._init(hyper["seed"])
         else:
-            params = jax.tree.map(jnp.copy, params)  # the caller keeps its own: the state's are donated
+            params = jax.tree.map(jnp.copy, params)  # the state's parameters will be donated
         return states.new_state(self.task, self.optimizer, hyper, params, variables, self.averages)
 
     def create(
@@ -199,10 +201,10 @@ class CompiledAhead:
 
 
 def check_memory(mesh: Mesh, needed: float, what: str, advice: str) -> None:
-    """Raise UserError when `needed` bytes do not fit on one device, before anything is allocated."""
+    """Raise UserError if `needed` bytes do not fit on one device, before allocating anything."""
     limit = memory_of(next((d for d in mesh.devices.flat if d.process_index == jax.process_index()), None))
     if limit is not None and needed > limit:
-        raise UserError(f"{what}: {needed / 2**30:,.1f} GiB on each device, which has {limit / 2**30:,.1f} GiB; {advice}")
+        raise UserError(f"{what}: needs {needed / 2**30:,.1f} GiB per device, which has {limit / 2**30:,.1f} GiB; {advice}")
 
 
 def memory_of(device: Any) -> float | None:
@@ -212,7 +214,7 @@ def memory_of(device: Any) -> float | None:
     if device.platform != "cpu":
         try:
             return (device.memory_stats() or {}).get("bytes_limit")
-        except jax.errors.JaxRuntimeError:  # an absent device, for which programs are only compiled
+        except jax.errors.JaxRuntimeError:  # an absent device: programs are only compiled for it
             return None
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,8 +1,8 @@
 """K runs of one program at once: every array of the State has a leading replica axis, and the loop is the same.
 
-A replica has its own seed, learning rate, weight decay, initial parameters, masks and data order, and computes the same as
-a single run, up to the order of sums. Replicas are distributed over the devices without communication, each on one device;
-the replicas of a device share its program by `jax.vmap`, or on a CPU run one after another (`jax.lax.map`).
+A replica has its own seed, learning rate, weight decay, initial parameters, masks and data order, and its results equal those
+of a single run, up to the order of sums. Replicas are distributed over the devices without communication, each on one device;
+the replicas of a device are batched by `jax.vmap`, or on a CPU run one after another (`jax.lax.map`).
 """
 
 import contextlib
@@ -34,7 +34,7 @@ AXIS = "replica"
 
 @dataclasses.dataclass(frozen=True)
 class Replica:
-    """The options in which one of the runs differs, as in `Trainer.run`."""
+    """The options of `Trainer.run` that differ between the runs."""
 
     seed: int
     stream: Any
@@ -50,11 +50,11 @@ def train_replicas(
     trainer: Trainer, replicas: Sequence[Replica], *, workdir: pathlib.Path | None = None, total_steps: int | None = None,
     checkpoint: CheckpointSettings | None = None, share_data: bool = False, console: Console | None = None,
 ) -> list[State | Diverged]:  # fmt: skip
-    """Train all replicas to the end, and return each one's last State (of NumPy arrays), or why it diverged.
+    """Train all replicas to the end; return the last State of each (of NumPy arrays), or its Diverged exception.
 
-    workdir: for the checkpoints of all replicas while they train; a start resumes from the newest. At the end every
-    replica has its own checkpoint in its own work directory, like a single run. share_data: all read the batches of
-    the first, decoded once. Raises ValueError if `can_be_replicated` is False, and otherwise as `Trainer.run`.
+    workdir: for the common checkpoints during training; a new start resumes from the newest. At the end every
+    replica has its own checkpoint in its own work directory, like a single run. share_data: all replicas read the batches
+    of the first, decoded once. Raise ValueError if `can_be_replicated` is False; other errors are those of `Trainer.run`.
     """
     saving, count = checkpoint or CheckpointSettings(), len(replicas)
     if not can_be_replicated(trainer.program, saving):
@@ -85,7 +85,7 @@ def train_replicas(
 
 
 def can_be_replicated(program: Program, saving: CheckpointSettings) -> bool:
-    """Whether several runs of the program can train together: not with rewinding, early stopping or a best checkpoint."""
+    """Return whether several runs of the program can train together: not with rewinding, early stopping or checkpoint.best."""
     training = program.training
     alike = training.on_nonfinite != "rewind" and training.patience is None and saving.best is None
     return alike and "minute" not in training.duration and jax.process_count() == 1
@@ -94,7 +94,7 @@ def can_be_replicated(program: Program, saving: CheckpointSettings) -> bool:
 class ReplicaProgram(Program):
     """A program's step for `replicas` runs, (state, batch, resident) -> (state, metrics), all with a leading replica axis."""
 
-    def __init__(self, single: Program, replicas: int):  # other attributes are those of the single program
+    def __init__(self, single: Program, replicas: int):  # all other attributes are the single program's
         vars(self).update(vars(single))
         self.single, self.replicas = single, replicas
         self.mesh = replica_mesh(single, replicas)
@@ -110,7 +110,7 @@ class ReplicaProgram(Program):
         return jax.tree.map(lambda *values: np.stack(values), *each)
 
     def create(self, hyper: dict, params: Sequence[Any], variables: Sequence[Any]) -> State:
-        """Return the stacked State at step 0; each replica is created as its single run is."""
+        """Return the stacked State at step 0; each replica is created like a single run."""
         one = lambda k: jax.device_get(self.single.create(replica(hyper, k), params[k], variables[k]))
         states = [one(k) for k in range(self.replicas)]
         return jax.device_put(jax.tree.map(lambda *values: np.stack(values), *states), self.lead)
@@ -142,10 +142,10 @@ def over_replicas(step: TrainStep, mesh: Mesh) -> Callable:
     """Return `step` for a State with a leading replica axis that is split over `mesh`."""
 
     def local(state, raw, resident):
-        if jax.tree.leaves(state)[0].shape[0] == 1:  # one a device: the single program
+        if jax.tree.leaves(state)[0].shape[0] == 1:  # one per device: the single program
             first = lambda tree: jax.tree.map(lambda x: x[0], tree)
             return jax.tree.map(lambda x: x[None], step(first(state), first(raw), resident))
-        if mesh.devices.flat[0].platform == "cpu":  # batched products would be slower, and take K times the memory
+        if mesh.devices.flat[0].platform == "cpu":  # batched products would be slower and need K times the memory
             return jax.lax.map(lambda pair: step(*pair, resident), (state, raw))
         return jax.vmap(step, in_axes=(0, 0, None))(state, raw, resident)
 
@@ -182,16 +182,16 @@ class ReplicaStream:
 
 
 class AllDiverged(Exception):
-    """No replica is left to train."""
+    """All replicas have diverged."""
 
 
 class ReplicaRun(Run):
-    """The run of several replicas. A diverged replica is no longer logged and gets no checkpoint; the others continue."""
+    """The run of several replicas. A diverged replica is no longer logged or checkpointed; the others continue."""
 
     def __init__(self, replicas: Sequence[Replica], *arguments: Any):
         super().__init__(*arguments)
         self.replicas = replicas
-        self.diverged: dict[str, str] = self.extra.setdefault("diverged", {})  # replica's number -> why
+        self.diverged: dict[str, str] = self.extra.setdefault("diverged", {})  # replica's number -> reason
 
     def alive(self) -> list[int]:
         return [k for k in range(len(self.replicas)) if str(k) not in self.diverged]
@@ -283,5 +283,5 @@ class ReplicaLog:
 
 
 def forget(workdir: pathlib.Path) -> None:
-    """Remove the common checkpoints, which the replicas' own have replaced."""
+    """Remove the common checkpoints after each replica has its own."""
     shutil.rmtree(workdir, ignore_errors=True)

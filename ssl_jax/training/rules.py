@@ -33,12 +33,12 @@ def flatten(tree: Any) -> dict[str, Any]:
 def first_match(rules: Sequence[Any], tree: Any, where: str) -> Any:
     """Return a tree with, for each leaf, the value of the first rule whose expression matches its whole path.
 
-    Raises UserError for an expression that does not compile, and for a leaf that no rule matches.
+    Raise UserError for an invalid expression and for a leaf that no rule matches.
     """
     compiled = []
     for rule in rules:
         if not isinstance(rule, list | tuple) or len(rule) != 2 or not isinstance(rule[0], str):
-            raise UserError(f"{where}: {rule!r} is not a pair (regular expression, value)")
+            raise UserError(f"{where}: {rule!r}: expected a pair (regular expression, value)")
         try:
             compiled.append((re.compile(rule[0]), rule[1]))
         except re.error as error:
@@ -55,9 +55,9 @@ def first_match(rules: Sequence[Any], tree: Any, where: str) -> Any:
 
 
 def decays(path: str, shape: tuple[int, ...]) -> bool:
-    """Whether weight decay acts on a parameter by default.
+    """Return whether weight decay acts on a parameter by default.
 
-    It does not act on biases, norms' scales, positions and other parameters of one axis. It does act on class and mask
+    It does not act on biases, norms' scales, positions and other parameters with one axis. It does act on class and mask
     tokens, as in the parameter groups of the MAE code, where these have three axes (timm's rule only counts axes).
     """
     name = path.rsplit("/", 1)[-1]

@@ -1,7 +1,7 @@
 """Schedules as functions of traced numbers, so that one program serves any length of a run.
 
-Two kinds: the learning rate's, a multiplier of its peak, and those of the config's section `schedules`, each a number that
-goes from `start` to `end`. `step` counts completed updates: the first update uses step 0.
+There are two kinds: the learning rate's, a multiplier of its peak, and those of the config's section `schedules`, each a
+number that goes from `start` to `end`. `step` counts completed updates: the first update uses step 0.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ Number = Num[Array, ""] | float | int
 
 
 def warmup_factor(step: Number, warmup: Number, offset: int = 0, start: float = 0.0) -> Float[Array, ""]:
-    """start + (1 - start) (step + offset) / (warmup + offset): exactly `start` at step 0 without an offset.
+    """Return start + (1 - start) (step + offset) / (warmup + offset); without an offset, exactly `start` at step 0.
 
     offset=1 is nanoGPT's lr * (it + 1) / (warmup_iters + 1).
     """
@@ -28,7 +28,7 @@ def warmup_factor(step: Number, warmup: Number, offset: int = 0, start: float = 
 
 
 def _progress(step: Number, warmup: Number, total: Number) -> Float[Array, ""]:
-    """0 at the end of warm-up, 1 at the end of training."""
+    """Return the progress after warm-up: 0 at its end, 1 at the end of training."""
     span = jnp.maximum(jnp.float32(total) - jnp.float32(warmup), 1)
     return jnp.clip((jnp.float32(step) - jnp.float32(warmup)) / span, 0, 1)
 
@@ -52,7 +52,7 @@ def constant(step, total, warmup, cooldown, final):
 
 
 def _left(step, total, cooldown):
-    """1 before the last `cooldown` steps, then down to 0 at `total`."""
+    """Return 1 before the last `cooldown` steps, then a linear decrease to 0 at `total`."""
     return jnp.clip((jnp.float32(total) - jnp.float32(step)) / jnp.maximum(jnp.float32(cooldown), 1), 0, 1)
 
 
@@ -67,7 +67,7 @@ def stable_sqrt(step, total, warmup, cooldown, final):
 
 
 def whole_cosine(step, total, warmup, cooldown, final):
-    """Half a cosine over all of training, warm-up included."""
+    """Half a cosine over all of training, including warm-up."""
     return final + (1 - final) * _half_cosine(_progress(step, 0, total))
 
 
@@ -94,10 +94,10 @@ def multiplier(
     start: float = 0.0,
     shape: str = "linear",
 ) -> Float[Array, ""]:
-    """The factor on the peak learning rate at `step`.
+    """Return the factor on the peak learning rate at `step`.
 
-    name: a key of SHAPES. "warmup_min_cosine" is min(linear warm-up, half a cosine over everything) (IcarusWizard/MAE);
-    every other one rises by `warmup_factor` for `warmup` steps and then follows its curve.
+    name: a key of SHAPES. "warmup_min_cosine" is min(linear warm-up, half a cosine over all of training)
+    (IcarusWizard/MAE); the others rise by `warmup_factor` for `warmup` steps and then follow their curve.
     """
     curve = stable_sqrt if name == "warmup_stable_decay" and shape == "sqrt" else SHAPES[name]
     rising, falling = warmup_factor(step, warmup, offset, start), curve(step, total, warmup, cooldown, jnp.float32(final))
@@ -136,10 +136,10 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Schedules:
-    """The config's `schedules`: of the teacher's decay, weight decay, learning rates by rule, and a task's own numbers.
+    """The config's `schedules` of the teacher's decay, weight decay, learning rates by rule, and a task's own numbers.
 
-    ema: the moving average's decay. weight_decay: in place of the optimizer's. lr: ((regular expression over parameter
-    paths, Schedule), ...), multipliers of the learning rate, the first match counts. task: name -> Schedule.
+    ema: the moving average's decay. weight_decay: replaces the optimizer's. lr: ((regular expression over parameter
+    paths, Schedule), ...), multipliers of the learning rate; the first match counts. task: name -> Schedule.
     """
 
     ema: Schedule | None = None

@@ -19,8 +19,8 @@ class Selection:
     mode: str = "max"
     patience: int | None = None  # evaluations without improvement after which training stops
     value: float | None = None
-    step: int | None = None  # of the best value
-    without: int = 0  # evaluations since
+    step: int | None = None  # the step of the best value
+    without: int = 0  # evaluations since the best value
 
     @classmethod
     def of(cls, saving: CheckpointSettings, training: TrainingSettings, extra: Mapping[str, Any]) -> "Selection":
@@ -32,18 +32,18 @@ class Selection:
 
     @property
     def over(self) -> bool:
-        """Whether the last `patience` evaluations brought no better value."""
+        """Return whether the last `patience` evaluations did not improve the value."""
         return self.patience is not None and self.without >= self.patience
 
     def update(self, step: int, results: Mapping[str, float]) -> bool:
         """Record the results of the evaluation after `step`; return whether its state must be saved: if it is the best so
-        far, or the last. A non-finite value is never the best. Raises UserError if the results lack the metric.
+        far, or the last. A non-finite value is never the best. Raise UserError if the results lack the metric.
         """
         if self.metric is None:
             return False
         if self.metric not in results:
             raise UserError(
-                f"checkpoint.best={self.metric!r}: the evaluation has no such result{nearest(self.metric, results)}"
+                f"checkpoint.best={self.metric!r}: is not among the evaluation's results{nearest(self.metric, results)}"
             )
         value = results[self.metric]
         better = math.isfinite(value) and (self.value is None or is_better(value, self.value, self.mode))

@@ -30,7 +30,7 @@ class TrainingSettings:
         if self.evaluate_every is not None:
             configs.Duration.parse(self.evaluate_every, "evaluate_every")
         if not 1 <= self.accumulation <= 65536:
-            raise UserError(f"accumulation={self.accumulation}: must be at least 1 (and at most 65536)")
+            raise UserError(f"accumulation={self.accumulation}: must lie between 1 and 65536")
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"dtype={self.dtype!r}: must be float32 or bfloat16")
         if self.ema is not None and not 0 <= self.ema < 1:
@@ -59,7 +59,7 @@ class CheckpointSettings:
     keep: int = 2  # the newest
     keep_every: int | None = None  # also keep every N-th step
     best: str | None = None  # also keep the best by this result of training.evaluate_every, such as "linear_probe/accuracy"
-    mode: str | None = None  # "max" or "min" is the best; default: the metric's own direction
+    mode: str | None = None  # whether "max" or "min" is best; default: the metric's direction
     features: bool = False  # cache the evaluators' features in the work directory, for the next evaluation
     grace: float = 25.0  # seconds from a shutdown signal to the end of the process
 
@@ -92,4 +92,4 @@ class MeshSettings:
             if value < 1 and value != -1:
                 raise UserError(f"{name}={value}: must be at least 1, or -1 for all remaining devices")
         if sizes.count(-1) > 1:
-            raise UserError("data: only one of data, fsdp and tensor may be -1")
+            raise UserError(f"data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}: only one may be -1")

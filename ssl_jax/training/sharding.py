@@ -15,8 +15,8 @@ from ssl_jax.training.settings import MeshSettings
 
 BATCH = PartitionSpec(ROWS)
 
-# Heads and the hidden units of an MLP are split over `tensor`: no communication inside attention or between up and down. So is
-# the vocabulary: the output layer's loss exchanges a few numbers a token.
+# Heads and the hidden units of an MLP are split over `tensor`, without communication inside attention or the MLP. So is
+# the vocabulary: the output layer's loss exchanges a few numbers per token.
 TENSOR_RULES = (
     (r"(.*/)?(query|key|value|up|gate)/kernel", (None, "tensor")),
     (r"(.*/)?(query|key|value|up|gate)/bias", ("tensor",)),
@@ -26,7 +26,7 @@ TENSOR_RULES = (
 )
 
 
-FEWEST_ROWS = 4  # per core: with fewer, the sum over cores costs more than dividing the rows saves
+FEWEST_ROWS = 4  # per core; with fewer, the sum over cores costs more than dividing the rows saves
 
 
 def make_mesh(settings: MeshSettings, devices: Sequence[Any] | None = None, rows: int | None = None) -> Mesh:
@@ -43,7 +43,9 @@ def make_mesh(settings: MeshSettings, devices: Sequence[Any] | None = None, rows
     for name, size in sizes.items():
         if size == -1:
             if len(devices) % known:
-                raise UserError(f"mesh.{name}=-1: {len(devices)} devices cannot be divided by the other axes ({known})")
+                raise UserError(
+                    f"mesh.{name}=-1: {len(devices)} devices are not a multiple of the other axes ({known}); change these"
+                )
             sizes[name] = len(devices) // known
     count = int(np.prod(list(sizes.values())))
     if count > len(devices) or (count < len(devices) and jax.process_count() > 1):
@@ -66,7 +68,7 @@ def fitted(mesh: Mesh, rows: int) -> Mesh:
 
 
 def shared_rows(batch_size: int, accumulation: int, relates_examples: bool) -> int:
-    """Return the rows that cores divide. A loss over the whole batch uses one device: divided, it was slower."""
+    """Return the rows that cores divide; 1 for a loss over the whole batch, which was slower when divided."""
     return 1 if relates_examples else batch_size // accumulation
 
 
@@ -82,7 +84,7 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation: int, relates_examples
     if batch_size % accumulation:
         raise UserError(f"training.accumulation={accumulation} does not divide data.batch_size={batch_size}")
     if batch_size % split:
-        raise UserError(f"data.batch_size={batch_size} is not divided by the {split} devices of mesh.data x mesh.fsdp")
+        raise UserError(f"data.batch_size={batch_size}: must be a multiple of the {split} devices of mesh.data x mesh.fsdp")
     if not relates_examples and (batch_size // accumulation) % split:
         raise UserError(
             f"data.batch_size={batch_size} / training.accumulation={accumulation} is {batch_size // accumulation}, "
@@ -185,7 +187,7 @@ def to_host(tree: Any) -> Any:
 
 
 def from_primary(value: Any) -> Any:
-    """Return a number of the first process in all processes."""
+    """Return the first process's number in all processes."""
     if jax.process_count() == 1:
         return value
     from jax.experimental import multihost_utils

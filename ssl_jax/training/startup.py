@@ -25,7 +25,7 @@ class Begun:
     step: int
     state: Any  # State
     length: Length
-    extra: dict[str, Any] = dataclasses.field(default_factory=dict)  # what a checkpoint holds besides the State
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)  # the content of a checkpoint besides the State
     resident: Any = None  # the data set's arrays on the devices (placement "device")
     batches: Prefetch | None = None
 
@@ -76,7 +76,7 @@ def resumed(
     program: Program, stream: Any, checkpoints: Checkpoints, signals: Preemption | None, step: int, of: Callable[[int], Length],
     hyper: Callable[[int | None], dict[str, Any]], total: int | None,
 ) -> Begun:  # fmt: skip
-    """Restore the checkpoint of `step`, for a run of `total` steps (None: the length that it was started with)."""
+    """Restore the checkpoint of `step`, for a run of `total` steps (None: its original length)."""
     state, extra = checkpoints.restore(step, program.abstract)
     if total is not None and total != first_of(state.hyper["total_steps"]):
         numbers = lengths.extended(program, sharding.to_host(state.hyper), hyper(total), step)

@@ -25,17 +25,17 @@ class State:
     running moments of the gradient's norm.
     """
 
-    step: Any  # i32[], updates done
+    step: Any  # i32[], completed updates
     params: Any
     opt_state: Any
-    ema: Any  # the parameters' moving average (a task's teacher), or None
+    ema: Any  # the parameters' moving average (the task's teacher), or None
     hyper: Any
     guard: Any
     variables: Any = flax.struct.field(default_factory=dict)  # the task's own state (Task.variables)
 
     @property
     def evaluated(self) -> Params:
-        """The parameters that evaluators read by default: the moving average if there is one."""
+        """Return the parameters that evaluators use by default: the moving average if there is one."""
         return self.params if self.ema is None else self.ema
 
 

@@ -22,15 +22,15 @@ from ssl_jax.training.optimizer import OptimizerSettings, learning_rate, multipl
 from ssl_jax.training.schedules import NO_SCHEDULES, Schedules
 from ssl_jax.training.state import State
 
-OUTLIER_MEMORY = 128  # steps over which the gradient norm's mean and variance are taken
+OUTLIER_MEMORY = 128  # steps over which the gradient norm's mean and variance are averaged
 GROUP = "norm/"  # prefix of the metrics that hold a parameter group's gradient norm
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: jax.jit wants a hash
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: jax.jit needs a hash
 class TrainStep:
-    """state, raw batch, resident arrays -> (state, metrics: name -> f32[]).
+    """A function (state, raw batch, resident arrays) -> (state, metrics: name -> f32[]).
 
-    Metrics named "norm/..." are the gradient norms of parameter groups, for finding where a run diverged.
+    Metrics named "norm/..." are the gradient norms of parameter groups, used to locate a divergence.
     """
 
     task: Task
@@ -39,15 +39,15 @@ class TrainStep:
     settings: OptimizerSettings
     schedules: Schedules = NO_SCHEDULES
     accumulation: int = 1
-    ema: float | None = None  # constant decay of the moving average, unless a schedule gives it
-    guard: bool = False  # skip the update when the loss or a gradient is not finite
+    ema: float | None = None  # constant decay of the moving average, unless it has a schedule
+    guard: bool = False  # skip the update if the loss or a gradient is not finite
     outliers: float | None = None
-    replicas: Mesh | None = None  # data-parallel devices: each holds all parameters and computes the gradients of its own rows
+    replicas: Mesh | None = None  # data-parallel devices, each with all parameters, for the gradients of its own rows
 
     def __call__(self, state: State, raw: Batch, resident: Any) -> tuple[State, Metrics]:
         seed, data_step = state.hyper["seed"], state.step + state.hyper["data_offset"]
         batch = self.on_device(resident, raw, randomness.stream(seed, "augment", data_step))
-        bad = {"bad_examples": jnp.sum(batch.pop("bad"))} if "bad" in batch else {}  # skipped, and replaced by others
+        bad = {"bad_examples": jnp.sum(batch.pop("bad"))} if "bad" in batch else {}  # skipped and replaced by others
         key, context = randomness.stream(seed, "task", data_step), self.context(state)
         batch = dict(self.task.prepare(batch, key, train=True))
         loss, outputs, grads = self.gradients(state.params, batch, key, context)
@@ -185,17 +185,17 @@ def split_outputs(outputs: Metrics) -> tuple[Metrics, Metrics]:
 def applied(params: Any, updates: Any) -> tuple[Any, Float[Array, ""]]:
     """Return the parameters after the updates, and the updates' norm.
 
-    Not inlined: XLA's CPU compiler would otherwise recompute the updates from the old parameters in each of their two
-    consumers, and copy the old parameters for it.
+    Not inlined: XLA's CPU compiler would otherwise recompute the updates from the old parameters in both consumers, and
+    copy the old parameters to do so.
     """
     return optax.apply_updates(params, updates), optax.tree.norm(updates)
 
 
 def over_devices(sums: Callable, mesh: Mesh) -> Callable:
-    """Return `sums(params, batch, key, context)` of each device's rows, summed over the devices once a step.
+    """Return `sums(params, batch, key, context)` of each device's rows, summed over the devices once per step.
 
     On a CPU they are summed as one vector, since XLA's CPU runtime synchronises all cores for each array. Elsewhere XLA
-    combines all-reduces itself, and starts them before the last gradient is computed.
+    combines all-reduces itself and starts them before the last gradient is computed.
     """
 
     def local(params, batch, key, context):
@@ -218,7 +218,7 @@ def group_norms(grads: Any) -> dict[str, Float[Array, ""]]:
 
 
 def group_of(path: str) -> str:
-    """ "encoder/block03/mlp/up/kernel" -> "encoder/block03"; "encoder/norm/scale" -> "encoder/norm"."""
+    """Return a path's group: "encoder/block03/mlp/up/kernel" -> "encoder/block03"; "encoder/norm/scale" -> "encoder/norm"."""
     parts = path.split("/")
     for i, part in enumerate(parts):
         if part.startswith("block"):
@@ -236,15 +236,15 @@ def several(step: Callable, count: int) -> Callable:
 
 
 def lines_of(metrics: Mapping[str, np.ndarray], count: int) -> list[dict[str, Any]]:
-    """Return the metrics of each of a call's `count` steps, the loss first; of replicas, arrays f32[replicas]."""
+    """Return the metrics of each of a call's `count` steps, the loss first; arrays f32[replicas] for replicas."""
     metrics = {"loss": metrics["loss"], **metrics}
     steps = [{name: value if count == 1 else value[i] for name, value in metrics.items()} for i in range(count)]
     return [{name: float(value) if np.ndim(value) == 0 else value for name, value in line.items()} for line in steps]
 
 
 def logged(line: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics of a step for the log: without group norms and, for a skipped update, without non-finite values,
-    which would spoil the means."""
+    """Return the metrics of a step for the log, without group norms and, for a skipped update, without non-finite values,
+    which would make the means non-finite."""
     skipped = nonfinite(line) is not None
     return {name: v for name, v in line.items() if not name.startswith(GROUP) and (np.isfinite(v) or not skipped)}
 

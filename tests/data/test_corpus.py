@@ -341,7 +341,7 @@ def test_bad_text_is_named_with_its_place(tmp_path):
         (b"a", dict(holdout=0.0), r"holds 1 tokens, but data.block=8 needs at least 9; lower it"),
         (b"abc \xff\xfe def" * 9, {}, r"a.txt is not UTF-8 at byte 4; convert it, or set data.on_bad_example=\"skip\""),
         (good.encode(), dict(packing="documents"), "the tokenizer has no token that ends a document"),
-        (good.encode(), dict(packing="pairs"), 'data.packing="pairs" makes sequences of two parts for masked tokens'),
+        (good.encode(), dict(packing="pairs"), 'data.packing="pairs": is for masked-token tasks only'),
         (good.encode(), dict(holdout=1.5), r"data.holdout=1.5: must lie in \[0, 1\)"),
         (good.encode(), dict(packing="sentences"), "data.packing='sentences': must be one of windows"),
         (good.encode(), dict(stride=0), "data.stride=0: must be at least 1"),
@@ -445,7 +445,7 @@ def test_large_gzipped_lines_are_read_in_a_stream(monkeypatch, tmp_path):
 
 def test_damaged_gzip_files_are_named(tmp_path):
     data = gzip.compress(random_text(500).encode())
-    with pytest.raises(UserError, match=r"a.txt.gz is a damaged gzip file \(.*\); fetch it again"):
+    with pytest.raises(UserError, match=r"a.txt.gz is a damaged gzip file \(.*\); download it again"):
         open_documents(f"text:{write(tmp_path / 'a.txt.gz', data[: len(data) // 2])}")
 
 

@@ -59,7 +59,7 @@ def test_what_is_not_read_is_counted(tmp_path):
     assert f"folder:{tmp_path}: 1 class folder without images (dog)" in build("images", section).notes()
     assert "note      1 link to nothing (emu)" in inspect(f"folder:{tmp_path}")
     shutil.rmtree(tmp_path / "cat")
-    with pytest.raises(UserError, match="holds no image, in it or in class folders below it .*1 link to nothing"):
+    with pytest.raises(UserError, match="contains no image, neither directly nor in class folders .*1 link to nothing"):
         Folder(str(tmp_path))
 
 

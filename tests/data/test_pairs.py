@@ -183,7 +183,7 @@ def test_rows_of_one_image_are_one_example(tmp_path, name):
 def test_columns_are_named_and_labels_read(tmp_path):
     rows = [{"where": f"{i}.png", "what": ["a", " b "], "kind": kind} for i, kind in enumerate("yxy")]
     uri = table(tmp_path, rows)
-    with pytest.raises(UserError, match="no column of 'where', 'what', 'kind' is known to hold the image; set data.col"):
+    with pytest.raises(UserError, match="the column of images is unknown .columns: 'where', 'what', 'kind'.; set data.col"):
         pairs.build(section(train=uri, test=uri, image_size=8), split="train", train=True)
     columns = dict(image="where", text="what", label="kind")
     dataset = pairs.build(section(train=uri, test=uri, image_size=8, columns=columns), split="train", train=True)
@@ -218,7 +218,7 @@ def test_a_bad_example_is_named_or_skipped_and_counted(tmp_path, row, message):
         ('{"image": "a.png"', "line 1 is not JSON"),
         ("[1, 2]", "line 1 is '[1, 2]', expected an object"),
         ('{"image": 3, "caption": "x"}', "line 1: image is '3', expected the path of an image"),
-        ('{"image": "a.png"}', "no column is known to hold the captions; set data.columns.text"),
+        ('{"image": "a.png"}', "the column of captions is unknown; set data.columns.text"),
     ],
 )
 def test_a_damaged_table_is_told_in_one_line(tmp_path, text, message):
@@ -236,7 +236,7 @@ def test_without_a_test_table_a_share_is_held_out_by_path(tmp_path):
     ]
     captions = [{d.source.captions(i)[0] for i in range(d.size)} for d in splits]
     assert captions[0] | captions[1] == {f"number {i}" for i in range(30)} and not captions[0] & captions[1]
-    with pytest.raises(UserError, match="data.holdout=0 of .* holds nothing out"):
+    with pytest.raises(UserError, match="data.holdout=0 of .* holds out no test examples"):
         pairs.build(section(train=uri, test=None, holdout=0.0, image_size=8), split="test", train=False)
 
 

@@ -87,7 +87,7 @@ def test_text(tmp_path):
     assert load_source(uri)[0] == {"text": "one", "label": "pos"} and "kind      text" in inspect(uri)
     table = read_table(uri, {"text": "text", "label": "label"})
     assert table.columns == {"text": ("one", "two"), "label": ("pos", "neg")}
-    with pytest.raises(UserError, match="no column of 'text', 'label' is known to hold the image; set data.columns.image"):
+    with pytest.raises(UserError, match="the column of images is unknown .columns: 'text', 'label'.; set data.columns.image"):
         build("images", dict(train=uri, batch_size=1, image_size=4))
 
 
@@ -101,7 +101,7 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path, monkeypatch):
     write(tmp_path / "d" / "1.parquet", {"image": images(0)})
     with pytest.raises(UserError, match="1.parquet has other columns than .*0.parquet"):
         load_source(f"parquet:{tmp_path / 'd'}")
-    with pytest.raises(UserError, match="row 0 has label 5, which is none of 2 classes"):
+    with pytest.raises(UserError, match="row 0 has label 5, which is not among the 2 classes"):
         load_source(write(tmp_path / "e.parquet", {"image": images(0), "label": [5]}, ["cat", "dog"]))
     with pytest.raises(UserError, match="column 'label' is double, expected one class"):
         load_source(write(tmp_path / "f.parquet", {"image": images(0), "label": np.array([0.5])}))

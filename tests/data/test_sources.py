@@ -132,7 +132,7 @@ def test_npz_files_that_are_none(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 and then nothing")
     assert "is not an .npz file" in error_of(lambda: load_source(f"npz:{tmp_path / 'a.npz'}"))
     uri = save(tmp_path, text=np.array(["a", "b"]))
-    assert "holds no images" in error_of(lambda: build("images", dict(train=uri, batch_size=1)))
+    assert "contains no images" in error_of(lambda: build("images", dict(train=uri, batch_size=1)))
 
 
 # Folders ------------------------------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def test_class_folders_give_labels(tmp_path):
 
 
 def test_empty_folder_and_missing_size(tmp_path):
-    assert "holds no image" in error_of(lambda: load_source(f"folder:{tmp_path}"))
+    assert "contains no image" in error_of(lambda: load_source(f"folder:{tmp_path}"))
     folder_of_modes(tmp_path / "images")
     assert "image_size" in error_of(lambda: build("images", dict(train=f"folder:{tmp_path / 'images'}", batch_size=2)))
 
@@ -269,5 +269,5 @@ def test_what_worker_processes_skip_is_counted(broken):
 def test_a_source_without_one_good_example_says_so(tmp_path):
     (tmp_path / "a.png").write_text("no")
     keys = dict(train=f"folder:{tmp_path}", batch_size=1, image_size=16, on_bad_example="skip", holdout=0.0)
-    assert "not one of its" in error_of(lambda: build("images", keys | dict(normalize=None)).read(0, None))
-    assert "not one of its" in error_of(lambda: build("images", keys))
+    assert "none of its" in error_of(lambda: build("images", keys | dict(normalize=None)).read(0, None))
+    assert "none of its" in error_of(lambda: build("images", keys))

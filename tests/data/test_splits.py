@@ -86,7 +86,7 @@ def test_a_folder_that_grows_keeps_its_test_set(tmp_path, labelled):
     trained, tested = names("train"), names("test")
     add(40, 60)
     assert not trained & names("test") and tested <= names("test")
-    with pytest.raises(UserError, match="data.holdout=0 of .* holds nothing out"):
+    with pytest.raises(UserError, match="data.holdout=0 of .* holds out no test examples"):
         build("images", dict(train=f"folder:{tmp_path / 'photos'}", batch_size=4, image_size=4, holdout=0.0), split="test")
 
 

@@ -107,7 +107,7 @@ def test_json_lines(tmp_path):
     [
         ('{"a": 1}\n{"a": \n', "line 2 is not JSON (Expecting value at character 7)"),
         ('[{"a": 1}]\n', "line 1 is \"[{'a': 1}]\", expected an object with keys"),
-        ("{\n", "write one object a line"),
+        ("{\n", "write one object per line"),
         ("[" * 100_000 + "\n", "line 1 is nested too deeply"),
     ],
 )

@@ -210,7 +210,7 @@ def test_characters_of_scripts_without_spaces_are_words_of_their_own():
 
 def test_vocabularies_without_marks_are_refused():
     inner = t.Tokenizer(t.models.BPE(vocab={letter: i for i, letter in enumerate(LETTERS)}, merges=[]))
-    with pytest.raises(UserError, match="whole-word masking needs tokens that say where a word begins"):
+    with pytest.raises(UserError, match="whole-word masking needs a vocabulary that marks where words begin"):
         _ = FastTokenizer(inner).continues
 
 

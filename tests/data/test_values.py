@@ -37,7 +37,7 @@ def test_sixteen_bits_floats_and_truth_values():
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (BYTES.astype(np.uint16), "images.npz: image is uint16 and reaches no higher than 255; convert 8-bit values to uint8"),
+        (BYTES.astype(np.uint16), "images.npz: image is uint16, but its highest value is 255; convert 8-bit values to uint8"),
         (BYTES.astype(np.int64) * 16, "image is int64 with values from 0 to 4080; expected 0 to 255"),
         (BYTES.astype(np.int32) - 1, "image is int32 with values from -1 to "),
         ((BYTES > 100).astype(np.int64), "image is int64 with values from 0 to 1; expected 0 to 255"),
@@ -76,7 +76,7 @@ def test_an_array_of_another_scale_is_no_picture():
         ((BYTES[0, ..., 0] / 255).astype(np.float32), BYTES[0, ..., 0]),
         (BYTES[0, ..., 0].astype(np.int32) * 100, "the image: image is int32 with values from 0 to 25500"),
         (BYTES[0, ..., 0].astype(np.float32), "the image: a value is "),
-        (BYTES[0, ..., 0].astype(np.uint16), "image is uint16 and reaches no higher than 255"),
+        (BYTES[0, ..., 0].astype(np.uint16), "image is uint16, but its highest value is 255"),
     ],
 )
 def test_tiff_files_of_more_than_eight_bits(pixels, shown):

@@ -173,7 +173,7 @@ def test_crops_have_the_published_scales(kind, tmp_path):
 @pytest.mark.parametrize(
     ("views", "told"),
     [
-        (dict(image=dict()), "data.views.image: a batch has another array of this name"),
+        (dict(image=dict()), "data.views.image: a batch already has an array of this name"),
         (dict(a=dict(count=0)), "data.views.a.count=0"),
         (dict(a=dict(size=3)), "unknown key data.views.a.size"),
         (dict(a=dict(image_size=0)), "data.views.a.image_size=0"),

@@ -57,7 +57,7 @@ def test_an_evaluator_may_read_data_of_another_kind(tmp_path):
     assert data.classes == ("ant", "cat", "dog") and data.test.info.mean == info.mean and data.test.info.std == info.std
     assert np.asarray(encoder.extract(data.test, ("mean",))["mean"]).min() > -2.0  # (0 - 0.5) / 0.25
     parts.info = DataInfo({"image": shapes["image"]})
-    with pytest.raises(UserError, match="data.kind='labelled_text': a mean_colour model reads no text"):
+    with pytest.raises(UserError, match="data.kind='labelled_text': a mean_colour model does not read text"):
         runs.other_data(parts, own, dict(kind="labelled_text", train=train))
     with pytest.raises(UserError, match="data.kind='image': unknown; did you mean images"):
         runs.other_data(parts, own, dict(kind="image", train=train))

@@ -74,7 +74,7 @@ def test_quantised_tensors_are_refused(tmp_path, dtype):
     tensors = load_file(folder / "model.safetensors")
     name = next(name for name in tensors if "proj" in name)
     save_file(tensors | {name: tensors[name].astype(getattr(ml_dtypes, dtype))}, folder / "model.safetensors")
-    with pytest.raises(UserError, match=rf"{name} is stored as F8_E\dM\d; quantised weights are not read"):
+    with pytest.raises(UserError, match=rf"{name} is stored as F8_E\dM\d; quantised weights are not supported"):
         load_pretrained(folder)
 
 
@@ -85,7 +85,7 @@ def test_quantised_pickles_are_refused(tmp_path):
     (folder / "model.safetensors").unlink()
     name = next(name for name in tensors if "proj" in name)
     torch.save(tensors | {name: tensors[name].to(torch.float8_e4m3fn)}, folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=f"{name} is stored as float8_e4m3fn; quantised weights are not read"):
+    with pytest.raises(UserError, match=f"{name} is stored as float8_e4m3fn; quantised weights are not supported"):
         load_pretrained(folder)
 
 
@@ -99,7 +99,9 @@ def test_a_directory_that_says_it_is_quantised_is_refused(tmp_path, method):
 def test_weights_of_other_frameworks_are_named(tmp_path):
     folder, _ = directory(tmp_path, "GPT2LMHeadModel")
     (folder / "model.safetensors").rename(folder / "flax_model.msgpack")
-    with pytest.raises(UserError, match="holds no weights .flax_model.msgpack is not read; save them as model.safetensors"):
+    with pytest.raises(
+        UserError, match="holds no weights .flax_model.msgpack is not supported; save them as model.safetensors"
+    ):
         load_pretrained(folder)
 
 

@@ -71,7 +71,7 @@ def test_a_text_goes_on(imported, capsys):
         samples = capsys.readouterr().out.removesuffix("\n").split("\n\n---\n\n")
         assert len(samples) == 2 and all(sample.startswith(prompt) for sample in samples)
     assert cli.main(["fill-mask", f"--workdir={workdir}", "--text=[MASK]"]) == 2
-    assert "holds a next_token run" in capsys.readouterr().err
+    assert "is a run of the task next_token" in capsys.readouterr().err
 
 
 def test_features_of_images_and_of_pairs(imported, tmp_path, monkeypatch):
@@ -101,7 +101,7 @@ def get_config():
     ))
 """)
     assert cli.main(["evaluate", f"--workdir={run}"]) == 2
-    assert "imported weights have no data of their own" in capsys.readouterr().err
+    assert "imported weights have no data" in capsys.readouterr().err
     assert cli.main(["evaluate", f"--workdir={run}", f"--config={tmp_path / 'config.py'}"]) == 0
     assert 0 <= json.loads((run / "results.json").read_text())["knn/accuracy"] <= 1
 

@@ -294,5 +294,5 @@ def test_relative_positions_take_whole_images_of_one_size():
     with pytest.raises(UserError, match="class_token=True and registers=0"):
         tiny(positions="relative", registers=1)
     assert model.adapt(params, model.grid).keys() == params.keys()
-    with pytest.raises(UserError, match=r"relative positions of 4 x 4 patches do not fit 8 x 4, and are not interpolated"):
+    with pytest.raises(UserError, match=r"relative positions of 4 x 4 patches do not fit 8 x 4 and cannot be interpolated"):
         model.for_size((16, 8)).adapt(params, model.grid)

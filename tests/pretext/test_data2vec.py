@@ -110,10 +110,10 @@ def test_the_loss_on_text_is_the_papers(text):
 
 
 def test_what_cannot_be_is_refused_in_one_line(text):
-    with pytest.raises(UserError, match=r"task.targets.top_blocks=6: the encoder has model.depth=1 blocks"):
+    with pytest.raises(UserError, match=r"task.targets.top_blocks=6: must be at most model.depth=1"):
         task_of(Data2VecImage)
     with pytest.raises(UserError, match=r"task.targets.beta=0.0"):
         task_of(Data2VecImage, targets=dict(beta=0.0))
     sections = dict(task={}, model=dict(width=16, depth=2, heads=2), training={}, data={})
-    with pytest.raises(UserError, match=r"task.targets.top_blocks=10: the encoder has model.depth=2 blocks"):
+    with pytest.raises(UserError, match=r"task.targets.top_blocks=10: must be at most model.depth=2"):
         Data2VecText.from_config(ConfigDict(sections), text.info)

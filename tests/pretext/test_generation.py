@@ -116,7 +116,7 @@ def test_temperature_sharpens():
         ([], {}, "--prompt: is empty"),
         ([1], dict(top_k=0), "--top_k=0: must be at least 1"),
         ([1], dict(top_p=0.0), "--top_p=0.0: must lie in"),
-        ([1], dict(temperature=-1.0), "--temperature=-1.0: must not be negative"),
+        ([1], dict(temperature=-1.0), "--temperature=-1.0: must be finite and not negative"),
         ([1], dict(num_samples=0), "--num_samples=0: must be at least 1"),
     ],
 )
@@ -140,7 +140,7 @@ def test_fill_mask_lists_the_likeliest_tokens():
     ids = [tokenizer.cls_id, 0, 1, tokenizer.mask_id, 2, tokenizer.mask_id, tokenizer.sep_id]
     scores = task.forward(params, {"tokens": jnp.array([ids])})["logits"][0, 3]
     np.testing.assert_allclose(found[0][0][1], jax.nn.softmax(scores)[4], rtol=1e-4)
-    with pytest.raises(UserError, match=r"holds no \[MASK\]"):
+    with pytest.raises(UserError, match=r"contains no \[MASK\]"):
         fill_mask(task, params, tokenizer, "abc")
     with pytest.raises(UserError, match="has 21 tokens, but the model's context holds 16"):
         fill_mask(task, params, tokenizer, "a" * 18 + "[MASK]")

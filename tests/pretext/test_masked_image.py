@@ -193,7 +193,7 @@ def test_flops_by_hand():
     (dict(mask=dict(ratio=1)), "task.mask.ratio=1.0: must lie in (0, 1)"),
     (dict(mask_ratio=0.5), "unknown key task.mask_ratio; did you mean task.mask.ratio?"),
     (dict(mask=dict(ratio=0.9)), "task.mask.ratio=0.9 leaves 0 of 6 patches visible; choose one nearer 0.5"),
-    (dict(target="pca", components=40), "task.components=40: a patch has 32 values; use at most so many"),
+    (dict(target="pca", components=40), "task.components=40: must lie in [1, 32], the size of a patch"),
     (dict(decoder=dict(depth=0)),
      "task.decoder.depth=0: a linear decoder sees no hidden patch; set mask_tokens_in_encoder=True"),
     (dict(model=dict(name="transformer")), "model.name='transformer': does not read images; use vit"),

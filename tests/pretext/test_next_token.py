@@ -157,7 +157,7 @@ def test_a_repeated_text_is_learnt():
     ("config", "says"),
     [
         (dict(model=dict(name="vit")), "model.name='vit': does not read tokens; use transformer"),
-        (dict(model=dict(context_length=8)), "model.context_length=8 is shorter than the data's 16 tokens"),
+        (dict(model=dict(context_length=8)), "model.context_length=8: must be at least 16, the length of the data's sequences"),
         (dict(model=dict(heads=3)), "model.heads=3 does not divide width=128"),
         (dict(model=dict(wdith=3)), "unknown key model.wdith; did you mean model.width"),
         (dict(task=dict(name="next_token", z_loss=-1.0)), "task.z_loss=-1.0: must not be negative"),

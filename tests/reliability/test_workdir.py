@@ -32,7 +32,7 @@ def test_the_difference_is_shown(tmp_path):
     begun(tmp_path, CONFIG)
     with pytest.raises(UserError) as error:
         check_directory(Workdir(tmp_path), changed("optimizer.lr", 0.2))
-    assert "another config (optimizer.lr: 0.1 there, 0.2 here); the steps already taken used it; take another" in str(
+    assert "another config (optimizer.lr: 0.1 there, 0.2 here); the steps already taken used it; use another" in str(
         error.value
     )
 
@@ -92,7 +92,7 @@ def test_what_may_not_change_says_why(tmp_path, key, value, why):
     begun(tmp_path, CONFIG)
     with pytest.raises(UserError) as error:
         check_directory(Workdir(tmp_path), changed(key, value))
-    assert key in str(error.value) and why in str(error.value) and "take another --workdir" in str(error.value)
+    assert key in str(error.value) and why in str(error.value) and "use another --workdir" in str(error.value)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "warmup_stable_decay", "warmup_cosine", None])

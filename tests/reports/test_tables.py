@@ -70,7 +70,7 @@ def test_two_results_of_one_name_are_refused():
 
 
 def test_a_stored_record_of_another_form_is_refused():
-    with pytest.raises(UserError, match="records.json: knn holds .*, which is no record"):
+    with pytest.raises(UserError, match="records.json: knn has .*, which is not a valid record"):
         records.from_json({"knn": [{"metrik": "accuracy", "value": 1.0}]})
 
 

@@ -200,7 +200,7 @@ def test_parameters_that_are_not_there(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint"):
         load_params(tmp_path)
     filled(tmp_path)
-    with pytest.raises(UserError, match="no checkpoint of step 7; there are 1, 2, 3"):
+    with pytest.raises(UserError, match="no checkpoint of step 7; use one of 1, 2, 3"):
         load_params(tmp_path, 7)
     with pytest.raises(UserError, match="no moving average"):
         load_params(tmp_path, average=True)

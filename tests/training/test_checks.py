@@ -59,19 +59,19 @@ def test_two_ends_or_an_end_above_the_peak_are_refused_when_read(values):
 @pytest.mark.parametrize(
     "training, optimizer, options, message",
     [
-        (dict(ema=0.9999), {}, {}, "training.ema=0.9999: after 40 steps the moving average, which is what gets evaluated, is"
+        (dict(ema=0.9999), {}, {}, "training.ema=0.9999: after 40 steps the moving average, which is evaluated, is"
                                    " still 99.6% initial weights; a decay below 0.8913 leaves 1 %"),
         (dict(ema=0.99, duration="4 epochs"), {}, {}, "66.9% initial weights"),
         ({}, {}, dict(schedules=Schedules(ema=Schedule(0.99, 1.0))), "schedules.ema: after 40 steps the moving average"),
         (dict(ema=0.5), {}, dict(schedules=Schedules(ema=Schedule(0.5, 0.9))), "training.ema has no effect: schedules.ema"),
-        ({}, {}, dict(batch_size=128), "data.batch_size=128: there are only 100 training examples"),
+        ({}, {}, dict(batch_size=128), "data.batch_size=128: exceeds the 100 training examples"),
         (dict(evaluate_every="50 steps"), {}, {}, "training.evaluate_every='50 steps' has no effect: the run has 40 steps"),
         (dict(evaluate_every="50 %"), {}, dict(evaluates=False), "training.evaluate_every has no effect"),
         (dict(evaluators=("knn",)), {}, {}, "training.evaluators has no effect"),
         ({}, dict(name="sgd", b2=0.95), {}, "optimizer.b2 has no effect: optimizer.name='sgd' does not read it"),
         ({}, dict(momentum=0.5), {}, "optimizer.momentum has no effect: optimizer.name='adamw' does not read it"),
         ({}, dict(schedule="constant", min_lr=1e-5), {}, "optimizer.min_lr has no effect"),
-        ({}, dict(cooldown="30 %"), {}, "optimizer.cooldown has no effect: optimizer.schedule='warmup_cosine' has none"),
+        ({}, dict(cooldown="30 %"), {}, "optimizer.cooldown has no effect: optimizer.schedule='warmup_cosine' has no"),
     ],
 )  # fmt: skip
 def test_what_is_odd_is_one_line(training, optimizer, options, message):

@@ -42,7 +42,7 @@ class Crop:
         if (self.padding is None) == (self.scale is None):
             raise UserError("crop: give either padding=2 (a shift) or scale=(0.2, 1.0) (a random-resized crop)")
         if self.padding is not None and self.padding < 1:
-            raise UserError(f"padding={self.padding}: must be at least 1; leave the crop out for none")
+            raise UserError(f"padding={self.padding}: must be at least 1; omit crop for no padding")
         if self.scale is not None:
             _pair("scale", self.scale, 0, 1)
         _pair("ratio", self.ratio, 0, 1e3)
@@ -145,12 +145,12 @@ class Augment:
 
     @property
     def needs_host(self) -> bool:
-        """Whether an operation works on one image at a time, in PIL."""
+        """Return whether an operation works on one image at a time, in PIL."""
         return self.randaugment is not None
 
     @property
     def changes_colour(self) -> bool:
-        """Whether an operation of colour.py is on."""
+        """Return whether an operation of colour.py is on."""
         return self.jitter is not None or self.greyscale > 0 or self.blur is not None or self.solarize > 0
 
 

@@ -116,7 +116,7 @@ def random_blur(image: Float[Array, "h w c"], key: Key[Array, ""], settings: Blu
 def gaussian_blur(image: Float[Array, "h w c"], sigma: Float[Array, ""] | float, taps: int) -> Float[Array, "h w c"]:
     """Convolve both axes with a normalised Gaussian of `taps` (odd) pixels; the border is reflected.
 
-    Raises UserError where the image is too small to reflect half of the taps.
+    Raise UserError where the image is too small to reflect half of the taps.
     """
     radius = taps // 2
     if radius >= min(image.shape[:2]):

@@ -23,7 +23,7 @@ SAMPLE = 2048  # images that are decoded for the moments of a source that does n
 
 
 def moments(normalize: str | tuple | None, channels: int, of_training: Callable[[], Moments]) -> Moments:
-    """Return the moments that `normalize` asks for, one of each for every channel. Raises UserError for a wrong value."""
+    """Return the moments that `normalize` asks for, one of each for every channel. Raise UserError for a wrong value."""
     if normalize is None:
         return (0.0,) * channels, (1.0,) * channels
     if normalize == "dataset":
@@ -61,7 +61,7 @@ def source_moments(source: Source, size: tuple[int, int], channels: int, share: 
         except (decode.Unreadable, BadExample):
             continue  # reported, or skipped, when the stream meets it
     if not images:
-        raise UserError(f"{source.name}: not one of its images can be read")
+        raise UserError(f"{source.name}: none of its images can be read")
     return pixel_moments(np.stack(images))
 
 

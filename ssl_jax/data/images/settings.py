@@ -79,16 +79,16 @@ class ImageDataSettings:
         return (size, size) if isinstance(size, int) else tuple(size) * (2 // len(size))
 
     def open(self, uri: str) -> Source:
-        """Open a source of images. Raises UserError where it has none."""
+        """Open a source of images. Raise UserError where it has none."""
         source = load_source(uri, dir=self.dir, columns=self.columns, label_separator=self.label_separator)
         require_images(source)
         return source
 
     def source(self, split: str) -> Source:
-        """Open the source of a split, its labels numbered by the classes of the run. Raises UserError for an unknown class."""
+        """Open the source of a split, its labels numbered by the classes of the run. Raise UserError for an unknown class."""
         training = self.open(self.train)
         if split == "train" and self.label_separator is not None and self.train.partition(":")[0] not in TABLES:
-            raise UserError(f"data.label_separator: {self.train} is no table; those are {', '.join(TABLES)}")
+            raise UserError(f"data.label_separator: {self.train} is not a table; use one of {', '.join(TABLES)}")
         classes, named_by = (self.classes, "data.classes") if self.classes else (training.classes, self.train)
         source = self.open(self.test) if split == "test" and self.test is not None else training
         return match_classes(source, classes, named_by, self.unknown_classes)
@@ -100,12 +100,12 @@ class ImageDataSettings:
         held = held_out(dataset.source.keys(), self.holdout, dataset.source.labels())
         if split == "test" and not held.any():
             why = f"data.holdout={self.holdout:g} of {dataset.size:,} examples"
-            raise UserError(f"data.test is missing, and {why} holds nothing out for it")
+            raise UserError(f"data.test is missing, and {why} holds out no test examples; set one of the two")
         return subset(dataset, np.flatnonzero(held if split == "test" else ~held)) if held.any() else dataset
 
 
 def labelled(source: Source) -> bool:
-    """Whether a source has labels, without reading them where it says so."""
+    """Return whether a source has labels, without reading them where it says so."""
     return bool(source.all_labelled) or source.labels() is not None
 
 

@@ -28,7 +28,7 @@ def as_stored(images: np.ndarray, name: str) -> np.ndarray:
     low, high = int(images.min()), int(images.max())
     if images.dtype == np.uint16:
         if 0 < high <= 255:
-            raise UserError(f"{name}: image is uint16 and reaches no higher than {high}; convert 8-bit values to uint8")
+            raise UserError(f"{name}: image is uint16, but its highest value is {high}; convert 8-bit values to uint8")
         return images.astype(np.float32) / np.float32(65535)
     if low < 0 or high > 255 or high == 1:
         raise UserError(
@@ -38,13 +38,13 @@ def as_stored(images: np.ndarray, name: str) -> np.ndarray:
 
 
 def as_unit_range(images: np.ndarray, name: str = "image") -> np.ndarray:
-    """Return images as f32 in [0, 1], by the rule of `as_stored`. Raises UserError."""
+    """Return images as f32 in [0, 1], by the rule of `as_stored`. Raise UserError."""
     images = as_stored(np.asarray(images), name)
     return images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images
 
 
 def as_uint8(images: np.ndarray, name: str = "image") -> np.ndarray:
-    """Return images as u8, by the rule of `as_stored`. Raises UserError."""
+    """Return images as u8, by the rule of `as_stored`. Raise UserError."""
     images = as_stored(np.asarray(images), name)
     return images if images.dtype == np.uint8 else np.round(images * 255).astype(np.uint8)
 

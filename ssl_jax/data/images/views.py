@@ -91,13 +91,13 @@ def named_seed(generator: np.random.Generator, name: str) -> np.random.SeedSeque
 def read_views(section: Mapping, size: tuple[int, int], augment: Augment) -> tuple[Copies, ...]:
     """The views of the config's section `data.views`, where the data's own size and augmentation are the defaults.
 
-    Raises UserError for a name that a batch uses otherwise and for wrong keys and values, under their full name.
+    Raise UserError for a name that a batch uses otherwise and for wrong keys and values, under their full name.
     """
     views = []
     for name, keys in section.items():
         path = f"data.views.{name}"
         if name in RESERVED:
-            raise UserError(f"{path}: a batch has another array of this name; choose any name but {', '.join(RESERVED)}")
+            raise UserError(f"{path}: a batch already has an array of this name; use another name than {', '.join(RESERVED)}")
         view = read(View, keys, path)
         own = augment if view.augment is None else view.augment
         if isinstance(own, tuple):

@@ -135,7 +135,7 @@ def load_source(
     """Open the source behind `uri`; `dir`: where prepared data lies; `columns`: which column of a table holds what;
     `label_separator`: what separates the classes of an example in a table's cell, where it may have several.
 
-    Raises UserError for an unknown scheme or name (the nearest is named) and for data that does not exist (how to get it).
+    Raise UserError for an unknown scheme or name (the nearest is named) and for data that does not exist (how to get it).
     """
     if not isinstance(uri, str) or ":" not in uri:
         from ssl_jax.data.sources.bundled import BUNDLED
@@ -177,7 +177,7 @@ def resolve(target: str, uri: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
         if error.name == module:
-            raise UserError(f"{uri}: this version reads no such source") from None
+            raise UserError(f"{uri}: this version does not support this source") from None
         raise
 
 

@@ -71,7 +71,7 @@ class Npz(Arrays):
         classes = arrays.pop("classes", None)
         for key, value in arrays.items():
             if value.ndim == 0:
-                raise UserError(f"{name}: {key} is a single number; expected one entry an example")
+                raise UserError(f"{name}: {key} is a single number; expected one entry per example")
         if "image" in arrays:
             arrays["image"] = self._images(name, arrays["image"])
         names: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ class Npz(Arrays):
 
 
 def named_labels(name: str, labels: np.ndarray, classes: np.ndarray | None) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return (i32[N] class numbers, class names) of labels that are numbers or names. Raises UserError."""
+    """Return (i32[N] class numbers, class names) of labels that are numbers or names. Raise UserError."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim == 1 and labels.dtype.kind in "SU":
@@ -106,7 +106,7 @@ def named_labels(name: str, labels: np.ndarray, classes: np.ndarray | None) -> t
         number = {text: i for i, text in enumerate(names)} | {"": MISSING}
         for index, text in enumerate(texts):
             if text not in number:
-                raise UserError(f"{name}: example {index:,} has label {text!r}, which is none of its {len(names)} classes")
+                raise UserError(f"{name}: example {index:,} has label {text!r}, which is not among its {len(names)} classes")
         return np.array([number[text] for text in texts], np.int32), names
     labels = check_labels(name, labels)
     highest = int(labels.max(initial=MISSING))
@@ -117,11 +117,11 @@ def named_labels(name: str, labels: np.ndarray, classes: np.ndarray | None) -> t
 
 
 def check_labels(name: str, labels: np.ndarray) -> np.ndarray:
-    """Return i32[N] class numbers from 0 on (MISSING for none). Raises UserError that names the first of another kind."""
+    """Return i32[N] class numbers from 0 on (MISSING for none). Raise UserError that names the first of another kind."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f"{name}: label is {labels.dtype}{list(labels.shape)}, expected whole numbers, one an example")
+        raise UserError(f"{name}: label is {labels.dtype}{list(labels.shape)}, expected whole numbers, one per example")
     wrong = ((labels < 0) & (labels != MISSING)) | (labels >= 2**24)
     if wrong.any():
         index = int(np.argmax(wrong))

@@ -66,18 +66,18 @@ def read_bytes(uri: str, path: str) -> bytes:
     try:
         return gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{uri}: is a damaged gzip file ({error}); fetch it again") from None
+        raise UserError(f"{uri}: is a damaged gzip file ({error}); download it again") from None
 
 
 def is_gzip(data: bytes) -> bool:
-    """Whether the first bytes of a file are gzip's."""
+    """Return whether the first bytes of a file are gzip's."""
     return data[:2] == b"\x1f\x8b"
 
 
 def read_text(uri: str, path: str, encoding: str = "utf-8") -> str:
     """Return the text of a file, gzipped or not, without a byte order mark, its line ends as "\\n".
 
-    Raises UserError that names the line that is not in `encoding`.
+    Raise UserError that names the line that is not in `encoding`.
     """
     data = read_bytes(uri, path)
     try:

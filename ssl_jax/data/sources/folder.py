@@ -59,7 +59,9 @@ class Folder(Source):
         self.files, self.classes = flat or [file for files in found.values() for file in files], tuple(found)
         if not self.files:
             what = "; ".join(self.remarks())
-            raise UserError(f"{self.name}: holds no image, in it or in class folders below it{f' ({what})' if what else ''}")
+            raise UserError(
+                f"{self.name}: contains no image, neither directly nor in class folders{f' ({what})' if what else ''}"
+            )
         labels = [label for label, files in enumerate(found.values()) for _ in files]
         self._labels = np.array(labels, np.int32) if labels else None
 
@@ -92,7 +94,7 @@ class Folder(Source):
             yield from self._images(folder, trail | {here})
 
     def _is_image(self, file: str) -> bool:
-        """Whether a file is an image by its suffix; what is not is counted."""
+        """Return whether a file is an image by its suffix; what is not is counted."""
         suffix = os.path.splitext(file)[1].lower()
         if suffix in suffixes():
             return True
@@ -144,7 +146,7 @@ class Folder(Source):
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
-    """Whether an entry is a folder or a link to one; not where the link leads round in a circle."""
+    """Return whether an entry is a folder or a link to one; not where the link leads round in a circle."""
     try:
         return entry.is_dir()
     except OSError:

@@ -168,7 +168,7 @@ def require_images(source: Source) -> None:
     """Raise UserError for a table without a column of images."""
     if not source.has_image:
         columns = ", ".join(map(repr, source[0]))
-        raise UserError(f"{source.name}: no column of {columns} is known to hold the image; set data.columns.image")
+        raise UserError(f"{source.name}: the column of images is unknown (columns: {columns}); set data.columns.image")
 
 
 def open_jsonl(path: str, *, columns: tuple = (), label_separator: str | None = None, **options: Any) -> Source:
@@ -212,7 +212,7 @@ def _root(path: str) -> pathlib.Path:
 def column_names(uri: str, header: Sequence[str], wanted: dict[str, str | None]) -> dict[str, str]:
     """Return which column is the image's, the text's and the label's, by `wanted` or by what they are usually called.
 
-    A column that is wanted as None is not read. Raises UserError for a wanted column that is not there.
+    A column that is wanted as None is not read. Raise UserError for a wanted column that is not there.
     """
     names = {}
     for role, usual in COLUMNS.items():

@@ -77,7 +77,9 @@ class Parquet(Source):
         if names is not None:
             wrong = next((i for i, value in enumerate(values) if value is not None and not -1 <= value < len(names)), None)
             if wrong is not None:
-                raise UserError(f"{self.describe(wrong)} has label {values[wrong]}, which is none of {len(names)} classes")
+                raise UserError(
+                    f"{self.describe(wrong)} has label {values[wrong]}, which is not among the {len(names)} classes"
+                )
             return _or_none(np.array([MISSING if value is None else value for value in values], np.int32)), tuple(names)
         texts = ["" if value is None or value == -1 else str(value).strip() for value in values]
         classes = vocabulary(texts)
@@ -182,7 +184,7 @@ def _arrow_copy(uri: str, files: list[str]) -> pathlib.Path:
                     schema = rows.schema_arrow
                     writer = stack.enter_context(pyarrow.ipc.new_file(str(partial), schema))
                 if rows.schema_arrow.remove_metadata() != schema.remove_metadata():
-                    raise UserError(f"{uri}: {file} has other columns than {files[0]}; read them apart")
+                    raise UserError(f"{uri}: {file} has other columns than {files[0]}; read them as separate sources")
                 for batch in rows.iter_batches(1024):
                     writer.write_batch(batch)
         os.replace(partial, copy)

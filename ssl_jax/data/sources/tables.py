@@ -19,7 +19,7 @@ def separated(uri: str, path: str, *, separator: str = ",", quotes: bool = True)
     """Yield (line number, cells) of every row, the header included; rows all have as many cells as the first.
 
     With `quotes` a field may be quoted and then hold separators, line ends and doubled quotes (RFC 4180); without, as in
-    GLUE's files, a row is a line. Blank lines are ignored. Raises UserError with the line for a quote that is not closed, a
+    GLUE's files, a row is a line. Blank lines are ignored. Raise UserError with the line for a quote that is not closed, a
     quote or a carriage return within a field, and a row with more or fewer cells.
     """
     text = read_text(uri, path)
@@ -103,7 +103,7 @@ def json_lines(uri: str, path: str, skip: Callable[[UserError], None] | None = N
 
 
 def json_object(uri: str, place: str, line: str | bytes) -> dict[str, Any]:
-    """Parse the JSON object of one line. NaN and infinities are None; half a surrogate pair is U+FFFD. Raises UserError."""
+    """Parse the JSON object of one line. NaN and infinities are None; half a surrogate pair is U+FFFD. Raise UserError."""
     try:
         text = line if isinstance(line, str) else line.decode("utf-8-sig")
         row = json.loads(text, parse_constant=lambda constant: None)
@@ -111,9 +111,9 @@ def json_object(uri: str, place: str, line: str | bytes) -> dict[str, Any]:
         raise UserError(f"{uri}: {place} is not UTF-8 (byte {error.start:,} of the line); convert it first") from None
     except json.JSONDecodeError as error:
         where = f"{error.msg} at character {error.colno}"
-        raise UserError(f"{uri}: {place} is not JSON ({where}); write one object a line") from None
+        raise UserError(f"{uri}: {place} is not JSON ({where}); write one object per line") from None
     except RecursionError:
-        raise UserError(f"{uri}: {place} is nested too deeply") from None
+        raise UserError(f"{uri}: {place} is nested too deeply for JSON; remove or flatten it") from None
     if not isinstance(row, dict):
         raise UserError(
             f'{uri}: {place} is {str(row)[:40]!r}, expected an object with keys, such as {{"text": ..., "label": ...}}'
@@ -130,7 +130,7 @@ def _whole_characters(value: Any) -> Any:
 
 
 def text_of(value: Any) -> str | None:
-    """Return a cell as text: None for null, NaN and nothing at all. Raises ValueError for a list, an object or true/false."""
+    """Return a cell as text: None for null, NaN and nothing at all. Raise ValueError for a list, an object or true/false."""
     if value is None or (isinstance(value, float) and value != value):
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):

@@ -43,7 +43,7 @@ class TarShards(Source):
         self.shards = _shards(self.name, pattern)
         self.index, self.names, labels, self.without_image, self.repeated = _index(self.name, self.shards)
         if len(self.index) == 0:
-            raise UserError(f"{self.name}: holds no image; expected members such as 000000000.jpg and 000000000.txt")
+            raise UserError(f"{self.name}: contains no image; expected members such as 000000000.jpg and 000000000.txt")
         self.classes = vocabulary(labels.tolist())
         numbers = {label: i for i, label in enumerate(self.classes)} | {"": MISSING}
         self._labels = np.array([numbers[label] for label in labels.tolist()], np.int32) if self.classes else None
@@ -161,7 +161,7 @@ class Scanned:
 
 
 def _scan(number: int, shard: str) -> Scanned:
-    """List the examples of one shard; only headers and class files are read. Raises UserError for a damaged archive."""
+    """List the examples of one shard; only headers and class files are read. Raise UserError for a damaged archive."""
     members: dict[str, dict[str, tuple[int, int]]] = {}
     labels: dict[str, str] = {}
     repeated = 0
@@ -179,7 +179,7 @@ def _scan(number: int, shard: str) -> Scanned:
                 if suffix == "cls" and key not in labels:
                     labels[key] = archive.extractfile(member).read().decode("utf-8", "replace").strip()
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"{shard}: is not a readable tar archive ({error}); fetch it again") from None
+        raise UserError(f"{shard}: is not a readable tar archive ({error}); download it again") from None
     found = Scanned([], [], [], 0, repeated)
     for key, parts in members.items():
         image = next((place for suffix, place in parts.items() if f".{suffix}" in suffixes()), None)

@@ -50,7 +50,7 @@ def read_table(uri: str, columns: dict[str, Column], *, header: bool | None = No
     """Read the rows behind `uri` (tsv:, csv:, jsonl:, trec:, parallel:FILE,FILE or any source); `columns` renames columns.
 
     `header` says whether the first line of a tsv or csv names the columns; by default it does where a column is asked for
-    by name. A tsv has no quotes (as GLUE's), a csv has. Files may be gzipped. Raises UserError for a column that is not
+    by name. A tsv has no quotes (as GLUE's), a csv has. Files may be gzipped. Raise UserError for a column that is not
     there, a row that is too short, an empty file, text that is not UTF-8, text that is null, and an empty side of parallel
     text. With `skip_bad` a line of JSON that cannot be read, and a row with one of the last two, are passed over and counted.
     """
@@ -96,7 +96,7 @@ def _read_table(uri: str, columns: tuple[tuple[str, Column], ...], header: bool 
             found[name].append(text)
         places.append(place)
     if not places:
-        raise UserError(f"{uri}: not one of its {len(bad):,} rows can be read; {bad[0]}" if bad else _EMPTY.format(uri))
+        raise UserError(f"{uri}: none of its {len(bad):,} rows can be read; {bad[0]}" if bad else _EMPTY.format(uri))
     return Table(uri, {name: tuple(values) for name, values in found.items()}, tuple(places), len(bad))
 
 
@@ -118,7 +118,7 @@ def _number(uri: str, column: Column, names: tuple[str, ...] | None, width: int)
 
 
 def _cell(uri: str, place: str, name: str, value: Any) -> str:
-    """Return a cell as text; "" is a missing label. Raises UserError for anything else that is not text or a number."""
+    """Return a cell as text; "" is a missing label. Raise UserError for anything else that is not text or a number."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, np.generic):
@@ -161,7 +161,7 @@ def _trec(uri: str, path: str) -> Iterator[tuple[str, list[str]]]:
 def _parallel(uri: str, path: str) -> Iterator[tuple[str, list[str]]]:
     files = path.split(",")
     if len(files) != 2:
-        raise UserError(f"{uri}: expected two files, parallel:SOURCE,TARGET, one sentence a line")
+        raise UserError(f"{uri}: expected two files, parallel:SOURCE,TARGET, with one sentence per line")
     source, target = ([line for _, line in lines_of(read_text(f"parallel:{file}", file))] for file in files)
     if len(source) != len(target):
         raise UserError(f"{uri}: the files differ in length, {len(source):,} and {len(target):,} lines; they must be aligned")

@@ -28,7 +28,7 @@ def data_dir(dir: str | None = None) -> pathlib.Path:
 def open_tfds(rest: str, dir: str | None = None) -> Source:
     """Open a prepared data set; the split ("train", "test[:50%]" ...) is "train" unless named.
 
-    Raises UserError for data that is not there (how to get it), for an unknown split, and for another file format.
+    Raise UserError for data that is not there (how to get it), for an unknown split, and for another file format.
     """
     name, _, split = rest.partition(":")
     folder = find(name, data_dir(dir))
@@ -120,7 +120,7 @@ class Prepared(Source):
             return None
         labels = check_labels(self.name, self._labels)
         if (labels == MISSING).any():
-            raise UserError(f"{self.describe(int(np.argmax(labels == MISSING)))} has no label, where others have one")
+            raise UserError(f"{self.describe(int(np.argmax(labels == MISSING)))} has no label, although others have one")
         return labels
 
     @functools.cached_property

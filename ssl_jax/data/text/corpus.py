@@ -90,7 +90,7 @@ def build(section: Any, *, split: str = "train", train: bool = True, workdir: st
     """
     settings = read(TokensSettings, section, "data")
     if settings.packing == "pairs":
-        raise UserError('data.packing="pairs" makes sequences of two parts for masked tokens; use "windows" or "documents"')
+        raise UserError('data.packing="pairs": is for masked-token tasks only; use "windows" or "documents"')
     tokenizer = load_tokenizer(settings, workdir)
     return _windows(settings, tokenizer, *load_tokens(settings, tokenizer, split), train)
 
@@ -127,7 +127,7 @@ def load_tokens(settings: TokensSettings, tokenizer: Tokenizer, split: str, *, c
             start, stop = (middle, source.size) if test else (0, middle)
             name = f"{uri} ({'its' if test else 'without its'} last {share})"
     elif split == "test" and settings.test is None:
-        raise UserError("data.test is missing, and data.holdout=0 keeps nothing back for it")
+        raise UserError("data.test is missing, and data.holdout=0 holds out no test text; set one of the two")
     array = token_array(
         source, tokenizer, start=start, stop=stop, sentences=settings.packing == "pairs", cache=settings.cache,
         prefix=tokenizer.document_prefix if causal else (),
@@ -316,10 +316,10 @@ def _sequences(settings: TokensSettings, tokenizer: Tokenizer, array: TokenArray
     ids = (tokenizer.require("cls"), tokenizer.require("sep"), tokenizer.require("pad"))
     tokenizer.require("mask")
     if len(array.tokens) < 2:
-        raise UserError(f"{name}: holds {len(array.tokens)} tokens; a masked-token task needs more")
+        raise UserError(f"{name}: has only {len(array.tokens)} tokens; a masked-token task needs more text")
     pairs, content = settings.packing == "pairs", settings.block - (3 if settings.packing == "pairs" else 2)
     if content < 2:
-        raise UserError(f"data.block={settings.block}: leaves no room beside [CLS] and [SEP]")
+        raise UserError(f"data.block={settings.block}: has no space for text besides [CLS] and [SEP]; raise it")
     generator = np.random.default_rng([0, int(train)])
     duplicates, short = (settings.duplicates, settings.short_sequences) if train else (1, 0.0)
     if pairs:
@@ -337,7 +337,7 @@ def _sequences(settings: TokensSettings, tokenizer: Tokenizer, array: TokenArray
         table[:, 0], table[:, 1] = starts, content
         table = np.tile(table, (duplicates, 1))
     if len(table) == 0:
-        raise UserError(f"{name}: gives no sequence; data.packing={settings.packing!r} needs documents of several sentences")
+        raise UserError(f"{name}: yields no sequence; data.packing={settings.packing!r} needs documents of several sentences")
     full = settings.packing == "windows"
     spans = Spans(array.tokens, table.astype(np.int64), settings.block, ids, pairs, full)
     names = ["tokens"] + ([] if full else ["segments"]) + (["token_types"] if pairs else [])

@@ -43,7 +43,7 @@ class Documents(Protocol):
 
     @property
     def separable(self) -> bool:
-        """Whether it has several documents, or may have: else it is one continuous text."""
+        """Return whether it has several documents, or may have: else it is one continuous text."""
         ...
 
     def fingerprint(self) -> str: ...
@@ -142,7 +142,7 @@ def content_size(uri: str, path: str) -> int:
     try:
         return _gzip_size(path, stat.st_size, stat.st_mtime_ns)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{uri}: {path} is a damaged gzip file ({error}); fetch it again") from None
+        raise UserError(f"{uri}: {path} is a damaged gzip file ({error}); download it again") from None
 
 
 def _is_gzip(path: str) -> bool:
@@ -235,7 +235,7 @@ class TextFiles:
                 data = rest + block
                 last = place + len(data) >= high
                 if not block and not last:
-                    raise UserError(f"{self.name}: {file} became shorter while it was read")
+                    raise UserError(f"{self.name}: {file} became shorter while it was read; start again when it is complete")
                 text, used, exact = self._decode(file, data, place, last)
                 if not last and exact:  # keep back what stands behind the last good cut
                     keep = self._document_cut(text)

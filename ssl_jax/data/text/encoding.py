@@ -43,7 +43,7 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) ->
     """Texts as a causal model reads them, behind what the tokenizer itself puts before a text: (tokens i32[N, max_length],
     padded, and length i32[N]). A text that is too long loses its last tokens; an empty one is the token that begins a text.
 
-    Raises UserError for an empty text where there is no such token.
+    Raise UserError for an empty text where there is no such token.
     """
     tokens = np.full((len(texts), max_length), tokenizer.pad_id or 0, np.int32)
     length = np.empty(len(texts), np.int32)

@@ -193,7 +193,7 @@ def read_squad(uri: str, *, check: bool, skip: bool = False) -> tuple[tuple[Ques
             continue
         kept.append(question)
     if not kept:
-        raise UserError(f"{uri}: not one of its {len(questions):,} questions has its answer where it is said to be")
+        raise UserError(f"{uri}: none of its {len(questions):,} questions has its answer at answer_start; correct the file")
     return tuple(kept), skipped
 
 

@@ -60,7 +60,7 @@ class TextSettings:
 
     @property
     def skips(self) -> bool:
-        """Whether rows that cannot be read are left out and counted."""
+        """Return whether rows that cannot be read are left out and counted."""
         return self.on_bad_example == "skip"
 
     def uri(self, split: str) -> str:
@@ -99,7 +99,7 @@ class LabelledText(TextSettings):
             raise UserError(f"held_out={self.held_out}: must lie in (0, 1)")
 
     def of_training(self, split: str) -> bool:
-        """Whether a split's rows come from the training file."""
+        """Return whether a split's rows come from the training file."""
         return split == "train" or self.held_out is not None
 
     def part(self, split: str, dataset: Dataset) -> Dataset:

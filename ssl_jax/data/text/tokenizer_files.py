@@ -68,7 +68,7 @@ def load(path: str | pathlib.Path) -> Tokenizer:
 
 
 def holds_tokenizer(folder: pathlib.Path) -> bool:
-    """Whether `load` finds files to read."""
+    """Return whether `load` finds files to read."""
     names = (("tokenizer.json",), ("vocab.txt",), *GPT2_FILES)
     return any(all((folder / name).is_file() for name in group) for group in names)
 
@@ -126,7 +126,7 @@ def read_vocab_txt(path: pathlib.Path) -> dict[str, int]:
     tokens = [token.rstrip("\r") for token in (tokens[:-1] if tokens[-1] == "" else tokens)]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     if "[UNK]" not in vocabulary:
-        raise UserError(f"{path}: lacks [UNK]; expected BERT's vocab.txt, one token a line")
+        raise UserError(f"{path}: lacks [UNK]; expected BERT's vocab.txt, one token per line")
     return vocabulary
 
 

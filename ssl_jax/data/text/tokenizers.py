@@ -373,7 +373,7 @@ class FastTokenizer(Tokenizer):
 
     @functools.cached_property
     def _starts_with_space(self) -> bool:
-        """Whether every text gets a space in front (LLaMA's "▁"), even one that begins with a space."""
+        """Return whether every text gets a space in front (LLaMA's "▁"), even one that begins with a space."""
         a, again = self._encode(["a", " a"])
         return self._encode(["a a"])[0] != a + again
 
@@ -434,7 +434,7 @@ class FastTokenizer(Tokenizer):
 
 
 def is_stand_in(tokenizer: Any) -> bool:
-    """Whether this is `interop.files.numbers`: no tokenizer, but the texts "0", "1" ... for the ids of a model without one."""
+    """Return whether this is `interop.files.numbers`, whose texts are token ids, for a model without a tokenizer."""
     named = sum(tokenizer.token(i) == str(i) for i in range(tokenizer.size))
     return named >= tokenizer.size - 6
 
@@ -443,7 +443,7 @@ def is_stand_in(tokenizer: Any) -> bool:
 
 
 def inside_word(character: str) -> bool:
-    """Whether a character can continue a word: letters, digits and marks of scripts that put spaces between words."""
+    """Return whether a character can continue a word: letters, digits and marks of scripts that put spaces between words."""
     letter = character.isalnum() or unicodedata.category(character).startswith("M")
     return letter and not any(low <= ord(character) <= high for low, high in _UNSPACED)
 
@@ -482,7 +482,7 @@ def word_marks(tokens: Sequence[str], model: str) -> Any:
         return lambda token: byte_inside_word(as_bytes(token))
     if any(token[:1].isspace() for token in tokens) and not any(token.endswith("</w>") for token in tokens):
         return lambda token: inside_word(token[0])
-    raise UserError("data.tokenizer: whole-word masking needs tokens that say where a word begins (##, ▁ or Ġ)")
+    raise UserError("data.tokenizer: whole-word masking needs a vocabulary that marks where words begin (##, ▁ or Ġ)")
 
 
 def _is_byte(token: str) -> bool:
