@@ -3,6 +3,7 @@ r"""Mask sampling for MAE (He et al. 2022, table 1f), on Fashion-MNIST.
     ssl-jax sweep --experiment=experiments/mae/mask_sampling.py --workdir=runs/mask_sampling
 
 The paper: random masking is best; blocks are harder to reconstruct, and a regular grid is too easy.
+Here (results/mask_sampling.md): random is first in linear probing, the grid last (-1.4 points, p 0.31 after Holm).
 """
 
 from ssl_jax.experiments import zipped

@@ -4,6 +4,7 @@ r"""Mask tokens in the encoder or only in the decoder (He et al. 2022, table 1c)
 
 The paper: an encoder that sees mask tokens loses 14 points of linear probing, since it never sees a whole image in training,
 and needs 3.3 times the FLOPs. The report's table of costs has the measured time of a step.
+Here (results/mask_token.md): a step takes 1.96 times as long, and three seeds show no loss of accuracy.
 """
 
 from ssl_jax.experiments import Arm

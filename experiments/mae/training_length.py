@@ -4,6 +4,7 @@ r"""MAE's training length (He et al. 2022, figure 7), on Fashion-MNIST.
 
 The paper, 100 to 1,600 epochs: accuracy rises with every doubling, and linear probing has not saturated at the end. As in the
 paper, each length is a separate run with a complete schedule.
+Here (results/training_length.md): every doubling from 1 to 8 epochs raises both accuracies.
 """
 
 from ssl_jax.experiments import product

@@ -24,39 +24,41 @@ from ssl_jax import devices  # noqa: E402
 from ssl_jax.reports.tables import markdown  # noqa: E402
 
 ROOT, HERE = pathlib.Path(__file__).parents[2], pathlib.Path(__file__).parent
-PROBE = "dict(linear_probe=dict(l2=(1e-4, 1e-5, 1e-6), baselines=False))"
-CASES = {  # name -> config, overrides
-    "mae/fashion_mnist.py": {"training.duration": "300 steps", "downstream": PROBE},
-    "gpt/shakespeare_char_cpu.py": {"training.duration": "500 steps"},
+CASES = {  # config -> steps, the metric that is compared, whether a linear probe is the only evaluator
+    "mae/fashion_mnist.py": ("300 steps", "linear_probe/accuracy", True),
+    "gpt/shakespeare_char_cpu.py": ("500 steps", "next_token/loss", False),
 }
+CONFIG = """import runpy
+def get_config():
+    config = runpy.run_path({base!r})["get_config"]()
+    if {probe}:
+        config.downstream = dict(linear_probe=dict(l2=(1e-4, 1e-5, 1e-6), baselines=False))
+    return config
+"""
 EXPERIMENT = """from ssl_jax.experiments import Arm
 def get_experiment():
     return dict(config={config!r}, arms=(Arm("base"),), seeds=range({seeds}), columns={{{metric!r}: "result"}})
 """
-METRICS = {"mae/fashion_mnist.py": "linear_probe/accuracy", "gpt/shakespeare_char_cpu.py": "next_token/loss"}
 
 
-def command(name: str, *arguments: str, steps: str | None = None) -> float:
-    """Run `ssl-jax` with the case's overrides and return its seconds."""
-    overrides = CASES[name] | ({"training.duration": steps} if steps else {})
-    words = [sys.executable, "-m", "ssl_jax.cli", *arguments, *(f"--config.{key}={value}" for key, value in overrides.items())]
+def command(*words: str) -> float:
+    """Run `ssl-jax` and return its seconds."""
     begun = time.perf_counter()
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "ssl_jax.cli", *words], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{' '.join(words)}: {(done.stderr or done.stdout).strip()[-800:]}")
+        raise SystemExit(f"ssl-jax {' '.join(words)}: {(done.stderr or done.stdout).strip()[-800:]}")
     return time.perf_counter() - begun
 
 
-def single(name: str, workdir: pathlib.Path, seed: int, **options) -> float:
-    return command(
-        name, "run", f"--config={ROOT / 'configs' / name}", f"--config.seed={seed}", f"--workdir={workdir}", **options
-    )
+def single(config: pathlib.Path, workdir: pathlib.Path, seed: int, steps: str) -> float:
+    return command("run", f"--config={config}", f"--config.seed={seed}", f"--config.training.duration={steps}",
+                   f"--workdir={workdir}")  # fmt: skip
 
 
-def sweep(name: str, folder: pathlib.Path, seeds: int, **options) -> float:
+def sweep(config: pathlib.Path, folder: pathlib.Path, seeds: int, steps: str, metric: str) -> float:
     experiment = folder.with_suffix(".py")
-    experiment.write_text(EXPERIMENT.format(config=str(ROOT / "configs" / name), seeds=seeds, metric=METRICS[name]))
-    return command(name, "sweep", f"--experiment={experiment}", f"--workdir={folder}", **options)
+    experiment.write_text(EXPERIMENT.format(config=str(config), seeds=seeds, metric=metric))
+    return command("sweep", f"--experiment={experiment}", f"--config.training.duration={steps}", f"--workdir={folder}")
 
 
 def parts(workdirs: list[pathlib.Path]) -> dict[str, float]:
@@ -71,18 +73,21 @@ def results(workdirs: list[pathlib.Path], metric: str) -> list[float]:
 
 
 def measured(name: str, seeds: int) -> dict:
+    steps, metric, probe = CASES[name]
     with tempfile.TemporaryDirectory() as folder:
         root = pathlib.Path(folder)
-        single(name, root / "warm", 0, steps="20 steps")
-        sweep(name, root / "warm_sweep", 2, steps="20 steps")
+        config = root / "config.py"
+        config.write_text(CONFIG.format(base=str(ROOT / "configs" / name), probe=probe))
+        single(config, root / "warm", 0, "120 steps")
+        sweep(config, root / "warm_sweep", 2, "120 steps", metric)
         alone = [root / f"seed{seed}" for seed in range(seeds)]
-        seconds = [single(name, alone[seed], seed) for seed in range(seeds // 2)]
-        together = sweep(name, root / "sweep", seeds)
-        seconds += [single(name, alone[seed], seed) for seed in range(seeds // 2, seeds)]
+        seconds = [single(config, alone[seed], seed, steps) for seed in range(seeds // 2)]
+        together = sweep(config, root / "sweep", seeds, steps, metric)
+        seconds += [single(config, alone[seed], seed, steps) for seed in range(seeds // 2, seeds)]
         swept = [root / "sweep" / "base" / f"seed{seed}" for seed in range(seeds)]
         return {
-            "singles": {"seconds": sum(seconds), "each": seconds, **parts(alone), "results": results(alone, METRICS[name])},
-            "sweep": {"seconds": together, **parts(swept), "results": results(swept, METRICS[name])},
+            "singles": {"seconds": sum(seconds), "each": seconds, **parts(alone), "results": results(alone, metric)},
+            "sweep": {"seconds": together, **parts(swept), "results": results(swept, metric)},
             "share": together / sum(seconds),
         }
 
@@ -102,9 +107,8 @@ def main() -> None:
             rows.append([name, f"{arguments.seeds} commands" if form == "singles" else "one sweep", f"{spent['seconds']:.0f}",
                          f"{spent['training']:.0f}", f"{spent['evaluation']:.0f}", f"{rest:.0f}", share])  # fmt: skip
         print(rows[-2], rows[-1], sep="\n", flush=True)
-        arguments.json.write_text(
-            json.dumps({"host": devices.processor(), "cores": devices.cores(), "configs": found}, indent=1)
-        )
+        machine = {"host": devices.processor(), "cores": devices.cores()}
+        arguments.json.write_text(json.dumps(machine | {"configs": found}, indent=1) + "\n")
     text = f"{devices.cores()} cores, {devices.processor()}; {arguments.seeds} seeds, seconds.\n\n"
     text += markdown(["config", "form", "in all", "training", "evaluation", "start, data, programs", "share"], rows)
     print(text)
