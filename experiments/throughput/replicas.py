@@ -37,7 +37,7 @@ def get_config():
 """
 EXPERIMENT = """from ssl_jax.experiments import Arm
 def get_experiment():
-    return dict(config={config!r}, arms=(Arm("base"),), seeds=range({seeds}), columns={{{metric!r}: "result"}})
+    return dict(config={config!r}, arms=(Arm("base"),), seeds={seeds}, columns={{{metric!r}: "result"}})
 """
 
 
