@@ -7,13 +7,13 @@ import pathlib
 import subprocess
 import sys
 
+import jaxlib.version
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-import jaxlib.version  # noqa: E402
-
-# Most tests compile for longer than they compute: without LLVM's optimizations and XLA's slower, newer code generator for fusions
-# they take half the processor time, and are as exact.
+# Most tests compile for longer than they compute. Without LLVM's optimizations, and with XLA's older code generator for
+# fusions, they take half the processor time and are as exact.
 FLAGS = "--xla_backend_optimization_level=0"
 if jaxlib.version.__version_info__ < (0, 11):  # XLA ends the process at a flag that a later version no longer knows
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
