@@ -76,7 +76,7 @@ def test_a_table_of_several_classes_an_example(folder, file):
     assert dataset.info.classes == CLASSES and dataset.info.shapes["label"].shape == (3,)
     np.testing.assert_array_equal(dataset.labels(), TARGETS)
     np.testing.assert_array_equal(Stream(dataset, batch_size=4, seed=0, shuffle=False).host_batch(0)["label"], TARGETS)
-    assert "1 to 2 examples a class, 0 to 2 classes an example, 1.0 in the mean" in inspect(uri, label_separator=separator)
+    assert "1 to 2 examples per class, 0 to 2 classes per example, 1.0 on average" in inspect(uri, label_separator=separator)
 
 
 def test_a_table_whose_labels_look_like_several_classes_says_so(folder):

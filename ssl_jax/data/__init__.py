@@ -1,4 +1,4 @@
-"""Where examples come from: sources (URI -> examples), kinds (settings -> Dataset) and the stream of batches."""
+"""Data: sources (URI -> examples), kinds (settings -> Dataset) and the stream of batches."""
 
 import importlib
 from typing import Any
@@ -15,6 +15,6 @@ KINDS = {
 
 
 def build(kind: str, section: Any, **options: Any) -> Any:
-    """The Dataset of `kind` (a key of KINDS) from the config's section `data`; options as the kind's `build` takes them."""
+    """Return the Dataset of `kind` (a key of KINDS) for the config's section `data`; `options` go to the kind's `build`."""
     module, _, name = KINDS[kind].partition(":")
     return getattr(importlib.import_module(module), name)(section, **options)

@@ -1,4 +1,4 @@
-"""What `ssl-jax data list | inspect URI | prepare URI` print."""
+"""The output of `ssl-jax data list | inspect URI | prepare URI`."""
 
 from ssl_jax.data.inspection import inspect as inspect
 from ssl_jax.data.sources import SCHEMES, load_source, tfds
@@ -10,16 +10,16 @@ FORMS = {
     "folder": "folder:DIR                     class folders of images, or one flat folder without labels",
     "tfds": "tfds:NAME[/CONFIG][:SPLIT]     what TFDS prepared as ArrayRecord",
     "text": "text:GLOB                      plain text files",
-    "jsonl": "jsonl:FILE                     one JSON object a line: columns by name",
+    "jsonl": "jsonl:FILE                     one JSON object per line: columns by name",
     "csv": "csv:FILE                       columns by name: image path, caption, label; text",
-    "tsv": "tsv:FILE                       the same, between tabs",
+    "tsv": "tsv:FILE                       the same, separated by tabs",
     "tar": "tar:GLOB                       shards of image, text and class files that share a name",
     "parquet": "parquet:GLOB                   tables of the datasets library: image, label, caption; text",
 }
 
 
 def list_sources(dir: str | None = None) -> str:
-    """Return the schemes, the bundled data sets, and what is prepared for `tfds:` in `dir` (or TFDS_DATA_DIR), as text."""
+    """Return, as text, the schemes, the bundled data sets, and data sets prepared for `tfds:` in `dir` (or TFDS_DATA_DIR)."""
     lines = ["sources:", *("  " + FORMS.get(scheme, scheme + ":...") for scheme in SCHEMES), "bundled:"]
     lines += [f"  bundled:{name}" for name in BUNDLED]
     root = tfds.data_dir(dir)
@@ -29,7 +29,7 @@ def list_sources(dir: str | None = None) -> str:
 
 
 def prepare(uri: str, *, dir: str | None = None) -> str:
-    """Prepare a `tfds:` data set as ArrayRecord, once; every other source is read as it is."""
+    """Prepare a `tfds:` data set as ArrayRecord, once; other sources need no preparation."""
     scheme, _, rest = uri.partition(":")
     if scheme != "tfds":
         return f"{uri}: {len(load_source(uri)):,} examples; needs no preparation"

@@ -1,4 +1,4 @@
-"""What `ssl-jax data inspect URI` prints: what a source holds, what of it is not read, and an example."""
+"""The output of `ssl-jax data inspect URI`: the content of a source, its unreadable parts, and an example."""
 
 import concurrent.futures
 import dataclasses
@@ -13,15 +13,15 @@ from ssl_jax.data.pairs import captions_of
 from ssl_jax.data.sources import MISSING, BadExample, Source, load_source
 from ssl_jax.errors import UserError
 
-SAMPLE = 1000  # examples that are read, evenly spaced
+SAMPLE = 1000  # number of evenly spaced examples that are read
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What reading one example showed."""
+    """The result of reading one example."""
 
-    size: tuple[int, int] | None = None  # width and height of its image
-    length: int | None = None  # characters of its text, or of its first caption
+    size: tuple[int, int] | None = None  # width and height of the image
+    length: int | None = None  # number of characters of the text, or of the first caption
     problem: str | None = None  # why it cannot be read
 
 
@@ -29,7 +29,7 @@ def inspect(
     uri: str, index: int | None = None, *, dir: str | None = None, columns: Mapping[str, str | None] | None = None,
     label_separator: str | None = None,
 ) -> str:  # fmt: skip
-    """Return what a source holds, as text: kind, counts, classes, sizes, what is not read; with `index`, that example.
+    """Return a source's content as text: kind, counts, classes, sizes, unreadable parts; or with `index`, one example.
 
     Up to SAMPLE evenly spaced examples are decoded. Raise UserError for a source that cannot be opened.
     """
@@ -60,7 +60,7 @@ def inspect(
 
 
 def look_at(source: Source, index: int) -> Found:
-    """Read one example whole, as training would, and say what it is or why it cannot be read."""
+    """Read one example completely, as training would; return its sizes or why it cannot be read."""
     try:
         example = source[index]
         image, size = example.get("image"), None
@@ -76,7 +76,7 @@ def look_at(source: Source, index: int) -> Found:
 
 
 def kind_of(source: Source, index: int) -> str:
-    """Return what kind of data an example is, in words."""
+    """Return the kind of data of an example in words."""
     example = source[index]
     labelled = ", labelled" if source.labels() is not None else ", without labels"
     if "image" in example:
@@ -95,11 +95,11 @@ def _classes(source: Source) -> dict[str, str]:
     if labels.ndim == 2:
         of_class, of_example = labels.sum(axis=0), labels.sum(axis=1)
         return facts | {
-            "labels": f"{of_class.min():,} to {of_class.max():,} examples a class, {of_example.min()} to {of_example.max()}"
-            f" classes an example, {of_example.mean():.1f} in the mean"
+            "labels": f"{of_class.min():,} to {of_class.max():,} examples per class, {of_example.min()} to {of_example.max()}"
+            f" classes per example, {of_example.mean():.1f} on average"
         }
     counts = np.bincount(labels[labels != MISSING], minlength=len(source.classes))
-    facts["labels"] = f"{counts.min():,} to {counts.max():,} examples a class"
+    facts["labels"] = f"{counts.min():,} to {counts.max():,} examples per class"
     if (labels == MISSING).any():
         facts["labels"] += f", {np.sum(labels == MISSING):,} examples without one"
     return facts
@@ -119,7 +119,7 @@ def _of(count: int) -> str:
 
 
 def _example(source: Source, index: int) -> list[str]:
-    """Return lines about one example: its place and its fields as they are stored."""
+    """Return lines about one example: its name and its stored fields."""
     try:
         fields = source[index]
     except BadExample as error:

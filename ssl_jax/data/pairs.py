@@ -1,4 +1,4 @@
-"""The kind "pairs": images with captions, from tables of paths, tar shards, TFDS or any source whose examples hold both."""
+"""The kind "pairs": images with captions, from tables of paths, tar shards, TFDS or any other source with both."""
 
 import dataclasses
 import functools
@@ -23,12 +23,12 @@ from ssl_jax.data.text.tokenizers import Tokenizer, TokenizerSettings
 from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo
 
-TOKENIZER_EXAMPLES = 1_000_000  # a tokenizer is trained on the captions of so many examples, evenly spaced
+TOKENIZER_EXAMPLES = 1_000_000  # a tokenizer is trained on the captions of at most this many evenly spaced examples
 
 
 @dataclasses.dataclass(frozen=True)
 class Affine:
-    """A random turn, zoom and shift, bilinear; what moves in from outside is `fill`."""
+    """A random bilinear rotation, zoom and shift; pixels from outside the image are `fill`."""
 
     rotate: float = 10.0  # degrees either way
     zoom: tuple[float, float] = (0.9, 1.1)
@@ -53,7 +53,7 @@ class Affine:
         angle = math.radians(generator.uniform(-self.rotate, self.rotate))
         zoom = math.exp(generator.uniform(*np.log(self.zoom)))
         dx, dy = generator.uniform(-self.shift, self.shift, 2) * (width, height)
-        a, b = math.cos(angle) / zoom, math.sin(angle) / zoom  # PIL wants where each output pixel comes from
+        a, b = math.cos(angle) / zoom, math.sin(angle) / zoom  # PIL's transform maps output pixels to input pixels
         cx, cy = (width - 1) / 2, (height - 1) / 2
         x0, y0 = cx - a * (cx + dx) - b * (cy + dy), cy + b * (cx + dx) - a * (cy + dy)
         fill = self.fill if image.mode == "L" else (self.fill,) * 3
@@ -63,9 +63,9 @@ class Affine:
 
 @dataclasses.dataclass(frozen=True)
 class PairAugment(Augment):
-    """What a training image goes through, in this order: crop, flip, randaugment, affine, jitter, greyscale, blur, solarize.
+    """The augmentations of a training image, in this order: crop, flip, randaugment, affine, jitter, greyscale, blur, solarize.
 
-    A caption may name a side or a colour ("left arrow", "red heart"): flips and strong jitter then make it false.
+    Flips and strong jitter invalidate a caption that names a side or a colour ("left arrow", "red heart").
     """
 
     affine: Affine | None = None
@@ -80,7 +80,7 @@ class PairAugment(Augment):
 class PairsSettings(ImageDataSettings):
     """The config's section `data` for images with captions. Evaluation takes the first caption."""
 
-    context_length: int = 77  # tokens of a caption, special ones included; longer captions are cut and counted
+    context_length: int = 77  # tokens of a caption, including special ones; longer captions are truncated and counted
     tokenizer: TokenizerSettings = dataclasses.field(default_factory=lambda: TokenizerSettings("wordpiece"))
     augment: PairAugment = PairAugment()
     eval_crop: float = 1.0
@@ -107,11 +107,11 @@ def build(
     unlabelled: bool = False,
 ) -> Dataset:
     """Build the pairs of the config's section `data`; train=False: no augmentation, and the first of several captions;
-    unlabelled=True: examples without a label are kept, with the label MISSING.
+    unlabelled=True: include examples without a label, with the label MISSING.
 
     Task batches: {"image": f32[B, H, W, 3] normalised, "tokens": i32[B, T], "truncated": bool[B], "label"?: i32[B]}. A
     tokenizer without a published vocabulary is trained on the training captions and stored in the work directory.
-    `info.extra` holds "class_texts", what each class is in words, where the source knows it.
+    `info.extra` holds "class_texts", a description of each class, if the source has one.
     """
     settings = read(PairsSettings, section, "data")
     training, source = settings.open(settings.train), settings.source(split)
@@ -149,7 +149,7 @@ def build(
 class Encode:
     """Text -> token ids of one length: the tokenizer's own special tokens, a token that ends the text, padding.
 
-    A text that is too long loses its last tokens but keeps the one that ends it, where pooling reads (CLIP's tokenize).
+    A long text is truncated before its end token, at which the text tower pools (CLIP's tokenize).
     """
 
     tokenizer: Tokenizer
@@ -177,7 +177,7 @@ class Encode:
 class Examples:
     """index -> {"image": u8[height, width, 3], "tokens": i32[T], "truncated": bool, "label"?}.
 
-    With a generator a picture (of sources that have several, `draw`) and a caption are drawn, and the image is augmented.
+    With a generator, draw a picture (if the source has several, `draw`) and a caption, and augment the image.
     """
 
     source: Source
@@ -209,9 +209,9 @@ class Examples:
 
 
 def captions_of(example: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the captions of an example, without empty ones: under "captions", "caption" or "text", as text, bytes or several.
+    """Return the non-empty captions of an example: one or several, text or bytes, under "captions", "caption" or "text".
 
-    TFDS keeps COCO's as {"text": [...], "id": [...]}.
+    TFDS stores COCO's as {"text": [...], "id": [...]}.
     """
     value = next((example[name] for name in ("captions", "caption", "text") if name in example), ())
     if isinstance(value, Mapping):
@@ -231,7 +231,7 @@ def _on_device(raw, keys, *, settings, mean, std):
 
 
 def _size(settings: PairsSettings, source: Source) -> tuple[int, int]:
-    """Return (height, width) of what a task sees. Raise UserError where images may differ in size."""
+    """Return (height, width) of the task's images; raise UserError if images may differ in size."""
     if settings.size is not None:
         return settings.size
     if source.arrays is not None and "image" in source.arrays:
@@ -242,10 +242,10 @@ def _size(settings: PairsSettings, source: Source) -> tuple[int, int]:
 
 
 def _all_captions(source: Source) -> Iterator[str]:
-    """Yield the captions that a tokenizer is trained on, read without the images where the source can."""
+    """Yield the captions on which a tokenizer is trained, read without images if the source supports that."""
     own = source.captions
     for index in np.unique(np.linspace(0, len(source) - 1, min(len(source), TOKENIZER_EXAMPLES)).astype(int)):
         try:
             yield from own(int(index)) if own is not None else captions_of(source[int(index)])
         except BadExample:
-            continue  # reported, or skipped, when the stream meets it
+            continue  # reported or skipped when the stream reads it

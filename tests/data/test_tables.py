@@ -60,8 +60,8 @@ def test_csv(tmp_path, text, expected):
     [
         ('a,b\n1,"x\n2,y\n3,z\n', "line 2 opens a quote that is never closed"),
         ('a,b\n1,"x\n' + "2,y\n" * 30_000, "line 2 opens a quote that is never closed"),
-        ('a,b\n1,"x\n2,"y"\n', "line 2 has text behind a closing quote (the quoted field goes on to line 3)"),
-        ('a,b\n1,"x"y\n', "line 2 has text behind a closing quote;"),
+        ('a,b\n1,"x\n2,"y"\n', "line 2 has text after a closing quote (the quoted field continues to line 3)"),
+        ('a,b\n1,"x"y\n', "line 2 has text after a closing quote;"),
         ("a,b\n1,x\rtail\n", "line 2 holds a carriage return within a field"),
         ("a,b\n1,2,3\n", "line 2 has 3 columns, expected 2 as in line 1; quote a field that holds the separator"),
         ("\na,b\n1,2\n3\n", "line 4 has 1 columns, expected 2 as in line 2"),

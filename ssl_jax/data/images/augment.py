@@ -1,7 +1,7 @@
 """Augmentation of image batches inside the jitted step: pure functions of raw pixels and one key per example.
 
-Geometry works on raw pixels in [0, `high`], u8 (255) or float (1.0); what interpolates returns f32 in the same range. Colour
-operations (colour.py) work on f32 in [0, 1].
+Geometric operations take raw pixels in [0, `high`], u8 (255) or float (1.0); interpolating ones return f32 in the same range.
+Colour operations (colour.py) take f32 in [0, 1].
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ def _pair(name: str, value: tuple, low: float, high: float) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """Either `padding`: pad with zeros (black) on all sides and cut the image's size out at random (a shift); or `scale`:
-    random-resized crop (Szegedy et al. 2015), a box of this share of the area and this aspect ratio, bicubic, antialiased.
+    """Either `padding`: pad with zeros (black) on all sides and crop the original size at a random place (a shift); or `scale`:
+    random-resized crop (Szegedy et al. 2015), a box with this share of the area and this aspect ratio, bicubic, antialiased.
     """
 
     padding: int | None = None
@@ -69,9 +69,9 @@ class RandAugment:
 
 @dataclasses.dataclass(frozen=True)
 class Jitter:
-    """Colour jitter: factors drawn from [1 - x, 1 + x] for brightness, contrast and saturation, hue turned by up to `hue`.
+    """Colour jitter: factors drawn from [1 - x, 1 + x] for brightness, contrast and saturation; hue rotated by up to `hue`.
 
-    `hue` is a share of the colour circle. The operations follow each other in a random order (torchvision's ColorJitter).
+    `hue` is a share of the colour circle. The operations are applied in a random order (torchvision's ColorJitter).
     """
 
     brightness: float = 0.4
@@ -88,7 +88,7 @@ class Jitter:
 
 @dataclasses.dataclass(frozen=True)
 class Blur:
-    """Gaussian blur, its deviation `sigma` in pixels drawn uniformly (Chen et al. 2020, appendix A)."""
+    """Gaussian blur with a deviation drawn uniformly from `sigma`, in pixels (Chen et al. 2020, appendix A)."""
 
     prob: float = 0.5
     sigma: tuple = (0.1, 2.0)
@@ -101,7 +101,7 @@ class Blur:
             raise UserError(f"kernel={self.kernel}: must be an odd number of pixels")
 
     def taps(self, size: tuple[int, int]) -> int:
-        """The pixels of the kernel for images of `size`."""
+        """Return the kernel's number of pixels for images of `size`."""
         return self.kernel or 2 * (min(size) // 10 // 2) + 1
 
 
@@ -124,7 +124,7 @@ class Erase:
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What a training image goes through, in this order: crop, flip, randaugment, jitter, greyscale, blur, solarize,
+    """The augmentations of a training image, in this order: crop, flip, randaugment, jitter, greyscale, blur, solarize,
     normalisation, erase.
     """
 
@@ -136,7 +136,7 @@ class Augment:
     jitter: Jitter | None = None
     greyscale: float = 0.0  # probability
     blur: Blur | None = None
-    solarize: float = 0.0  # probability that pixels from one half up are inverted
+    solarize: float = 0.0  # probability; inverts pixels of at least one half
     erase: Erase | None = None
 
     def __post_init__(self):
@@ -145,21 +145,21 @@ class Augment:
 
     @property
     def needs_host(self) -> bool:
-        """Return whether an operation works on one image at a time, in PIL."""
+        """Return whether an operation processes single images in PIL."""
         return self.randaugment is not None
 
     @property
     def changes_colour(self) -> bool:
-        """Return whether an operation of colour.py is on."""
+        """Return whether an operation of colour.py is enabled."""
         return self.jitter is not None or self.greyscale > 0 or self.blur is not None or self.solarize > 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
-    """Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019) of a whole batch, as timm's batch mode.
+    """Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019) of a whole batch, as in timm's batch mode.
 
-    With probability `prob` a batch is mixed with its own reverse: by cutmix with probability `switch_prob` where both are on
-    (alpha > 0), else by the one that is. `smoothing` is label smoothing, applied to all targets.
+    With probability `prob` a batch is mixed with its reverse: if both are enabled (alpha > 0), by cutmix with probability
+    `switch_prob`, else by the enabled one. `smoothing` is label smoothing, applied to all targets.
     """
 
     mixup: float = 0.8
@@ -180,13 +180,13 @@ class Mix:
 
 
 def flip(images: Num[Array, "b h w c"], keys: Key[Array, "b"]) -> Num[Array, "b h w c"]:
-    """Each image mirrored left to right with probability one half."""
+    """Mirror each image left to right with probability one half."""
     mirrored = jax.vmap(jax.random.bernoulli)(keys)
     return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
 
 def shift(images: Num[Array, "b h w c"], keys: Key[Array, "b"], padding: int) -> Num[Array, "b h w c"]:
-    """Each image padded with `padding` zeros on all sides and cut back to its size at a random place."""
+    """Pad each image with `padding` zeros on all sides and crop its size at a random place."""
     offsets = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * padding + 1))(keys)
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     cut = lambda image, offset: jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), images.shape[1:])
@@ -196,13 +196,14 @@ def shift(images: Num[Array, "b h w c"], keys: Key[Array, "b"], padding: int) ->
 def random_box(
     key: Key[Array, ""], size: tuple[int, int], scale: tuple, ratio: tuple, *, attempts: int = 10, whole: bool = True
 ) -> Int[Array, "4"]:
-    """(top, left, height, width) of a random box: its area a uniform share in `scale`, its log aspect ratio uniform.
+    """Return (top, left, height, width) of a random box: its share of the area is uniform in `scale`, its log aspect ratio
+    uniform in `ratio`.
 
-    Rounded to pixels. The first of `attempts` draws that fits is taken; if none fits, the largest centred box within
+    It is rounded to pixels. The first of `attempts` draws that fits is used; if none fits, the largest centred box within
     `ratio` (torchvision's RandomResizedCrop), or with whole=False an empty box.
     """
     height, width = size
-    draws = jax.random.uniform(key, (2 * attempts + 2,))  # one call: a kernel of its own for each draw compiles slowly
+    draws = jax.random.uniform(key, (2 * attempts + 2,))  # one call: a separate kernel for each draw compiles slowly
     shares, aspects, (down, right) = draws[:attempts], draws[attempts:-2], draws[-2:]
     area = height * width * (scale[0] + (scale[1] - scale[0]) * shares)
     aspect = jnp.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * aspects)
@@ -218,7 +219,7 @@ def random_box(
 
 
 def centred_box(size: tuple[int, int], ratio: tuple) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of the largest centred box whose aspect ratio lies within `ratio`."""
+    """Return (top, left, height, width) of the largest centred box whose aspect ratio lies within `ratio`."""
     height, width = size
     if width / height < ratio[0]:
         box = min(height, round(width / ratio[0])), width
@@ -230,17 +231,17 @@ def centred_box(size: tuple[int, int], ratio: tuple) -> tuple[int, int, int, int
 
 
 def cubic(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Keys' cubic kernel with a = -1/2, as PIL and JAX use it."""
+    """Return Keys' cubic kernel with a = -1/2, as in PIL and JAX."""
     x = jnp.abs(x)
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
     return jnp.where(x < 1, near, jnp.where(x < 2, far, 0))
 
 
 def resize_weights(start, length, low, high, size: int, out: int) -> Float[Array, "{out} {size}"]:
-    """The matrix that resizes pixels [start, start + length) of `size` to `out`, bicubic and antialiased.
+    """Return the matrix that resizes pixels [start, start + length) of `size` to `out`, bicubic and antialiased.
 
-    Only pixels within [low, high) count: a crop is resized as if it had been cut out first (jax.image.scale_and_translate
-    lets the kernel see beyond the crop, PIL's and torchvision's crop-then-resize does not).
+    Only pixels within [low, high) count: a crop is resized as if it had been cropped first, as in PIL and torchvision
+    (the kernel of jax.image.scale_and_translate reaches beyond the crop).
     """
     scale = length / out
     centre = start + (jnp.arange(out) + 0.5) * scale
@@ -251,9 +252,9 @@ def resize_weights(start, length, low, high, size: int, out: int) -> Float[Array
 
 
 def resize(image: Num[Array, "h w c"], box, size: tuple[int, int], high: float | None) -> Float[Array, "{size[0]} {size[1]} c"]:
-    """The crop `box` (top, left, height, width) of an image, resized to `size`: bicubic, antialiased.
+    """Return the crop `box` (top, left, height, width) of an image, resized to `size`: bicubic, antialiased.
 
-    The result is clipped to [0, `high`], where that is given.
+    The result is clipped to [0, `high`] if `high` is given.
     """
     top, left, height, width = box
     rows = resize_weights(top, height, top, top + height, image.shape[0], size[0])
@@ -265,7 +266,7 @@ def resize(image: Num[Array, "h w c"], box, size: tuple[int, int], high: float |
 def random_resized_crop(
     images: Num[Array, "b h w c"], keys: Key[Array, "b"], size: tuple[int, int], scale: tuple, ratio: tuple, high: float
 ) -> Float[Array, "b {size[0]} {size[1]} c"]:
-    """Each image's random box (area share in `scale`, aspect ratio in `ratio`) resized to `size`."""
+    """Resize a random box of each image (area share in `scale`, aspect ratio in `ratio`) to `size`."""
     one = lambda image, key: resize(image, random_box(key, image.shape[:2], scale, ratio), size, high)
     return jax.vmap(one)(images, keys)
 
@@ -273,9 +274,9 @@ def random_resized_crop(
 def centre_crop(
     images: Num[Array, "b h w c"], size: tuple[int, int], share: float, high: float
 ) -> Num[Array, "b {size[0]} {size[1]} c"]:
-    """The evaluation transform: scaled so that `size` is `share` of the image in the tighter direction, then cut centrally.
+    """Scale so that `size` is `share` of the image in the tighter direction, and crop centrally: the evaluation transform.
 
-    Images of `size` are left as they are.
+    Images of `size` are unchanged.
     """
     height, width = images.shape[1:3]
     if (height, width) == tuple(size):
@@ -289,7 +290,7 @@ def centre_crop(
 
 
 def erase(images: Float[Array, "b h w c"], keys: Key[Array, "b"], settings: Erase) -> Float[Array, "b h w c"]:
-    """Random erasing of normalised images (Zhong et al. 2020; fill "pixel" draws a unit normal for every value)."""
+    """Erase random boxes of normalised images (Zhong et al. 2020; fill "pixel" draws a unit normal for every value)."""
 
     def one(image, key):
         chance, place, noise = jax.random.split(key, 3)
@@ -302,7 +303,7 @@ def erase(images: Float[Array, "b h w c"], keys: Key[Array, "b"], settings: Eras
 
 
 def in_box(box, size: tuple[int, int]):
-    """bool[height, width]: True inside (top, left, height, width)."""
+    """Return bool[height, width]: True inside (top, left, height, width)."""
     top, left, height, width = box
     rows, columns = jnp.arange(size[0])[:, None], jnp.arange(size[1])[None]
     return (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
@@ -326,11 +327,11 @@ def crop_and_flip(
 
 
 def mix(batch: dict, key: Key[Array, ""], settings: Mix, classes: int) -> dict:
-    """`batch` with "image" f32[B, H, W, C] mixed with its reverse and "label" i32[B] turned into soft f32[B, classes].
+    """Return `batch` with "image" f32[B, H, W, C] mixed with its reverse and "label" i32[B] as soft labels f32[B, classes].
 
-    Labels i32[B, classes] of 0 and 1, of several classes an example, are mixed alike; smoothing moves each towards 1/2.
+    Labels i32[B, classes] of 0 and 1 (several classes per example) are mixed likewise; smoothing moves each towards 1/2.
 
-    lambda ~ Beta(alpha, alpha), one for the batch. Mixup: lambda x + (1 - lambda) x'. Cutmix: a box of area 1 - lambda around
+    lambda ~ Beta(alpha, alpha), one per batch. Mixup: lambda x + (1 - lambda) x'. Cutmix: a box of area 1 - lambda around
     a uniform centre, clipped at the border, comes from x', and lambda is corrected to the true area (timm's batch mode).
     """
     images = batch["image"]

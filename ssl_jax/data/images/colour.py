@@ -1,4 +1,4 @@
-"""Colour operations on image batches inside the jitted step: torchvision's, on f32 pixels in [0, 1], with one key an image.
+"""Torchvision's colour operations on image batches inside the jitted step, on f32 pixels in [0, 1], with one key per image.
 
 Saturation, hue and greyscale leave images of one channel unchanged, as torchvision's do.
 """
@@ -74,11 +74,11 @@ def saturation(image: Float[Array, "h w c"], factor: Float[Array, ""] | float) -
 
 
 def hue(image: Float[Array, "h w 3"], factor: Float[Array, ""] | float) -> Float[Array, "h w 3"]:
-    """Turn the hue by `factor` of the circle; saturation and value in HSV stay."""
+    """Rotate the hue by `factor` of the circle, without changing saturation and value in HSV."""
     red, green, blue = jnp.moveaxis(image, -1, 0)
     value = jnp.max(image, axis=-1)
     chroma = value - jnp.min(image, axis=-1)
-    divisor = jnp.where(chroma > 0, chroma, 1)  # grey pixels have no hue, and need none
+    divisor = jnp.where(chroma > 0, chroma, 1)  # avoids a division by zero: grey pixels have no hue
     sectors = [(green - blue) / divisor, 2 + (blue - red) / divisor, 4 + (red - green) / divisor]
     sector = jnp.select([value == red, value == green], sectors[:2], sectors[2])
     place = (jnp.array([5.0, 3.0, 1.0]) + (sector + 6 * factor)[..., None]) % 6
@@ -116,7 +116,7 @@ def random_blur(image: Float[Array, "h w c"], key: Key[Array, ""], settings: Blu
 def gaussian_blur(image: Float[Array, "h w c"], sigma: Float[Array, ""] | float, taps: int) -> Float[Array, "h w c"]:
     """Convolve both axes with a normalised Gaussian of `taps` (odd) pixels; the border is reflected.
 
-    Raise UserError where the image is too small to reflect half of the taps.
+    Raise UserError if the image is too small to reflect half of the taps.
     """
     radius = taps // 2
     if radius >= min(image.shape[:2]):
@@ -137,9 +137,9 @@ def gaussian_blur(image: Float[Array, "h w c"], sigma: Float[Array, ""] | float,
 def finish(
     images: Num[Array, "b h w c"], keys: Key[Array, "b"] | None, settings: Augment, *, high: float, mean: tuple, std: tuple
 ) -> Float[Array, "b h w c"]:
-    """Turn cropped pixels in [0, `high`] into the task's: colour operations, (x - mean) / std, erasing.
+    """Apply colour operations, normalisation (x - mean) / std and erasing to cropped pixels in [0, `high`].
 
-    Without `keys` they are normalised only. `mean` and `std` hold one number a channel, of pixels in [0, 1].
+    Without `keys`, only normalise. `mean` and `std` hold one number per channel, for pixels in [0, 1].
     """
     if keys is not None and settings.changes_colour:
         images, high = apply(images.astype(jnp.float32) / high, keys, settings), 1.0

@@ -1,4 +1,4 @@
-"""The kind "images": the settings of the config's section `data`, and the Dataset that they make."""
+"""The kind "images": the settings of the config's section `data`, and the Dataset that they describe."""
 
 import dataclasses
 import math
@@ -28,11 +28,11 @@ DEVICE_BYTES = 2**30  # placement "auto" puts arrays up to this size on the devi
 class ImagesSettings(ImageDataSettings):
     """The config's section `data` for images."""
 
-    channels: int | None = None  # 1 or 3; the source's own where it is an array, else 3
+    channels: int | None = None  # 1 or 3; default: the source's if it is an array, else 3
     augment: Augment = Augment()
     views: Mapping = dataclasses.field(default_factory=dict)  # name -> View: several augmented copies of a training image
-    placement: str = "auto"  # "device": the whole set is put there; "host"; "auto": device where it is arrays under 1 GiB
-    fast_decode: bool = False  # JPEG decoded at a reduced scale where the crop allows it: faster, other pixel values
+    placement: str = "auto"  # "device": the whole set is placed there; "host"; "auto": device for arrays of up to 1 GiB
+    fast_decode: bool = False  # decode JPEG at a reduced scale if the crop allows it: faster, but with different pixel values
 
     def __post_init__(self):
         super().__post_init__()
@@ -51,11 +51,11 @@ def build(
     workdir: str | None = None,
     unlabelled: bool = False,
 ) -> Dataset:
-    """Build the image data set of the config's section `data`; train=False: without augmentation; unlabelled=True: examples
-    without a label are kept, with the label MISSING.
+    """Build the image data set of the config's section `data`; train=False: without augmentation; unlabelled=True: include
+    examples without a label, with the label MISSING.
 
-    Task batches: {"image": f32[B, H, W, C] normalised, "label": i32[B] where the source has labels, i32[B, classes] of 0 and 1
-    where an example has several}; training batches also hold name: f32[B, count, h, w, C] for every view.
+    Task batches: {"image": f32[B, H, W, C] normalised, "label": i32[B] if the source has labels, i32[B, classes] of 0 and 1
+    if examples have several}; training batches also hold name: f32[B, count, h, w, C] for every view.
     """
     settings = read(ImagesSettings, section, "data")
     source = settings.source(split)
@@ -67,7 +67,7 @@ def build(
     host_side = any(a.needs_host for a in (augmentation, *(a for view in views for a in view.augment)))
     arrays = _arrays(source, channels) if not host_side else None
     if arrays is None and settings.placement == "device":
-        why = "randaugment works on the host" if host_side else f"{source.name} does not come as arrays"
+        why = "randaugment works on the host" if host_side else f"{source.name} has no arrays of one size"
         raise UserError(f'data.placement="device": {why}; use "host"')
     size_on_device = sum(array.nbytes for array in arrays.values()) if arrays is not None else math.inf
     device = settings.placement == "device" or settings.placement == "auto" and size_on_device <= DEVICE_BYTES
@@ -98,7 +98,7 @@ def build(
 
 
 def _shape(settings: ImagesSettings, source: Source) -> tuple[tuple[int, int], int]:
-    """Return ((height, width), channels) of what a task sees. Raise UserError where images may differ in size."""
+    """Return ((height, width), channels) of the task's images; raise UserError if images may differ in size."""
     arrays, uri = source.arrays, source.name
     if arrays is not None and "image" not in arrays:
         raise UserError(f"{uri}: contains no images, only {', '.join(arrays)}")
@@ -110,7 +110,7 @@ def _shape(settings: ImagesSettings, source: Source) -> tuple[tuple[int, int], i
 
 
 def _arrays(source: Source, channels: int) -> dict[str, np.ndarray] | None:
-    """Return {"image", "label"?} of a source that is arrays of so many channels, else None."""
+    """Return {"image", "label"?} of a source of arrays with this number of channels, else None."""
     if source.arrays is None or source.arrays["image"].shape[-1] != channels:
         return None
     return {name: source.arrays[name] for name in ("image", "label") if name in source.arrays}
@@ -163,9 +163,9 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class OnDevice:
-    """Raw pixels in [0, `high`] -> the task's batch: cropped and flipped where the host has not done it, and normalised.
+    """Raw pixels in [0, `high`] -> the task's batch: cropped and flipped unless the host did so, and normalised.
 
-    With `keys` images are augmented, and the views are made.
+    With `keys`, images are augmented and views are made.
     """
 
     augment: Augment

@@ -1,4 +1,4 @@
-"""Decoding and augmentation of one image at a time in PIL, drawn from a NumPy generator."""
+"""Decoding and augmentation of single images in PIL, with random numbers from a NumPy generator."""
 
 import io
 import math
@@ -17,7 +17,7 @@ BICUBIC = Image.Resampling.BICUBIC
 
 
 class Unreadable(Exception):
-    """What is wrong with one image, as the second half of a sentence that begins with its name."""
+    """The problem of an image, as the second half of a sentence that begins with its name."""
 
 
 # Decoding -----------------------------------------------------------------------------------------------------------
@@ -26,8 +26,8 @@ class Unreadable(Exception):
 def decode(data: bytes, channels: int, draft: tuple[int, int] | None = None, share: float = 1.0) -> Image.Image:
     """Decode an image as PIL "L" (1 channel) or "RGB" (3): EXIF rotation applied, transparency over white, first frame.
 
-    `draft`: a JPEG may be decoded at 1/2, 1/4 or 1/8 where a crop of this share of the area still has these pixels.
-    Raises Unreadable.
+    `draft`: a JPEG may be decoded at 1/2, 1/4 or 1/8 if a crop with this share of the area still has this size.
+    Raise Unreadable for a damaged image.
     """
     try:
         image = Image.open(io.BytesIO(data))
@@ -35,7 +35,7 @@ def decode(data: bytes, channels: int, draft: tuple[int, int] | None = None, sha
             side = max(draft) / math.sqrt(share)
             image.draft("RGB" if channels == 3 else "L", (math.ceil(side), math.ceil(side)))
         image.load()
-        if image.mode == "I" and image.format == "PNG":  # PNG has 16 bits at most, which older versions of Pillow widen
+        if image.mode == "I" and image.format == "PNG":  # PNG has at most 16 bits, which older versions of Pillow widen
             image = Image.fromarray(np.asarray(image).astype(np.uint16))
         return convert(upright(image), channels)
     except Unreadable:
@@ -44,11 +44,11 @@ def decode(data: bytes, channels: int, draft: tuple[int, int] | None = None, sha
         raise Unreadable(_broken(data) or "is not an image that PIL can read") from None
     except MemoryError:
         raise
-    except Exception as error:  # a damaged file makes Pillow's parsers raise nearly anything: struct.error, KeyError ...
+    except Exception as error:  # Pillow's parsers raise almost any exception for a damaged file: struct.error, KeyError, ...
         raise Unreadable(_broken(data) or f"cannot be decoded ({error or type(error).__name__})") from None
 
 
-ORIENTATIONS = {  # of EXIF's tag 0x0112: what makes the picture upright
+ORIENTATIONS = {  # EXIF's tag 0x0112 -> the operation that makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -60,19 +60,19 @@ ORIENTATIONS = {  # of EXIF's tag 0x0112: what makes the picture upright
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Return the image turned as its EXIF data say, or as it is where they say nothing or cannot be parsed.
+    """Return the image rotated according to its EXIF data, or unchanged if they have no orientation or cannot be parsed.
 
     Only the orientation is read: ImageOps.exif_transpose also rewrites all tags, which fails for one of a wrong type.
     """
     try:
         method = ORIENTATIONS.get(image.getexif().get(0x0112))
-    except Exception:  # damaged EXIF: the picture itself is sound
+    except Exception:  # damaged EXIF data; the picture is valid
         return image
     return image if method is None else image.transpose(method)
 
 
 def _broken(data: bytes) -> str | None:
-    """Return how an encoded image is cut off, from what its format says about its own length; None if it is not."""
+    """Return how an encoded image is truncated, from the length that its format declares; None if it is complete."""
     have, want = len(data), None
     if have == 0:
         return "is empty (0 bytes)"
@@ -92,9 +92,9 @@ def _broken(data: bytes) -> str | None:
 
 
 def convert(image: Image.Image, channels: int) -> Image.Image:
-    """Return an image of any PIL mode as "L" or "RGB"; what is transparent shows white. Raises Unreadable.
+    """Return an image of any PIL mode as "L" or "RGB", with transparency over white; raise Unreadable if that fails.
 
-    What the numbers of modes beyond 8 bits mean is decided by `values.as_stored`.
+    `values.as_stored` interprets the numbers of modes beyond 8 bits.
     """
     mode = "L" if channels == 1 else "RGB"
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits (I;16), 32 bits, floats
@@ -109,7 +109,7 @@ def convert(image: Image.Image, channels: int) -> Image.Image:
 
 
 def from_array(array: np.ndarray, channels: int) -> Image.Image:
-    """Return an array [h, w(, c)] as a PIL image; what its numbers mean is decided by `values.as_stored`. Raises Unreadable."""
+    """Return an array [h, w(, c)], interpreted by `values.as_stored`, as a PIL image; raise Unreadable if that fails."""
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
@@ -122,7 +122,7 @@ def from_array(array: np.ndarray, channels: int) -> Image.Image:
 
 
 def stored_image(example: Mapping[str, Any], channels: int) -> Image.Image:
-    """Return the image of a source's example, encoded or an array, as a PIL image. Raises Unreadable."""
+    """Return the image of a source's example, encoded or an array, as a PIL image; raise Unreadable if that fails."""
     stored = example.get("image")
     if stored is None:
         raise Unreadable("has no image")
@@ -130,7 +130,7 @@ def stored_image(example: Mapping[str, Any], channels: int) -> Image.Image:
 
 
 def evaluation_image(example: Mapping[str, Any], size: tuple[int, int], channels: int, share: float) -> np.ndarray:
-    """Return the image of a source's example as evaluation sees it, u8[*size, channels]. Raises Unreadable."""
+    """Return the image of a source's example under the evaluation transform, u8[*size, channels]; may raise Unreadable."""
     array = np.asarray(centre_crop(stored_image(example, channels), size, share), np.uint8)
     return array[..., None] if array.ndim == 2 else array
 
@@ -139,7 +139,7 @@ def evaluation_image(example: Mapping[str, Any], size: tuple[int, int], channels
 
 
 def centre_crop(image: Image.Image, size: tuple[int, int], share: float) -> Image.Image:
-    """Resize (bicubic, antialiased) so that `size` is `share` of it in the tighter direction, then cut the centre out."""
+    """Resize (bicubic, antialiased) so that `size` is `share` of the image in the tighter direction, then crop the centre."""
     width, height = image.size
     if (height, width) == tuple(size):
         return image
@@ -155,7 +155,7 @@ def centre_crop(image: Image.Image, size: tuple[int, int], share: float) -> Imag
 
 
 def random_box(generator: np.random.Generator, size: tuple[int, int], scale: tuple, ratio: tuple) -> tuple[int, int, int, int]:
-    """Return (top, left, height, width), as augment.random_box."""
+    """Return (top, left, height, width), like augment.random_box."""
     height, width = size
     for _ in range(10):
         area = height * width * generator.uniform(*scale)
@@ -198,7 +198,7 @@ def _affine(image: Image.Image, a=1.0, b=0.0, c=0.0, d=0.0, e=1.0, f=0.0) -> Ima
 
 
 def _fill(image: Image.Image):
-    """Return the colour of what moves in from outside: the mean of ImageNet."""
+    """Return the colour of pixels from outside the image: ImageNet's mean."""
     return 117 if image.mode == "L" else (124, 116, 104)
 
 

@@ -19,11 +19,11 @@ NORMALIZATIONS: dict[str, Moments] = {
     # of CLIP's training images (Radford et al. 2021, published with its code)
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
-SAMPLE = 2048  # images that are decoded for the moments of a source that does not come as arrays
+SAMPLE = 2048  # number of images decoded for the moments of a source without arrays
 
 
 def moments(normalize: str | tuple | None, channels: int, of_training: Callable[[], Moments]) -> Moments:
-    """Return the moments that `normalize` asks for, one of each for every channel. Raise UserError for a wrong value."""
+    """Return the moments that `normalize` names, one mean and deviation per channel; raise UserError for an invalid value."""
     if normalize is None:
         return (0.0,) * channels, (1.0,) * channels
     if normalize == "dataset":
@@ -47,10 +47,10 @@ def _pair(value: Any) -> tuple[tuple, tuple]:
 
 @functools.lru_cache(maxsize=8)
 def source_moments(source: Source, size: tuple[int, int], channels: int, share: float) -> Moments:
-    """Return the moments of a source: of all pixels where it is arrays of so many channels, else of SAMPLE images.
+    """Return the moments of a source: of all pixels if it has arrays with this number of channels, else of SAMPLE images.
 
-    The sample is evenly spaced and seen as evaluation sees it (`size`, `share`); unreadable images are passed over. Raises
-    UserError where none can be read.
+    The sample is evenly spaced, under the evaluation transform (`size`, `share`); unreadable images are skipped. Raise
+    UserError if no image can be read.
     """
     if source.arrays is not None and source.arrays["image"].shape[-1] == channels:
         return pixel_moments(source.arrays["image"])
@@ -59,7 +59,7 @@ def source_moments(source: Source, size: tuple[int, int], channels: int, share: 
         try:
             images.append(decode.evaluation_image(source[int(index)], size, channels, share))
         except (decode.Unreadable, BadExample):
-            continue  # reported, or skipped, when the stream meets it
+            continue  # reported or skipped when the stream reads it
     if not images:
         raise UserError(f"{source.name}: none of its images can be read")
     return pixel_moments(np.stack(images))

@@ -1,4 +1,4 @@
-"""What every kind of data with images shares in the config's section `data`: sources, splits, classes, size."""
+"""The settings of the config's section `data` that all kinds of data with images share: sources, splits, classes, size."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,29 +18,31 @@ from ssl_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class ImageDataSettings:
-    """Where images come from, and what evaluation sees of them.
+    """The sources of images, and the evaluation transform.
 
     Without `test`, a random share `holdout` of the training source is held out as test set: by a hash of each example's name
-    (of its content, for arrays), so that the split is the same in every run and stays when the source grows.
-    Evaluation scales an image so that `image_size` is `eval_crop` of it in the tighter direction, and cuts centrally; an image
-    of that size is left as it is.
+    (of its content, for arrays), so that the split is the same in every run and does not change when the source grows.
+    Evaluation scales an image so that `image_size` is `eval_crop` of it in the tighter direction, and crops centrally; an image
+    of that size is unchanged.
     """
 
     train: str
     batch_size: int
     test: str | None = None
     holdout: float = 0.1
-    image_size: int | tuple | None = None  # int or (height, width); needed where images differ in size
+    image_size: int | tuple | None = None  # int or (height, width); required if images differ in size
     eval_crop: float = 0.875
     normalize: str | tuple | None = "dataset"  # "dataset", "imagenet", "half", "clip", None ([0, 1]) or (means, stds)
     workers: int = 0  # processes that decode; 0: threads of this process
-    on_bad_example: str = "error"  # or "skip": unreadable examples and those without a label are left out and counted
+    on_bad_example: str = "error"  # or "skip" (and count) unreadable examples and those without a label
     classes: tuple = ()  # class names in their order; default: the training source's
-    unknown_classes: str = "error"  # test examples of a class that training does not have; or "skip": left out and counted
-    columns: Mapping | None = None  # of a table: dict(image=..., text=..., label=...); None: not read; default: usual names
-    label_separator: str | None = None  # of a table whose examples have several classes each: what is between them in a cell
-    sampling: str = "uniform"  # of training: "class_balanced" draws every class equally often
-    dir: str | None = None  # where prepared TFDS data lies; else $TFDS_DATA_DIR or ~/tensorflow_datasets
+    unknown_classes: str = "error"  # or "skip" (and count) test examples of a class that training does not have
+    columns: Mapping | None = (
+        None  # of a table: dict(image=..., text=..., label=...); a role of None is not read; default: usual names
+    )
+    label_separator: str | None = None  # between the classes in a table's cell, if examples have several
+    sampling: str = "uniform"  # in training; "class_balanced" draws every class equally often
+    dir: str | None = None  # folder of prepared TFDS data; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -72,20 +74,20 @@ class ImageDataSettings:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Return (height, width), or None where `image_size` is not set."""
+        """Return (height, width), or None if `image_size` is not set."""
         size = self.image_size
         if size is None:
             return None
         return (size, size) if isinstance(size, int) else tuple(size) * (2 // len(size))
 
     def open(self, uri: str) -> Source:
-        """Open a source of images. Raise UserError where it has none."""
+        """Open a source of images; raise UserError if it has none."""
         source = load_source(uri, dir=self.dir, columns=self.columns, label_separator=self.label_separator)
         require_images(source)
         return source
 
     def source(self, split: str) -> Source:
-        """Open the source of a split, its labels numbered by the classes of the run. Raise UserError for an unknown class."""
+        """Open the source of a split with labels numbered by the run's classes; raise UserError for an unknown class."""
         training = self.open(self.train)
         if split == "train" and self.label_separator is not None and self.train.partition(":")[0] not in TABLES:
             raise UserError(f"data.label_separator: {self.train} is not a table; use one of {', '.join(TABLES)}")
@@ -94,7 +96,7 @@ class ImageDataSettings:
         return match_classes(source, classes, named_by, self.unknown_classes)
 
     def part(self, dataset: Dataset, split: str) -> Dataset:
-        """Return what a split has of `source(split)`: all of it, or without `test` what is trained on or held out."""
+        """Return a split's part of `source(split)`: all of it, or without `test` the trained or the held-out part."""
         if self.test is not None or (self.holdout == 0 and split != "test"):
             return dataset
         held = held_out(dataset.source.keys(), self.holdout, dataset.source.labels())
@@ -105,12 +107,12 @@ class ImageDataSettings:
 
 
 def labelled(source: Source) -> bool:
-    """Return whether a source has labels, without reading them where it says so."""
+    """Return whether a source has labels, without reading them if the source declares it."""
     return bool(source.all_labelled) or source.labels() is not None
 
 
 def label_shape(source: Source) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return {"label": i32[]}, of several classes an example {"label": i32[classes]}; {} without labels."""
+    """Return {"label": i32[]}, or for several classes per example {"label": i32[classes]}; {} without labels."""
     if not labelled(source):
         return {}
     several = not source.all_labelled and source.labels().ndim == 2

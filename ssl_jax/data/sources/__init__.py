@@ -5,8 +5,8 @@
     csv:, tsv:, jsonl:FILE      tables, by column                    tar:PATTERN              WebDataset shards
     text:GLOB                   plain text files                 parquet:PATTERN          tables of the `datasets` library
 
-What examples become (decoded, cropped, tokenized) is decided by the kind of data, not here. Another scheme is a line in
-SCHEMES; another bundled data set is a line in `bundled.BUNDLED`. docs/data.md states what each source reads, refuses and skips.
+The kind of data determines the processing of examples (decoding, cropping, tokenizing), not the source. A new scheme is a line
+in SCHEMES, a new bundled data set a line in `bundled.BUNDLED`. docs/data.md lists what each source reads, rejects and skips.
 """
 
 import difflib
@@ -35,7 +35,7 @@ SCHEMES = {
 }
 
 TABLES = ("csv", "tsv", "jsonl", "parquet")
-MISSING = -1  # the label of an example that has none, where others have one
+MISSING = -1  # the label of an example without one, if others have labels
 HINT = 'fix it, remove it, or set data.on_bad_example="skip"'
 
 
@@ -54,13 +54,13 @@ class Source:
 
     name: str  # the URI
     classes: tuple[str, ...] = ()  # class names; () without labels
-    arrays: dict[str, np.ndarray] | None = None  # the whole set, where it is arrays with a leading axis of examples
-    class_texts: Mapping[str, Any] | None = None  # class name -> the words for it
+    arrays: dict[str, np.ndarray] | None = None  # the whole set, if it is arrays with a leading axis of examples
+    class_texts: Mapping[str, Any] | None = None  # class name -> words for it
     captions: Callable[[int], tuple[str, ...]] | None = None  # example -> its captions, read without its image
-    has_image: bool = True  # False where it is known that examples have no images
-    has_text: bool = True  # False where it is known that examples have no captions
-    all_labelled: bool = False  # every example is known to have a label, though labels() takes long
-    draw: Callable[[int, np.random.Generator], dict[str, Any]] | None = None  # example -> one of its variants, at random
+    has_image: bool = True  # False if examples are known to have no images
+    has_text: bool = True  # False if examples are known to have no captions
+    all_labelled: bool = False  # every example is known to have a label, although labels() is slow
+    draw: Callable[[int, np.random.Generator], dict[str, Any]] | None = None  # example -> a random variant of it
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -68,34 +68,34 @@ class Source:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one example: "image" (u8[height, width, channels] or an encoded file as bytes), "label", "text" ...
 
-        Raises BadExample where it cannot be read.
+        Raise BadExample if it cannot be read.
         """
         raise NotImplementedError
 
     def describe(self, index: int) -> str:
-        """Return what an error calls the example: its source and its file, line or index."""
+        """Return the example's name for errors: its source and its file, line or index."""
         raise NotImplementedError
 
     def labels(self) -> np.ndarray | None:
-        """Return i32[len] without decoding anything (MISSING where an example has no label); None without labels.
+        """Return i32[len] without decoding anything (MISSING for an example without label); None without labels.
 
-        Where an example may have several classes: bool[len, classes].
+        If examples may have several classes: bool[len, classes].
         """
         return None
 
     def keys(self) -> Iterable[bytes]:
-        """Yield what identifies each example regardless of its neighbours: its name within the source, or its content.
+        """Yield a key that identifies each example independently of the others: its name within the source, or its content.
 
         The default hashes the content of every example, which reads the whole source.
         """
         return (content_key(self[index]) for index in range(len(self)))
 
     def remarks(self) -> tuple[str, ...]:
-        """Return what a person should know of the source, as lines: what it found and does not read, with counts."""
+        """Return remarks on the source, one line each: what it found but does not read, with counts."""
         return ()
 
     def fingerprint(self) -> str:
-        """Return a digest of the examples, their order and their labels: other data have another one.
+        """Return a digest of the examples, their order and their labels.
 
         Image files are identified by name, size and a sample of their bytes, arrays and tables by content.
         """
@@ -103,7 +103,7 @@ class Source:
 
 
 def content_key(example: Mapping[str, Any]) -> bytes:
-    """Return a digest of an example's content: its image where it has one, else all of it."""
+    """Return a digest of an example's content: of its image if it has one, else of all of it."""
     if "image" in example:
         example = {"image": example["image"]}
     state = hashlib.blake2b(digest_size=16)
@@ -132,10 +132,10 @@ def digest(keys: Iterable[bytes], labels: np.ndarray | None = None, classes: Ite
 def load_source(
     uri: str, *, dir: str | None = None, columns: Mapping[str, str | None] | None = None, label_separator: str | None = None
 ) -> Source:
-    """Open the source behind `uri`; `dir`: where prepared data lies; `columns`: which column of a table holds what;
-    `label_separator`: what separates the classes of an example in a table's cell, where it may have several.
+    """Open the source `uri`; `dir`: the folder of prepared data; `columns`: the columns of a table by role;
+    `label_separator`: the separator between the classes of an example in a table's cell, if it may have several.
 
-    Raise UserError for an unknown scheme or name (the nearest is named) and for data that does not exist (how to get it).
+    Raise UserError for an unknown scheme or name, with the nearest one, and for missing data, with the way to get them.
     """
     if not isinstance(uri, str) or ":" not in uri:
         from ssl_jax.data.sources.bundled import BUNDLED
@@ -161,7 +161,7 @@ def load_source(
 
 @functools.lru_cache(maxsize=8)
 def _load(uri: str, options: tuple[tuple[str, Any], ...], changed: tuple[int, int] | None) -> Source:
-    """Open a source, once for each date and size of its file."""
+    """Open a source, cached for each date and size of its file."""
     scheme, _, rest = uri.partition(":")
     if scheme not in SCHEMES:
         raise UserError(f"{uri}: unknown scheme {scheme!r}{nearest_of(scheme, SCHEMES)}")
@@ -171,7 +171,7 @@ def _load(uri: str, options: tuple[tuple[str, Any], ...], changed: tuple[int, in
 
 
 def resolve(target: str, uri: str) -> Any:
-    """Return the object behind "module:name"."""
+    """Return the object "module:name"."""
     module, _, name = target.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
@@ -182,6 +182,6 @@ def resolve(target: str, uri: str) -> Any:
 
 
 def nearest_of(name: str, valid: Iterable[str]) -> str:
-    """Return the half-sentence that names the valid name nearest to `name`, and all valid names."""
+    """Return the end of a message that names the valid name nearest to `name`, and all valid names."""
     close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    return (f"; did you mean {close[0]}?" if close else "") + f" Known are {', '.join(valid)}"
+    return (f"; did you mean {close[0]}?" if close else "") + f" Valid names are {', '.join(valid)}"

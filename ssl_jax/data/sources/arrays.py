@@ -1,4 +1,4 @@
-"""Sources that are arrays in memory, and `npz:FILE`."""
+"""Sources of arrays in memory, and `npz:FILE`."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from ssl_jax.errors import UserError
 
 
 class Arrays(Source):
-    """A source that is arrays: {"image": u8[N, H, W, C], "label": i32[N]} or others with a leading axis N."""
+    """A source of arrays: {"image": u8[N, H, W, C], "label": i32[N]} or others with a leading axis N."""
 
     def __init__(self, name: str, arrays: dict[str, np.ndarray], classes: tuple[str, ...] = ()):
         self.name, self.arrays, self.classes = name, arrays, classes
@@ -38,7 +38,7 @@ class Arrays(Source):
         return f"{self.name}: example {index:,}"
 
     def keys(self) -> Iterable[bytes]:
-        """Yield each example's bytes: of its image where there are images, else of all arrays."""
+        """Yield each example's bytes: of its image if there are images, else of all arrays."""
         arrays = [self.arrays["image"]] if "image" in self.arrays else list(self.arrays.values())
         return (b"".join(np.ascontiguousarray(array[index]).tobytes() for array in arrays) for index in range(len(self)))
 
@@ -53,9 +53,9 @@ class Arrays(Source):
 class Npz(Arrays):
     """`npz:FILE`: arrays by name. "image" (or images, x): [N, H, W(, C)]; "label" (or labels, y, target): [N].
 
-    Images: u8; other integers within 0 to 255; u16; floats in [0, 1]. Labels: class numbers from 0 on, named by an array
-    "classes" or else by themselves, or class names; -1 or "" marks a missing label. Other arrays with a leading axis of N
-    come along under their own names.
+    Images: u8; other integers within 0 to 255; u16; floats in [0, 1]. Labels: class names, or class numbers from 0 on, whose
+    names are in an array "classes" or else the numbers; -1 or "" marks a missing label. Other arrays with a leading axis N
+    are included under their own names.
     """
 
     ALIASES = {"images": "image", "x": "image", "labels": "label", "y": "label", "target": "label", "targets": "label"}

@@ -17,7 +17,7 @@ VALIDATION_EVERY = 7
 
 @functools.cache
 def records() -> tuple[dict[str, Any], ...]:
-    """Return what each emoji is, in CLDR's order: name, keywords, group, subgroup, family, split, image (its number), tones."""
+    """Return each emoji's name, keywords, group, subgroup, family, split, image (its number) and tones, in CLDR's order."""
     return tuple(json.loads((BUNDLED_DIR / "emoji" / "emoji.json").read_text(encoding="utf-8")))
 
 
@@ -47,7 +47,7 @@ def held_out() -> frozenset[int]:
 
 @functools.cache
 def class_texts() -> dict[str, tuple[str, ...]]:
-    """Return what each group is in words: the words of its name and its subgroups' names in CLDR, hyphens as spaces.
+    """Return words for each group: those of its name and of its subgroups' names in CLDR, with hyphens as spaces.
 
     "animals-nature": "animals", "nature", "animal mammal", "animal bird" ... Chosen on "validation": over five small
     models the mean accuracy is 0.26, with the subgroups alone 0.25, with the names alone 0.14.
@@ -60,10 +60,10 @@ def class_texts() -> dict[str, tuple[str, ...]]:
 
 
 class Emoji(Source):
-    """One example an emoji: {"image": u8[64, 64, 3], "label", "captions"}; the first caption is the name.
+    """One example per emoji: {"image": u8[64, 64, 3], "label", "captions"}; the first caption is the name.
 
-    `draw` gives its skin tones too, each with its own picture and name. The label is the CLDR group. To choose settings
-    without the test split, "train" falls into "fit" and "validation", by families too.
+    `draw` also returns its skin tones, each with its own picture and name. The label is the CLDR group. To choose settings
+    without the test split, "train" is split into "fit" and "validation", also by families.
     """
 
     def __init__(self, split: str):
@@ -90,7 +90,7 @@ class Emoji(Source):
         return {"image": pictures()[holder["image"]], "label": self._labels[index], "captions": captions}
 
     def draw(self, index: int, generator: np.random.Generator) -> dict[str, Any]:
-        """Return the emoji, or half of the times one of its skin tones, with the captions of that."""
+        """Return the emoji or, with probability one half, one of its skin tones, with its captions."""
         tones = self.records[index]["tones"]
         if not tones or generator.random() < 0.5:
             return self[index]

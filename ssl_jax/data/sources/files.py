@@ -1,4 +1,4 @@
-"""Files by path: that they exist, and their text, gzipped or not."""
+"""Files by path: check that they exist, and read their text, gzipped or not."""
 
 import concurrent.futures
 import difflib
@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from ssl_jax.errors import UserError
 
 BLOCK = 1 << 20  # bytes decompressed at a time
-SAMPLED = 4096  # files of a source whose content identifies it; of the others the size does
-SAMPLE = 4096  # bytes read at the beginning, in the middle and at the end of such a file
+SAMPLED = 4096  # number of files of which a source's fingerprint samples the content; of others it uses the size
+SAMPLE = 4096  # bytes sampled at the beginning, in the middle and at the end of such a file
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def check_exists(name: str, path: str, *, folder: bool) -> None:
-    """Raise UserError unless `path` is a file (or a folder); the nearest name beside it is offered."""
+    """Raise UserError, with the nearest name in its folder, unless `path` is a file (or a folder)."""
     target = pathlib.Path(path).expanduser()
     if target.is_dir() if folder else target.is_file():
         return
@@ -33,8 +33,8 @@ def check_exists(name: str, path: str, *, folder: bool) -> None:
 
 
 def content_samples(paths: Sequence[str | os.PathLike]) -> Iterator[bytes]:
-    """Yield what identifies each file's content cheaply, regardless of its date: its size and, of up to SAMPLED evenly spaced
-    files, a digest of SAMPLE bytes from its beginning, middle and end. A file that cannot be read has neither.
+    """Yield a cheap key of each file's content, independent of its date: its size and, for up to SAMPLED evenly spaced files, a
+    digest of SAMPLE bytes from its beginning, middle and end. An unreadable file has neither.
     """
     sampled = set(range(0, len(paths), -(-len(paths) // SAMPLED) or 1))
 
@@ -55,7 +55,7 @@ def content_samples(paths: Sequence[str | os.PathLike]) -> Iterator[bytes]:
 
 
 def read_bytes(uri: str, path: str) -> bytes:
-    """Return the content of a file, decompressed where it is gzipped."""
+    """Return the content of a file, decompressed if it is gzipped."""
     check_exists(uri, path, folder=False)
     try:
         data = pathlib.Path(path).expanduser().read_bytes()
@@ -91,16 +91,14 @@ def read_text(uri: str, path: str, encoding: str = "utf-8") -> str:
 
 
 def lines_of(text: str) -> Iterator[tuple[int, str]]:
-    """Yield (number from 1 on, line) by "\\n" alone: a text may hold other characters that Unicode counts as line ends."""
+    """Yield (number from 1 on, line), split only at "\\n", since texts may contain other characters that Unicode counts as line
+    ends."""
     lines = text.split("\n")
     return enumerate(lines[:-1] if lines[-1] == "" else lines, 1)
 
 
 def without_surrogates(text: str) -> str:
-    """Return `text` with each surrogate that has no partner as U+FFFD: no encoder takes half a character.
-
-    Two that make a pair become the character that they stand for.
-    """
+    """Return `text` with each lone surrogate, which cannot be encoded, as U+FFFD; a surrogate pair becomes its character."""
     if text.isascii() or not _SURROGATE.search(text):
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

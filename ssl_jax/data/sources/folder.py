@@ -13,7 +13,14 @@ from ssl_jax.data.sources import HINT, BadExample, Source, digest
 from ssl_jax.data.sources.files import check_exists, content_samples
 from ssl_jax.errors import UserError
 
-IDENTIFIED_ONLY = ("MPEG", "HDF5", "GRIB", "BUFR", "WMF", "EPS")  # formats that Pillow recognises and cannot decode by itself
+IDENTIFIED_ONLY = (
+    "MPEG",
+    "HDF5",
+    "GRIB",
+    "BUFR",
+    "WMF",
+    "EPS",
+)  # formats that Pillow recognises but cannot decode without a plugin
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 
 
@@ -31,16 +38,16 @@ def suffixes() -> frozenset[str]:
 class Folder(Source):
     """`folder:DIR`: image files of every format that Pillow decodes, in class folders or, without labels, in one flat folder.
 
-    With folders in DIR, each is a class, in the order of their names, and its images are found at any depth; otherwise DIR's
-    own images are read without labels. Links are followed; a link back to a folder above it is not. Hidden files and folders
-    are ignored; whatever else is not read is counted (`remarks`). Order: by path. Splits are drawn by path within DIR.
+    If DIR has folders, each is a class, ordered by name, and its images are found at any depth; otherwise DIR's own images are
+    read without labels. Links are followed, except to a folder above. Hidden files and folders are ignored; other unread files
+    are counted (`remarks`). Examples are ordered by path; splits are drawn by path within DIR.
     """
 
     def __init__(self, path: str, **options: Any):
         self.name = f"folder:{path}"
         check_exists(self.name, path, folder=True)
         self.root = pathlib.Path(path).expanduser()
-        self._other: collections.Counter[str] = collections.Counter()  # files that are no images, by suffix
+        self._other: collections.Counter[str] = collections.Counter()  # numbers of files that are not images, by suffix
         self._loops: list[str] = []
         self._dangling: list[str] = []
         own, folders = self._scan("")
@@ -66,7 +73,7 @@ class Folder(Source):
         self._labels = np.array(labels, np.int32) if labels else None
 
     def _scan(self, below: str) -> tuple[list[str], list[str]]:
-        """Return (files, folders) in `below`, as paths within the root in the order of their names."""
+        """Return (files, folders) in `below`, as paths within the root ordered by name."""
         files, folders = [], []
         try:
             with os.scandir(self.root / below) as entries:

@@ -40,7 +40,7 @@ def separated(uri: str, path: str, *, separator: str = ",", quotes: bool = True)
 
 
 def _quoted(uri: str, text: str, separator: str) -> list[tuple[int, list[str]]]:
-    """Parse csv whole, so that the module's limit of 128 KiB a field is lifted for no one else."""
+    """Parse the whole csv text at once, so that the csv module's limit of 128 KiB per field is lifted only meanwhile."""
     reader = csv.reader(io.StringIO(text, newline="\n"), delimiter=separator, strict=True)
     rows, start, limit = [], 1, csv.field_size_limit(sys.maxsize)
     try:
@@ -56,14 +56,14 @@ def _quoted(uri: str, text: str, separator: str) -> list[tuple[int, list[str]]]:
 
 
 def _problem(message: str, start: int, stop: int) -> str:
-    """Return what is wrong with the row that begins in line `start`, where the csv module gave up in line `stop`."""
+    """Return the problem of the row that begins in line `start`, at which the csv module failed in line `stop`."""
     if "unexpected end" in message:
         return "opens a quote that is never closed; close it, or double the quotes that are part of the text"
     if "new-line character" in message:
         return "holds a carriage return within a field; remove it or quote the field"
     if "expected after" in message:
-        until = f" (the quoted field goes on to line {stop:,})" if stop > start else ""
-        return f"has text behind a closing quote{until}; close the quote, or double the quotes that are part of the text"
+        until = f" (the quoted field continues to line {stop:,})" if stop > start else ""
+        return f"has text after a closing quote{until}; close the quote, or double the quotes that are part of the text"
     return f"is not csv ({message})"
 
 
@@ -74,7 +74,7 @@ def named_rows(uri: str, rows: Iterator[tuple[int, list[str]]]) -> tuple[list[st
 
 
 def check_column(uri: str, name: Any, columns: Sequence[str]) -> None:
-    """Raise UserError unless the column `name` is there, once; the nearest is named."""
+    """Raise UserError, with the nearest name, unless the column `name` exists exactly once."""
     columns = list(columns)
     if columns.count(name) > 1:
         raise UserError(f"{uri}: has {columns.count(name)} columns called {name!r}; rename all but one")
@@ -87,7 +87,7 @@ def check_column(uri: str, name: Any, columns: Sequence[str]) -> None:
 def json_lines(uri: str, path: str, skip: Callable[[UserError], None] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number, object) of a file of JSON lines, gzipped or not; null and NaN are None.
 
-    A line that is not UTF-8 or no JSON object raises UserError, or is passed over and given to `skip`.
+    A line that is not UTF-8 or not a JSON object raises UserError, or is skipped and its error passed to `skip`.
     """
     lines = lines_of(read_text(uri, path)) if skip is None else enumerate(read_bytes(uri, path).split(b"\n"), 1)
     for number, line in lines:
@@ -130,7 +130,7 @@ def _whole_characters(value: Any) -> Any:
 
 
 def text_of(value: Any) -> str | None:
-    """Return a cell as text: None for null, NaN and nothing at all. Raise ValueError for a list, an object or true/false."""
+    """Return a cell as text, None for null, NaN and an empty cell; raise ValueError for a list, an object or true/false."""
     if value is None or (isinstance(value, float) and value != value):
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):

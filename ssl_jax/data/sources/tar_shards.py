@@ -1,4 +1,4 @@
-"""`tar:PATTERN`: shards of image, text and class files that share a name (img2dataset, WebDataset)."""
+"""`tar:PATTERN`: shards of image, text and class files with common names (img2dataset, WebDataset)."""
 
 import concurrent.futures
 import dataclasses
@@ -25,17 +25,17 @@ from ssl_jax.data.sources.tables import json_object, text_of
 from ssl_jax.errors import UserError
 
 INDEX_NAME = ".ssl_jax_index"
-VERSION = 2  # of the stored index: raise it when the same shards would give another one
+VERSION = 2  # of the stored index: raise it if the same shards would give another index
 FIELDS = ("shard", "image_offset", "image_size", "text_offset", "text_size", "json_offset", "json_size")
 
 
 class TarShards(Source):
     """`tar:PATTERN`: shards whose members KEY.jpg, KEY.txt, KEY.json and KEY.cls belong together (img2dataset, WebDataset).
 
-    PATTERN is a file, a glob (*.tar), a range ({00000..00331}.tar) or a folder of shards. Where each member lies is found
-    once and stored beside the shards in one file (in the user's cache where that cannot be written), so that any example is
-    two reads. The image has any suffix that Pillow decodes, the caption is the .txt, else "caption" in the .json, the label
-    what the .cls holds. Keys without an image are skipped and counted.
+    PATTERN is a file, a glob (*.tar), a range ({00000..00331}.tar) or a folder of shards. The members' offsets are found once
+    and stored in one file in the shards' folder (or, if that is not writable, in the user's cache), so that reading an example
+    takes two reads. The image has any suffix that Pillow decodes; the caption is the .txt, else "caption" in the .json; the
+    label is the content of the .cls. Keys without an image are skipped and counted.
     """
 
     def __init__(self, pattern: str, **options: Any):
@@ -68,11 +68,11 @@ class TarShards(Source):
                 row = json_object(self.name, self.describe(index), self._read(index, shard, json_offset, json_size))
                 text = (text_of(row.get("caption")) or "").strip()
             except (ValueError, UserError):
-                text = ""  # an example without a caption
+                text = ""  # no caption
         return (text,) if text else ()
 
     def _read(self, index: int, shard: int, offset: int, size: int) -> bytes:
-        """Read with pread, which threads may share; a process opens its own files. Raises BadExample."""
+        """Read with pread, which threads can share; each process opens its own files. Raise BadExample for a truncated file."""
         if shard not in self._files:
             self._files[shard] = os.open(self.shards[shard], os.O_RDONLY)
         data = os.pread(self._files[shard], size, offset)
@@ -151,11 +151,11 @@ def _index(uri: str, shards: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 @dataclasses.dataclass
 class Scanned:
-    """What one shard holds, in its order."""
+    """The content of one shard, in its order."""
 
     rows: list[tuple[int, ...]]
     keys: list[str]
-    labels: list[str]  # "" for none
+    labels: list[str]  # "" for an example without label
     without_image: int
     repeated: int
 

@@ -1,4 +1,4 @@
-"""`tfds:NAME[/CONFIG][/VERSION][:SPLIT]`: what TFDS prepared as ArrayRecord, read and written without TensorFlow."""
+"""`tfds:NAME[/CONFIG][/VERSION][:SPLIT]`: data sets that TFDS prepared as ArrayRecord, read and written without TensorFlow."""
 
 import contextlib
 import functools
@@ -28,7 +28,7 @@ def data_dir(dir: str | None = None) -> pathlib.Path:
 def open_tfds(rest: str, dir: str | None = None) -> Source:
     """Open a prepared data set; the split ("train", "test[:50%]" ...) is "train" unless named.
 
-    Raise UserError for data that is not there (how to get it), for an unknown split, and for another file format.
+    Raise UserError for missing data (with the way to get them), for an unknown split, and for another file format.
     """
     name, _, split = rest.partition(":")
     folder = find(name, data_dir(dir))
@@ -63,7 +63,7 @@ def _tfds(uri: str):
 
 
 class Prepared(Source):
-    """One split of a prepared data set. Images stay encoded until they are asked for; text is decoded from UTF-8."""
+    """One split of a prepared data set. Images are decoded when they are read; text is decoded from UTF-8."""
 
     def __init__(self, name: str, folder: pathlib.Path, split: str):
         tfds = _tfds(name)
@@ -90,7 +90,7 @@ class Prepared(Source):
         return len(self.records)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "arrays"}  # workers decode what they need
+        return {key: value for key, value in self.__dict__.items() if key != "arrays"}  # workers decode their own images
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {key: self._plain(key, value, index) for key, value in self.records[int(index)].items()}
@@ -107,7 +107,7 @@ class Prepared(Source):
         return f"{self.name}: example {index:,}"
 
     def fingerprint(self) -> str:
-        """Return a digest of the prepared version and the number of examples: what was prepared does not change."""
+        """Return a digest of the prepared version, which does not change, and of the number of examples."""
         return digest([f"{self.folder.parent.name}/{self.folder.name}/{self.split}/{len(self)}".encode()], classes=self.classes)
 
     @functools.cached_property
@@ -115,7 +115,7 @@ class Prepared(Source):
         return np.array([record["label"] for record in self.records], np.int64)
 
     def labels(self) -> np.ndarray | None:
-        """Return i32[N], read once; None where there are none, or where they are withheld (all -1)."""
+        """Return i32[N], read once; None if there are no labels or if they are withheld (all -1)."""
         if not self.all_labelled or (self._labels == MISSING).all():
             return None
         labels = check_labels(self.name, self._labels)
@@ -125,7 +125,7 @@ class Prepared(Source):
 
     @functools.cached_property
     def arrays(self) -> dict[str, np.ndarray] | None:
-        """Images of one size as one array, decoded at first use; None where that exceeds a GiB or an image is damaged."""
+        """Return images of one size as one array, decoded at first use; None if it exceeds a GiB or an image is damaged."""
         shape = getattr(self.features.get("image"), "shape", None)
         if shape is None or None in shape or shape[2] not in (1, 3) or len(self) * np.prod(shape) > ARRAYS_BYTES:
             return None
@@ -134,7 +134,7 @@ class Prepared(Source):
             try:
                 images[index] = np.asarray(decode.decode(record["image"], shape[2])).reshape(shape)
             except (decode.Unreadable, ValueError):
-                return None  # each image is then decoded by itself, and the damaged one reported or skipped
+                return None  # images are then decoded individually, and the damaged one is reported or skipped
             labels[index] = record["label"] if self.all_labelled else MISSING
         self._labels = labels
         labels = self.labels()
@@ -167,7 +167,7 @@ def prepare(name: str, dir: str | None = None) -> pathlib.Path:
         raise UserError(
             f"{uri}: its builder needs {package} to prepare the data; run pip install {package} and try again"
         ) from None
-    except Exception as error:  # downloads fail in a hundred ways, none of them ours
+    except Exception as error:  # downloads fail in many ways, outside of our control
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{uri}: could not be prepared in {root} ({first})") from None
     return pathlib.Path(builder.data_path)
@@ -190,7 +190,7 @@ def write(name: str, splits: Mapping[str, Source], dir: str | None = None) -> pa
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
-        url_infos = {}  # nothing is downloaded, so TFDS need not look for a list of checksums
+        url_infos = {}  # nothing is downloaded, so TFDS needs no checksums
 
         def _info(self):
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
@@ -210,7 +210,7 @@ def write(name: str, splits: Mapping[str, Source], dir: str | None = None) -> pa
 
 
 def _encode(image: Any) -> bytes:
-    """Return a stored image as a file: as it is, or as PNG."""
+    """Return a stored image as a file: unchanged if encoded, else as PNG."""
     if isinstance(image, bytes):
         return image
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The kind of data "tokens": windows, sequences and sentence pairs out of a corpus that was tokenised once."""
+"""The kinds of data "tokens" and "sequences": windows, sequences and sentence pairs of a corpus that is tokenised once."""
 
 import dataclasses
 import functools
@@ -27,9 +27,9 @@ from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo
 
 PACKING = ("windows", "documents", "pairs")
-DEVICE_BYTES = 2**28  # token arrays up to this size lie on the device
-TRAINED_ON = 2**30  # places (bytes) of the corpus a vocabulary is trained on, from its beginning
-SAMPLED = 2**24  # tokens that identify a corpus: all of a smaller one
+DEVICE_BYTES = 2**28  # token arrays up to this size are placed on the device
+TRAINED_ON = 2**30  # leading places (bytes) of the corpus on which a vocabulary is trained
+SAMPLED = 2**24  # tokens that identify a corpus: all tokens of a smaller one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,24 +39,24 @@ class TokensSettings:
     `packing`:
     - "windows": `block` consecutive tokens, across documents.
     - "documents": next token: windows whose attention does not cross documents; masked token: each sequence from one document.
-    - "pairs": masked token: two stretches of sentences, the second in half the cases from elsewhere (Devlin et al. 2019).
+    - "pairs": masked token: two runs of sentences, the second in half of the cases from elsewhere (Devlin et al. 2019).
 
-    Without `test`, a share `holdout` is held out: of several documents, by a hash of each one's text; of one continuous text,
-    its end. Evaluation goes over every token once.
+    Without `test`, a share `holdout` is held out: of several documents, by a hash of each document's text; of one continuous
+    text, its end. Evaluation covers every token once.
     """
 
     train: str
     test: str | None = None
     batch_size: int = 32
     holdout: float = 0.1
-    block: int = 128  # tokens the model sees at once
+    block: int = 128  # tokens of an example
     packing: str = "windows"
-    stride: int | None = None  # from one training window to the next; default: 1 (next token), the window (masked token)
-    restart_positions: bool = False  # packing="documents": every document's positions begin at 0
-    short_sequences: float = 0.0  # share of sequences of a random shorter length (BERT: 0.1)
-    duplicates: int = 1  # times the training sequences are drawn and, with static masking, masked anew (BERT: 10)
-    column: str | int = "text"  # of jsonl, tsv and csv
-    documents: str = "file"  # of text: files: a document is a "file", a "line" or what stands between "blank_line"s
+    stride: int | None = None  # between training windows; default: 1 (next token), the window's length (masked token)
+    restart_positions: bool = False  # packing="documents": positions begin at 0 in each document
+    short_sequences: float = 0.0  # share of sequences with a random shorter length (BERT: 0.1)
+    duplicates: int = 1  # copies of the training sequences, each with its own static mask (BERT: 10)
+    column: str | int = "text"  # the column of text in jsonl, tsv and csv
+    documents: str = "file"  # of text: sources: a document is a "file", a "line" or a part between two "blank_line"s
     tokenizer: TokenizerSettings = dataclasses.field(default_factory=TokenizerSettings)
     placement: str = "auto"
     workers: int = 0
@@ -82,10 +82,10 @@ class TokensSettings:
 
 
 def build(section: Any, *, split: str = "train", train: bool = True, workdir: str | None = None, **_: Any) -> Dataset:
-    """Windows of the text that the config's section `data` names.
+    """Return windows of the text that the config's section `data` names.
 
-    train=True draws training examples (all windows); train=False goes over every token of the split once.
-    Batches: "tokens" i32[B, block + 1] and, packed, "segments" and "positions" of that shape; evaluation adds
+    train=True gives training examples (all windows); train=False covers every token of the split once.
+    Batches: "tokens" i32[B, block + 1] and, if packed, "segments" and "positions" of the same shape; evaluation adds
     "label_weights" f32[B, block].
     """
     settings = read(TokensSettings, section, "data")
@@ -96,10 +96,10 @@ def build(section: Any, *, split: str = "train", train: bool = True, workdir: st
 
 
 def build_sequences(section: Any, *, split: str = "train", train: bool = True, workdir: str | None = None, **_: Any) -> Dataset:
-    """Sequences with their special tokens of the text that the config's section `data` names.
+    """Return sequences with special tokens of the text that the config's section `data` names.
 
-    train=True draws training examples (all duplicates); train=False goes over every token of the split once. Batches:
-    "tokens" i32[B, block] = [CLS] ... [SEP], "segments" (1 real, 0 padding), "token_types"; of pairs also "is_random" i32[B].
+    train=True gives training examples (all duplicates); train=False covers every token of the split once. Batches:
+    "tokens" i32[B, block] = [CLS] ... [SEP], "segments" (1 real, 0 padding), "token_types"; for pairs also "is_random" i32[B].
     """
     settings = read(TokensSettings, section, "data")
     tokenizer = load_tokenizer(settings, workdir)
@@ -111,8 +111,8 @@ def _open(settings: TokensSettings, uri: str) -> Documents:
 
 
 def load_tokens(settings: TokensSettings, tokenizer: Tokenizer, split: str, *, causal: bool = True) -> tuple[TokenArray, str]:
-    """The token array of a split ("train" or "test") and its name in messages; of a causal model's corpus each document
-    begins with the begin-of-text token, where the tokenizer has one of its own."""
+    """Return the token array of a split ("train" or "test") and its name in messages. For a causal model, each document begins
+    with the begin-of-text token if the tokenizer has one."""
     uri = settings.test if split == "test" and settings.test else settings.train
     name, whole = uri, functools.partial(_open, settings, uri)
     source = whole()
@@ -136,16 +136,16 @@ def load_tokens(settings: TokensSettings, tokenizer: Tokenizer, split: str, *, c
 
 
 def load_tokenizer(settings: TokensSettings, workdir: str | pathlib.Path | None = None) -> Tokenizer:
-    """The tokenizer of `data.tokenizer`: read from its file, or trained on the corpus and kept in `workdir`/tokenizer.
+    """Return the tokenizer of `data.tokenizer`: read from its file, or trained on the corpus and saved in `workdir`/tokenizer.
 
-    A run that was started keeps its tokenizer: for another corpus or other settings, UserError.
+    A started run keeps its tokenizer: raise UserError for another corpus or other settings.
     """
     wanted = settings.tokenizer
     if not wanted.trained:
         return tokenizer_files.from_settings(wanted)
     sources = [_open(settings, settings.train)]
     if wanted.name == "characters" and settings.test is not None:
-        sources.append(_open(settings, settings.test))  # a character that only the test text holds has an id too
+        sources.append(_open(settings, settings.test))  # characters that occur only in the test text need ids too
     folder = None if workdir is None else pathlib.Path(workdir) / "tokenizer"
     parts = [dataclasses.asdict(wanted), *(source.fingerprint() for source in sources)]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -166,7 +166,7 @@ def load_tokenizer(settings: TokensSettings, workdir: str | pathlib.Path | None 
 
 
 class Tokens(Source):
-    """What a Dataset calls its source: the text of its examples, and how an error names them."""
+    """The source of a token Dataset: the text of its examples, and their names in errors."""
 
     def __init__(self, name: str, tokenizer: Tokenizer, size: int, example: Any, tokens: np.ndarray):
         self.name, self.tokenizer, self.size, self.example, self.tokens = name, tokenizer, size, example, tokens
@@ -181,7 +181,7 @@ class Tokens(Source):
         return f"{self.name}: window {index:,}"
 
     def fingerprint(self) -> str:
-        """Return a digest of the tokens: of all up to SAMPLED, else of as many in evenly spaced runs, and of their number."""
+        """Return a digest of the tokens, or of SAMPLED tokens in evenly spaced runs, and of their number."""
         runs = np.linspace(0, max(len(self.tokens) - 4096, 0), min(-(-len(self.tokens) // 4096), SAMPLED // 4096)).astype(int)
         return digest([str(len(self.tokens)).encode(), *(np.uint32(self.tokens[at : at + 4096]).tobytes() for at in runs)])
 
@@ -214,12 +214,12 @@ def _dataset(settings, tokenizer, array, name, *, size, example, shapes, residen
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """Example i: `length` tokens from i * stride on; the last window ends with the array."""
+    """Example i: `length` tokens from i * stride on; the last window ends at the array's end."""
 
     tokens: np.ndarray
     length: int
     stride: int
-    weights: bool  # of labels: 0 where the window before has had them
+    weights: bool  # label weights, which are 0 for labels of the previous window
 
     @property
     def size(self) -> int:
@@ -273,7 +273,7 @@ def _windows(settings: TokensSettings, tokenizer: Tokenizer, array: TokenArray, 
 
 
 def _segmented(raw: Mapping[str, Array], keys: Any, *, separator: int, restart: bool) -> dict[str, Array]:
-    """Document numbers from 1 on; the separator ends the document before it."""
+    """Return a batch with document numbers from 1 on as segments; the separator belongs to the document before it."""
     tokens = raw["tokens"]
     ends = jnp.pad(tokens[:, :-1] == separator, ((0, 0), (1, 0)))
     out = {**raw, "segments": 1 + jnp.cumsum(ends, axis=1, dtype=jnp.int32)}
@@ -288,7 +288,7 @@ def _segmented(raw: Mapping[str, Array], keys: Any, *, separator: int, restart: 
 
 @dataclasses.dataclass(frozen=True)
 class Spans:
-    """Example i: [CLS] A [SEP], or [CLS] A [SEP] B [SEP], padded to `length`; row i of `table` says where A and B lie."""
+    """Example i: [CLS] A [SEP], or [CLS] A [SEP] B [SEP], padded to `length`; row i of `table` locates A and B."""
 
     tokens: np.ndarray
     table: np.ndarray  # i64[size, 5]: start and length of A, start and length of B, whether B is random

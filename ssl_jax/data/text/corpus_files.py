@@ -1,4 +1,4 @@
-"""A corpus as pieces of text, read in order from any place on: larger than memory, and cut where no tokenizer minds."""
+"""A corpus as pieces of text, readable in order from any place and larger than memory, split where no token is split."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from ssl_jax.data.sources.texts import Texts
 from ssl_jax.errors import UserError
 
 BLOCK = 1 << 20  # bytes read at once
-PIECE = 1 << 17  # characters a tokenizer sees at once, about
+PIECE = 1 << 17  # approximate number of characters that are tokenized at once
 HASHED = 1 << 26  # corpora up to this size are identified by their bytes, larger ones by name, size and date
 BOM = b"\xef\xbb\xbf"
 _CUT = re.compile(r"\S(?=\s)")
@@ -28,22 +28,21 @@ SEPARATORS = {"file": None, "line": re.compile(r"\r?\n"), "blank_line": re.compi
 
 class Piece(NamedTuple):
     text: str
-    first: bool  # it begins a document
-    end: int  # the place behind it, from which `pieces` can continue; -1 where it cannot
+    first: bool  # whether it begins a document
+    end: int  # the place after it, from which `pieces` can continue, or -1
 
 
 @runtime_checkable
 class Documents(Protocol):
-    """Text documents in an order. Places are bytes of text files (of their content, where they are gzipped), or numbers of
-    documents."""
+    """Ordered text documents. Places are byte offsets in text files (after decompression) or numbers of documents."""
 
     name: str
     size: int
-    skipped: int  # lines passed over because they could not be read
+    skipped: int  # unreadable lines that were skipped
 
     @property
     def separable(self) -> bool:
-        """Return whether it has several documents, or may have: else it is one continuous text."""
+        """Return whether the corpus may have several documents; otherwise it is one continuous text."""
         ...
 
     def fingerprint(self) -> str: ...
@@ -52,7 +51,7 @@ class Documents(Protocol):
 
 
 def open_documents(uri: str, *, column: str | int = "text", documents: str = "file", skip_bad: bool = False) -> Documents:
-    """The documents behind `uri`: text:GLOB, jsonl:FILE, tsv:, csv:, bundled: or any other source with a text column."""
+    """Open the documents of `uri`: text:GLOB, jsonl:FILE, tsv:, csv:, bundled: or any other source with a text column."""
     scheme, _, rest = uri.partition(":") if isinstance(uri, str) else ("", "", "")
     if scheme == "text":
         return TextFiles(uri, rest, documents, skip_bad)
@@ -70,7 +69,7 @@ def _large(path: str) -> bool:
 
 @dataclasses.dataclass
 class Rows:
-    """Documents that are in memory; a place is the number of a document, or of a character where there is only one."""
+    """Documents in memory; a place is the number of a document, or of a character if there is only one document."""
 
     name: str
     texts: tuple[str, ...]
@@ -86,7 +85,7 @@ class Rows:
 
     @functools.cache  # noqa: B019  (few, and as long-lived as the process)
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(f"{self.skipped} skipped".encode() if self.skipped else b"")  # a token array has the count too
+        digest = hashlib.sha256(f"{self.skipped} skipped".encode() if self.skipped else b"")  # token arrays record it too
         for text in self.texts:
             data = text.encode("utf-8", "surrogatepass")
             digest.update(len(data).to_bytes(8, "little") + data)
@@ -104,7 +103,7 @@ class Rows:
 
 
 def _in_pieces(text: str, end: int) -> Iterator[Piece]:
-    """A document of its own, cut; only behind its last piece can reading go on."""
+    """Yield the pieces of one document; reading can resume only after its last piece."""
     start = 0
     while start < len(text) or start == 0:
         stop = start + cut(text[start : start + 2 * PIECE]) if len(text) - start > 2 * PIECE else len(text)
@@ -113,9 +112,9 @@ def _in_pieces(text: str, end: int) -> Iterator[Piece]:
 
 
 def cut(text: str) -> int:
-    """The last place where a word ends and white space begins: tokens of the published kinds never reach across it.
+    """Return the last place where a word ends and white space begins, which no token of a published tokenizer crosses.
 
-    Where a text has none (Chinese, one very long word), its length: a token may then be cut in two.
+    If there is none (Chinese, one very long word), return the text's length, which may split a token.
     """
     for start in (max(0, len(text) - 4096), 0):
         found = None
@@ -130,12 +129,12 @@ def cut(text: str) -> int:
 
 
 def open_bytes(path: str) -> io.BufferedIOBase:
-    """A file's bytes, decompressed where it is gzipped; to seek backwards there is to read again from the beginning."""
+    """Open a file's bytes, decompressed if it is gzipped; seeking backwards then reads again from the beginning."""
     return gzip.open(path, "rb") if _is_gzip(path) else open(path, "rb")
 
 
 def content_size(uri: str, path: str) -> int:
-    """How many bytes `open_bytes` reads; of a gzipped file by one pass over it. UserError where it is damaged."""
+    """Return the number of bytes that `open_bytes` reads, for a gzipped file by one pass; raise UserError if it is damaged."""
     if not _is_gzip(path):
         return os.path.getsize(path)
     stat = os.stat(path)
@@ -203,7 +202,7 @@ class TextFiles:
             base += size
 
     def _split(self, pieces: Iterator[tuple[str, int]], at_start: bool) -> Iterator[Piece]:
-        """Documents out of a file's pieces."""
+        """Split a file's pieces into documents."""
         separator = SEPARATORS[self.documents]
         first = at_start
         for text, end in pieces:
@@ -220,7 +219,7 @@ class TextFiles:
             yield Piece("", False, end)
 
     def _file(self, file: str, base: int, low: int, high: int, size: int) -> Iterator[tuple[str, int]]:
-        """(text, place behind it) of the bytes low:high; a character that a limit cuts in two belongs to the part behind it."""
+        """Yield (text, place after it) of the bytes low:high; a character that a limit splits belongs to the following part."""
         with open_bytes(file) as handle:
             if low == 0:
                 low = len(BOM) if handle.read(len(BOM)) == BOM else 0
@@ -237,7 +236,7 @@ class TextFiles:
                 if not block and not last:
                     raise UserError(f"{self.name}: {file} became shorter while it was read; start again when it is complete")
                 text, used, exact = self._decode(file, data, place, last)
-                if not last and exact:  # keep back what stands behind the last good cut
+                if not last and exact:  # keep the text after the last good cut for the next block
                     keep = self._document_cut(text)
                     used -= len(text[keep:].encode())
                     text = text[:keep]
@@ -248,14 +247,14 @@ class TextFiles:
                     return
 
     def _document_cut(self, text: str) -> int:
-        """Where a block may end: at a document's end where it holds one, else where a word ends."""
+        """Return where a block may end: at the end of a document if it contains one, else at the end of a word."""
         separator, at = SEPARATORS[self.documents], 0
         for found in separator.finditer(text) if separator else ():
             at = found.start()
         return at or cut(text)
 
     def _decode(self, file: str, data: bytes, place: int, last: bool) -> tuple[str, int, bool]:
-        """Text, how many bytes it took (a character that the block's end cuts in two waits for the next), and if it is all."""
+        """Return (text, bytes used, whether these are all bytes); a split last character is left to the next block."""
         end = len(data) if last else _complete(data)
         try:
             return data[:end].decode("utf-8"), end, True
@@ -275,7 +274,7 @@ class TextFiles:
 
 
 def _complete(data: bytes) -> int:
-    """How many of the bytes end with a whole character."""
+    """Return the number of leading bytes that end with a whole character."""
     for back in range(1, min(4, len(data)) + 1):
         byte = data[-back]
         if byte < 0x80:
@@ -287,7 +286,7 @@ def _complete(data: bytes) -> int:
 
 
 def _character_start(handle: Any, place: int) -> int:
-    """`place`, moved back to the first byte of the character it points into."""
+    """Return `place`, moved back to the first byte of its character."""
     handle.seek(max(place - 3, 0))
     data = handle.read(min(place, 3) + 1)
     at = min(place, 3)
@@ -300,7 +299,7 @@ def _character_start(handle: Any, place: int) -> int:
 
 
 class JsonLines:
-    """A jsonl file too large to hold, gzipped or not: one object a line, its text under `column`."""
+    """A jsonl file larger than memory, gzipped or not: one object per line, with its text under `column`."""
 
     def __init__(self, uri: str, path: str, column: str | int, skip_bad: bool = False):
         self.name, self.path, self.column, self.skip_bad, self.skipped = uri, os.path.expanduser(path), column, skip_bad, 0
@@ -313,7 +312,7 @@ class JsonLines:
         ).hexdigest()
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
-        """The documents whose lines begin in start:stop."""
+        """Yield the documents whose lines begin in start:stop."""
         with open_bytes(self.path) as handle:
             if start > 0:
                 handle.seek(start - 1)
@@ -343,7 +342,7 @@ class JsonLines:
 
 
 def whole_documents(documents: Documents) -> Iterator[str]:
-    """Every document's text, put together from its pieces."""
+    """Yield the text of every document, joined from its pieces."""
     parts: list[str] = []
     for piece in documents.pieces(0, documents.size):
         if piece.first and parts:
@@ -356,6 +355,6 @@ def whole_documents(documents: Documents) -> Iterator[str]:
 
 
 def open_text(rest: str, **options: Any) -> Texts:
-    """`text:GLOB` as a source of examples {"text": a file's text}."""
+    """Open `text:GLOB` as a source of examples {"text": a file's text}."""
     files = TextFiles(f"text:{rest}", rest)
     return Texts(files.name, list(whole_documents(files)))

@@ -1,4 +1,4 @@
-"""The held-out split of a corpus without a test text: whole documents where it has several, else the end of the text."""
+"""The held-out split of a corpus without a test text: whole documents if it has several, else the end of the text."""
 
 import dataclasses
 import hashlib
@@ -43,9 +43,9 @@ class DocumentSplit:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
-        """Yield the documents' pieces, and an empty piece for each place between documents that are not among them.
+        """Yield the documents' pieces, and an empty piece for each place between documents of the other split.
 
-        Reading can go on between two documents only: within one it is not known whether it belongs to the split.
+        Reading can resume only between documents, because within one its split is not known.
         """
         taken, before = False, None
         for piece in self.whole.pieces(start, stop):
@@ -59,15 +59,15 @@ class DocumentSplit:
 
 
 def key(piece: Piece) -> bytes:
-    """Return what identifies the document that a piece begins: the beginning of its text, without white space around it."""
+    """Return the key of the document that a piece begins: the beginning of its text, without surrounding white space."""
     return piece.text[:KEY].strip().encode("utf-8", "surrogatepass")
 
 
 def split_documents(open_corpus: Callable[[], Documents], share: float, *, test: bool) -> Documents | None:
-    """Return the documents that are held out, or the others; None where the corpus is one continuous text.
+    """Return the held-out documents, or the others; None if the corpus is one continuous text.
 
-    A document is held out by a keyed hash of its text (`splits.held_out`), so that the split stays when others are added,
-    removed or put in another order. Of a corpus up to HASHED bytes at least one document lies on either side.
+    A document is held out by a keyed hash of its text (`splits.held_out`), so that the split does not change if others are
+    added, removed or reordered. In a corpus of up to HASHED bytes, each split has at least one document.
     """
     whole = open_corpus()
     if not whole.separable:

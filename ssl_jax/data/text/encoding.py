@@ -1,4 +1,4 @@
-"""Texts as padded arrays of token ids, with the special tokens of the model that reads them."""
+"""Texts as padded arrays of token ids, with the model's special tokens."""
 
 from collections.abc import Sequence
 
@@ -11,27 +11,27 @@ SHORTEST = 32  # tokens of the shortest compiled program
 
 
 def bucket(size: int, most: int, least: int = SHORTEST) -> int:
-    """The least power of two from `least` on that holds `size`, but at most `most`: few shapes, and little padding."""
+    """Return the smallest power of two >= max(size, least), at most `most`, for few shapes and little padding."""
     return min(max(least, 1 << max(size - 1, 0).bit_length()), most)
 
 
 def encode_sentences(
     tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Sentences or pairs as the tokenizer's own model expects them: (tokens, token_types, length, how many were cut).
+    """Encode sentences or pairs as the tokenizer's model expects them: (tokens, token_types, length, number truncated).
 
-    tokens i32[N, max_length] and token_types u8[N, max_length], padded with the padding token and 0; length i32[N]. A text that
-    is too long loses its last tokens, a pair those of the longer sentence first (`cut_pair`); special tokens stay.
+    tokens i32[N, max_length] and token_types u8[N, max_length], padded with the padding token and 0; length i32[N]. A long text
+    is truncated at its end, a pair first in its longer sentence (`cut_pair`); special tokens are never removed.
     """
     template = tokenizer.template(pair=pairs is not None)
-    room = max(max_length - template.special, 0)
+    most = max(max_length - template.special, 0)
     first = tokenizer.encode_batch(texts)
     second = [()] * len(first) if pairs is None else tokenizer.encode_batch(pairs)
     tokens = np.full((len(first), max_length), tokenizer.pad_id or 0, np.int32)
     token_types, length = np.zeros((len(first), max_length), np.uint8), np.empty(len(first), np.int32)
     truncated = 0
     for i, (a, b) in enumerate(zip(first, second, strict=True)):
-        n, m = cut_pair(len(a), len(b), room)
+        n, m = cut_pair(len(a), len(b), most)
         truncated += n + m < len(a) + len(b)
         ids, kinds = template.fill(a[:n], b[:m])
         length[i] = min(len(ids), max_length)
@@ -40,10 +40,10 @@ def encode_sentences(
 
 
 def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Texts as a causal model reads them, behind what the tokenizer itself puts before a text: (tokens i32[N, max_length],
-    padded, and length i32[N]). A text that is too long loses its last tokens; an empty one is the token that begins a text.
+    """Encode texts for a causal model, after the tokenizer's own prefix: (tokens i32[N, max_length], padded, length i32[N]).
 
-    Raise UserError for an empty text where there is no such token.
+    A long text is truncated at its end; an empty text becomes the token that begins a text. Raise UserError for an empty text
+    if there is no such token.
     """
     tokens = np.full((len(texts), max_length), tokenizer.pad_id or 0, np.int32)
     length = np.empty(len(texts), np.int32)
@@ -55,8 +55,8 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) ->
     return tokens, length
 
 
-def cut_pair(a: int, b: int, room: int) -> tuple[int, int]:
-    """How many tokens of two texts of `a` and `b` tokens stay: the longer one loses its last token until both fit into `room`,
-    of equal ones the second (`_truncate_seq_pair` of BERT's code)."""
-    kept = min(a, max(room - b, (room + 1) // 2))
-    return kept, min(b, room - kept)
+def cut_pair(a: int, b: int, most: int) -> tuple[int, int]:
+    """Return the truncated lengths of two texts of `a` and `b` tokens: the longer one, or the second of equal ones, loses its
+    last token until both have at most `most` tokens together (`_truncate_seq_pair` of BERT's code)."""
+    kept = min(a, max(most - b, (most + 1) // 2))
+    return kept, min(b, most - kept)

@@ -1,4 +1,4 @@
-"""Texts one by one, without targets: the lines or records that a trained model is given."""
+"""Texts without targets: the lines or records that a trained model reads."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,10 +16,11 @@ from ssl_jax.task import DataInfo
 
 
 def text_rows(uri: str, section: Mapping[str, Any], classes: Sequence[str] = ()) -> tuple[Table, np.ndarray | None]:
-    """Every line (text:GLOB, blank ones too) or record of a source, under "text" and perhaps "pair"; and the labels i32[rows].
+    """Return every line (of text:GLOB, including blank ones) or record of a source, under "text" and perhaps "pair", and the
+    labels i32[rows].
 
-    `section` is the `data` of the model's run, for the names of its columns. Labels are numbers of `classes` (MISSING: none of
-    them), None where the source has no such column.
+    `section` is the `data` section of the model's run, for the names of its columns. Labels are numbers of `classes` (MISSING:
+    none of them); None if the source has no such column.
     """
     if uri.startswith("text:"):
         return _lines(uri), None
@@ -32,7 +33,7 @@ def text_rows(uri: str, section: Mapping[str, Any], classes: Sequence[str] = ())
         return read_table(uri, wanted, header=header), None
     try:
         table = read_table(uri, {**wanted, "label": columns.get("label", "label")}, header=header)
-    except UserError:  # of a source without labels; what else is wrong comes up again
+    except UserError:  # a source without labels; any other error recurs below
         return read_table(uri, wanted, header=header), None
     number = {name: i for i, name in enumerate(classes)}
     return table, np.array([number.get(label, MISSING) for label in table.columns["label"]], np.int32)
@@ -49,7 +50,7 @@ def _lines(uri: str) -> Table:
 
 
 def text_dataset(info: DataInfo, arrays: Mapping[str, np.ndarray], table: Table) -> Dataset:
-    """The Dataset of encoded texts, one a row of `table`.
+    """Return the Dataset of encoded texts, one per row of `table`.
 
     Arrays: "tokens" i32[N, T], "length" i32[N] and perhaps "token_types" u8[N, T].
     """
@@ -66,7 +67,7 @@ def text_dataset(info: DataInfo, arrays: Mapping[str, np.ndarray], table: Table)
 
 
 def text_batch(raw: Mapping[str, Any], keys: Any = None) -> dict[str, Any]:
-    """Raw arrays -> a task's batch: "segments" are 1 on text and 0 on padding; what else `raw` holds stays."""
+    """Return a task's batch of raw arrays: "segments" are 1 on text and 0 on padding; other arrays are unchanged."""
     tokens = raw["tokens"].astype(jnp.int32)
     segments = (jnp.arange(tokens.shape[1])[None] < raw["length"][:, None]).astype(jnp.int32)
     token_types = raw["token_types"].astype(jnp.int32) if "token_types" in raw else jnp.zeros_like(tokens)

@@ -1,4 +1,4 @@
-"""Where the sequences of a masked-token task lie in a token array: parts of documents, and BERT's sentence pairs."""
+"""The locations of a masked-token task's sequences in a token array: parts of documents, and BERT's sentence pairs."""
 
 from typing import Any
 
@@ -8,12 +8,13 @@ from ssl_jax.data.text.token_array import TokenArray
 
 
 def gather_spans(xp: Any, tokens: Any, rows: Any, length: int, ids: tuple[int, int, int]) -> dict[str, Any]:
-    """[CLS] A [SEP] (B [SEP]) of each row (start and length of A and of B, is_random), padded to `length`; NumPy or JAX."""
+    """Return [CLS] A [SEP] (B [SEP]) of each row (start and length of A and of B, is_random), padded to `length`; `xp` is NumPy
+    or jax.numpy."""
     cls, sep, pad = ids
     a, a_length, b, b_length, is_random = (rows[:, i : i + 1] for i in range(5))
     place = xp.arange(length)[None]
     first_sep = a_length + 1
-    last = xp.where(b_length > 0, first_sep + b_length + 1, first_sep)  # the last place that is not padding
+    last = xp.where(b_length > 0, first_sep + b_length + 1, first_sep)  # the last position that is not padding
     in_a, in_b = (place >= 1) & (place < first_sep), (place > first_sep) & (place < last)
     source = xp.where(in_a, a + place - 1, xp.where(in_b, b + place - first_sep - 1, 0))
     out = xp.where(in_a | in_b, tokens[source].astype(xp.int32), pad)
@@ -28,7 +29,7 @@ def gather_spans(xp: Any, tokens: Any, rows: Any, length: int, ids: tuple[int, i
 
 
 def _limits(array: TokenArray, separator: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Start and end of each document, without the separator between them."""
+    """Return start and end of each document, without separators."""
     starts = np.asarray(array.documents)
     if len(starts) == 0 or starts[0] != 0:
         starts = np.concatenate([[0], starts])
@@ -39,7 +40,7 @@ def _limits(array: TokenArray, separator: int | None) -> tuple[np.ndarray, np.nd
 def document_spans(
     array: TokenArray, separator: int | None, content: int, generator: np.random.Generator, *, duplicates: int, short: float
 ) -> np.ndarray:
-    """i64[n, 5]: every document cut into stretches of `content` tokens, a share `short` of them of random length from 2 on."""
+    """Return i64[n, 5]: each document split into runs of `content` tokens, a share `short` of them of random length >= 2."""
     starts, ends = _limits(array, separator)
     tables = []
     for _ in range(duplicates):
@@ -65,11 +66,11 @@ def document_spans(
 def sentence_pairs(
     array: TokenArray, content: int, generator: np.random.Generator, *, duplicates: int, short: float
 ) -> np.ndarray:
-    """i64[n, 5]: BERT's training pairs (Devlin et al. 2019, appendix A.2), as its published data script draws them.
+    """Return i64[n, 5]: BERT's training pairs (Devlin et al. 2019, appendix A.2), drawn as by its published data script.
 
-    A is the beginning of a stretch of consecutive sentences that fills `content` tokens (a share `short` of them: a random
-    length from 2 on); B is, in half the cases, the rest of it, else sentences of another document. The longer of both loses
-    tokens at either end, at random, until they fit. Documents of one sentence only ever get a random B.
+    A is the beginning of a run of consecutive sentences that fills `content` tokens (for a share `short`: a random
+    length >= 2); B is, in half of the cases, the rest of the run, else sentences of another document. The longer of both loses
+    tokens at random ends until they fit. Documents with one sentence always get a random B.
     """
     sentences = np.append(np.asarray(array.sentences), len(array.tokens))
     edges = np.searchsorted(sentences[:-1], np.asarray(array.documents))
@@ -88,7 +89,7 @@ def sentence_pairs(
 
 
 def _separated(array: TokenArray) -> int:
-    """1 where a separator stands between documents: then they begin behind a token that belongs to no sentence."""
+    """Return 1 if a separator, which belongs to no sentence, precedes each document but the first; else 0."""
     return int(array.separated)
 
 
@@ -96,7 +97,7 @@ def _pairs_of(documents, number, sentences, sizes, content, short, generator, ro
     low, high = documents[number]
     draw_target = lambda: int(generator.integers(2, content + 1)) if generator.random() < short else content
     target = draw_target()
-    first = low  # the chunk is the sentences first ... i
+    first = low  # the chunk consists of the sentences first ... i
     i, length = low, 0
     while i < high:
         length += int(sizes[i])
@@ -115,7 +116,7 @@ def _pairs_of(documents, number, sentences, sizes, content, short, generator, ro
                     b_length += int(sizes[at])
                     at += 1
                 b_length = max(b_length, 1)
-                i = first + a_count - 1  # sentences that were not used begin the next chunk
+                i = first + a_count - 1  # unused sentences begin the next chunk
             else:
                 is_random = False
                 b_start, b_length = int(sentences[first]) + a_length, int(sizes[first + a_count : i + 1].sum())

@@ -1,4 +1,4 @@
-"""Questions over paragraphs in the SQuAD format, cut into overlapping windows (Devlin et al. 2019, section 4.2)."""
+"""Questions on paragraphs in the SQuAD format, split into overlapping windows (Devlin et al. 2019, section 4.2)."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ from ssl_jax.task import DataInfo
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One question; `answers` are correct texts with their first character in `context`, () where there is none."""
+    """One question; `answers` holds (text, its first character in `context`) of each correct answer, () if there is none."""
 
     id: str
     question: str
@@ -58,25 +58,25 @@ class Windows:
     """Windows over all questions, in their order: [CLS] question [SEP] part of the context [SEP].
 
     `offsets[i, t]` is the half-open range of characters of token t in the context, (-1, -1) outside of it; `widest` is
-    True where no other window shows the token with more context around it.
+    True if no other window contains the token with more surrounding context.
     """
 
     tokens: Int[np.ndarray, "windows length"]
     length: Int[np.ndarray, "windows"]
-    context: Int[np.ndarray, "windows"]  # where the context begins
+    context: Int[np.ndarray, "windows"]  # the context's first token
     context_end: Int[np.ndarray, "windows"]
-    question: Int[np.ndarray, "windows"]  # which question it is
+    question: Int[np.ndarray, "windows"]  # the number of the question
     offsets: Int[np.ndarray, "windows length 2"]
     widest: Bool[np.ndarray, "windows length"]
-    start: Int[np.ndarray, "windows"]  # the answer's first and last token; 0 where the window does not hold all of it
+    start: Int[np.ndarray, "windows"]  # the answer's first and last token; 0 if the window does not contain all of it
     end: Int[np.ndarray, "windows"]
-    truncated: int  # questions that were cut
-    context_type: int  # token type of the context and what follows it: 1, or 0 where the tokenizer has one type (RoBERTa)
+    truncated: int  # number of truncated questions
+    context_type: int  # token type of the context and the tokens after it: 1, or 0 if the tokenizer has one type (RoBERTa)
 
 
 @dataclasses.dataclass(frozen=True)
 class SquadSource(Source):
-    """The windows as a source, with the questions they were cut from."""
+    """The windows as a source, with their questions."""
 
     name: str
     questions: tuple[Question, ...]
@@ -96,10 +96,10 @@ class SquadSource(Source):
 
 
 def squad(section: Any, *, split: str, train: bool, task_section=None, workdir=None) -> Dataset:
-    """The Dataset of windows: {"tokens", "segments", "token_types", "answerable" i32[T], "start" i32[], "end" i32[]}.
+    """Return the Dataset of windows: {"tokens", "segments", "token_types", "answerable" i32[T], "start" i32[], "end" i32[]}.
 
-    "answerable" is 1 where an answer may begin or end: on the context, and on the first token, which stands for no answer.
-    `info.extra["version"]` is "2.0" where some questions of the two splits have no answer, else "1.1".
+    "answerable" is 1 where an answer may begin or end: on the context, and on the first token, which means no answer.
+    `info.extra["version"]` is "2.0" if some questions of either split have no answer, else "1.1".
     """
     settings = read(Squad, section, "data")
     uri = settings.uri(split)
@@ -118,7 +118,7 @@ def squad(section: Any, *, split: str, train: bool, task_section=None, workdir=N
 
 
 def windows_dataset(source: SquadSource, info: DataInfo, settings: TextSettings | None = None) -> Dataset:
-    """The Dataset of the windows of a source."""
+    """Return the Dataset of the windows of a source."""
     windows = source.windows
     arrays = {name: getattr(windows, name) for name in ("tokens", "length", "context", "context_end", "start", "end")}
     on_device = functools.partial(_on_device, context_type=windows.context_type)
@@ -153,10 +153,10 @@ _PART = re.compile(r"(.*)\[(?:(\d+)%)?:(?:(\d+)%)?\]$")
 
 @functools.lru_cache(maxsize=8)
 def read_squad(uri: str, *, check: bool, skip: bool = False) -> tuple[tuple[Question, ...], int]:
-    """The questions behind squad:FILE, and how many were left out because an answer is not where it is said to be.
+    """Return the questions of squad:FILE, and the number of those skipped because an answer is not at its answer_start.
 
-    With `check` such an answer is a UserError, or left out with `skip`. "[:80%]" and "[80%:]" take a part of the articles,
-    so that no paragraph lies in both.
+    With `check`, such an answer is a UserError, or its question is skipped with `skip`. "[:80%]" and "[80%:]" select a part of
+    the articles, so that no paragraph is in both.
     """
     scheme, _, path = uri.partition(":") if isinstance(uri, str) else ("", "", "")
     if scheme != "squad":
@@ -212,7 +212,7 @@ def _questions(article: dict):
 def cut(
     questions: tuple[Question, ...], tokenizer: Tokenizer, max_length: int, doc_stride: int, max_query_length: int
 ) -> Windows:
-    """All windows of all questions. The first answer is the one to learn; an answer at no token counts as none."""
+    """Return all windows of all questions. The first answer is the target; an answer without a token counts as none."""
     before, middle, after, context_type = _marks(tokenizer)
     special = len(before) + len(middle) + len(after)
     if doc_stride > max_length - max_query_length - special:
@@ -229,12 +229,12 @@ def cut(
     for number, (question, query) in enumerate(zip(questions, asked, strict=True)):
         head = [*before, *query[:max_query_length], *middle]
         ids, offsets = contexts[question.context]
-        room = max_length - len(head) - len(after)
-        starts = _window_starts(len(ids), room, doc_stride)
-        widest = widest_context(len(ids), room, starts)
+        length = max_length - len(head) - len(after)
+        starts = _window_starts(len(ids), length, doc_stride)
+        widest = widest_context(len(ids), length, starts)
         span = answer_tokens(offsets, question)
         for window, begin in enumerate(starts):
-            stop = min(begin + room, len(ids))
+            stop = min(begin + length, len(ids))
             inside = span is not None and begin <= span[0] and span[1] < stop
             answer = tuple(t - begin + len(head) for t in span) if inside else (0, 0)
             rows.append(
@@ -258,7 +258,7 @@ def cut(
 
 
 def _marks(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:
-    """What stands before the question, between it and the context, and behind that; and the context's token type.
+    """Return the special tokens before the question, before the context and after it, and the context's token type.
 
     BERT: [CLS] question [SEP] context [SEP]; RoBERTa: <s> question </s></s> context </s>, all of type 0.
     """
@@ -272,20 +272,20 @@ def _marks(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...], tupl
     return before, middle, after, dict(template.parts)["b"]
 
 
-def _window_starts(tokens: int, room: int, stride: int) -> list[int]:
-    """First token of each window of at most `room` tokens, until one reaches the end."""
+def _window_starts(tokens: int, length: int, stride: int) -> list[int]:
+    """Return the first token of each window of at most `length` tokens, until one reaches the end."""
     starts = [0]
-    while starts[-1] + room < tokens:
+    while starts[-1] + length < tokens:
         starts.append(starts[-1] + stride)
     return starts
 
 
-def widest_context(tokens: int, room: int, starts: list[int]) -> Bool[np.ndarray, "windows tokens"]:
-    """True in the one window that shows a token best: min(tokens left, tokens right) + 0.01 x the window's length is largest,
-    the first among equals (the rule of BERT's run_squad.py)."""
+def widest_context(tokens: int, length: int, starts: list[int]) -> Bool[np.ndarray, "windows tokens"]:
+    """Return True for a token in the window with the largest min(tokens left, tokens right) + 0.01 x the window's length, the
+    first of equal ones (the rule of BERT's run_squad.py)."""
     place = np.arange(tokens)[None]
     begin = np.array(starts)[:, None]
-    stop = np.minimum(begin + room, tokens)
+    stop = np.minimum(begin + length, tokens)
     score = np.minimum(place - begin, stop - 1 - place) + 0.01 * (stop - begin)
     score = np.where((place >= begin) & (place < stop), score, -np.inf)
     best = np.argmax(score, axis=0) if tokens else np.zeros(0, int)
@@ -293,7 +293,7 @@ def widest_context(tokens: int, room: int, starts: list[int]) -> Bool[np.ndarray
 
 
 def answer_tokens(offsets: list[tuple[int, int]], question: Question) -> tuple[int, int] | None:
-    """First and last token that touch the question's first answer."""
+    """Return the first and last token that overlap the question's first answer."""
     if not question.answers:
         return None
     start, text = question.answers[0]

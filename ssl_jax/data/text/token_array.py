@@ -1,4 +1,4 @@
-"""Text tokenised once into a memory-mapped array, resumable, and known by what it was made of."""
+"""Text tokenised once into a memory-mapped array, resumable, and cached under a key of its inputs."""
 
 import contextlib
 import dataclasses
@@ -18,25 +18,25 @@ from ssl_jax.data.text.corpus_files import PIECE, Documents, Piece
 from ssl_jax.data.text.tokenizers import Tokenizer
 from ssl_jax.errors import UserError
 
-VERSION = 2  # of this file's output: raise it when the same text would give another array
-COMMIT = 1 << 26  # characters between two points from which an interrupted pass continues
-BATCH = 64  # pieces the tokenizer's threads share
-PROGRESS = 1 << 24  # a bar is shown for corpora larger than this
+VERSION = 2  # of the array format: raise it if the same text would give another array
+COMMIT = 1 << 26  # characters between the commits from which an interrupted pass continues
+BATCH = 64  # pieces per batch of the tokenizer's threads
+PROGRESS = 1 << 24  # larger corpora show a progress bar
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenArray:
-    """`tokens` u16 or u32[n]; `documents` and `sentences` i64: where each begins. The separator stands between documents."""
+    """`tokens` u16 or u32[n]; `documents` and `sentences` i64: the first token of each. A separator may separate documents."""
 
     tokens: np.ndarray
     documents: np.ndarray
     sentences: np.ndarray
     characters: int
-    words: int  # by white space
-    bytes: int  # of UTF-8
+    words: int  # separated by white space
+    bytes: int  # in UTF-8
     skipped: int  # lines that were not UTF-8
-    separated: bool = False  # a separator stands between documents
-    largest: int = 0  # token id
+    separated: bool = False  # whether a separator separates documents
+    largest: int = 0  # the largest token id
 
 
 def default_cache() -> pathlib.Path:
@@ -54,10 +54,10 @@ def token_array(
     cache: str | pathlib.Path | None = None,
     progress: bool = True,
 ) -> TokenArray:
-    """The tokens of `source`'s places start:stop, from the cache or made now.
+    """Return the tokens of `source`'s places start:stop, from the cache or tokenised now.
 
-    The cache's key holds the text, the tokenizer and this code's version, so that none of them can change unnoticed. A pass
-    that was interrupted continues at its last commit. `sentences`: every line is tokenised by itself and its place recorded.
+    The cache's key includes the text, the tokenizer and this code's version, so that a change of any of them is detected. An
+    interrupted pass continues at its last commit. `sentences`: tokenise each line separately and record its place.
     `prefix` begins every document.
     """
     stop = source.size if stop is None else stop
@@ -71,7 +71,7 @@ def token_array(
     manifest = _manifest(folder)
     if not manifest.get("complete"):
         with _lock(folder):
-            manifest = _manifest(folder)  # another process may have made it meanwhile
+            manifest = _manifest(folder)  # another process may have finished it meanwhile
             if not manifest.get("complete"):
                 manifest = _tokenise(source, tokenizer, folder, manifest, start, stop, sentences, prefix, progress)
     dtype = np.dtype(manifest["dtype"])
@@ -92,7 +92,7 @@ def _manifest(folder: pathlib.Path) -> dict:
 
 @contextlib.contextmanager
 def _lock(folder: pathlib.Path) -> Iterator[None]:
-    """One process tokenises, the others wait for it."""
+    """Hold the folder's lock, so that one process tokenises and the others wait."""
     with open(folder / "lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         try:
@@ -110,7 +110,7 @@ def _tokenise(source, tokenizer, folder, manifest, start, stop, sentences, prefi
     files = {}
     for name, width in sizes.items():
         files[name] = open(folder / f"{name}.bin", "ab")
-        files[name].truncate(manifest[name] * width)  # what stands behind the last commit is made again
+        files[name].truncate(manifest[name] * width)  # tokens after the last commit are computed again
     separator = () if tokenizer.separator_id is None else (tokenizer.separator_id,)
 
     def commit(place: int, complete: bool) -> None:
@@ -130,7 +130,7 @@ def _tokenise(source, tokenizer, folder, manifest, start, stop, sentences, prefi
             manifest["largest"] = max(manifest["largest"], int(values.max()))
 
     def add(pieces: list[Piece]) -> None:
-        lines, owners, continues = [], [], []  # what is encoded by itself, its piece, and whether it continues the one before
+        lines, owners, continues = [], [], []  # texts, their pieces, and whether each continues the previous one
         for i, piece in enumerate(pieces):
             parts = [line for line in piece.text.split("\n") if line.strip()] if sentences else [piece.text]
             lines += parts
@@ -139,7 +139,7 @@ def _tokenise(source, tokenizer, folder, manifest, start, stop, sentences, prefi
         encoded = iter(tokenizer.encode_pieces(lines, continues))
         for i, group in itertools.groupby(zip(owners, encoded, strict=False), key=lambda pair: pair[0]):
             piece = pieces[i]
-            if piece.first or not manifest["documents"]:  # a range that begins inside a document begins one of its own
+            if piece.first or not manifest["documents"]:  # a range that begins inside a document starts a new one
                 if manifest["documents"]:
                     write(separator)
                 files["documents"].write(np.int64(manifest["tokens"]).tobytes())
@@ -158,7 +158,7 @@ def _tokenise(source, tokenizer, folder, manifest, start, stop, sentences, prefi
 
     pending: list[Piece] = []
     committed, place = manifest["characters"], manifest["place"]
-    first = False  # a document has begun, with nothing but white space so far
+    first = False  # a document has begun, but only with white space so far
     try:
         with _bar(source.name, stop - start, progress and stop - start > PROGRESS) as advance:
             for piece in source.pieces(place, stop):

@@ -1,4 +1,4 @@
-"""Published tokenizers and saved ones, read from their files: tokenizer.json, or vocab.txt, vocab.json and merges.txt."""
+"""Read published and saved tokenizers from files: tokenizer.json, or vocab.txt, vocab.json and merges.txt."""
 
 import gzip
 import json
@@ -23,7 +23,7 @@ GPT2_SPECIAL = ("<|endoftext|>", "<s>", "<pad>", "</s>", "<unk>", "<mask>")  # G
 
 
 def from_settings(settings: TokenizerSettings) -> Tokenizer:
-    """A tokenizer that needs no training: bytes, or a published vocabulary from `settings.path`."""
+    """Return a tokenizer that needs no training: bytes, or a published vocabulary from `settings.path`."""
     if settings.name == "bytes":
         return ByteTokenizer(settings.special())
     path = pathlib.Path(settings.path).expanduser()
@@ -42,10 +42,10 @@ def from_settings(settings: TokenizerSettings) -> Tokenizer:
 
 
 def load(path: str | pathlib.Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, ours or a published one, or of a folder that holds one, a vocab.txt (BERT) or a
-    vocab.json and a merges.txt (GPT-2, RoBERTa, CLIP).
+    """Return the tokenizer of a tokenizer.json, ours or a published one, or of a folder with one, with a vocab.txt (BERT), or
+    with a vocab.json and a merges.txt (GPT-2, RoBERTa, CLIP).
 
-    What stands beside it decides which tokens are special (`Tokenizer.files`).
+    Other files in the folder determine the special tokens (`Tokenizer.files`).
     """
     path = pathlib.Path(path)
     folder = path if path.is_dir() else path.parent
@@ -74,9 +74,9 @@ def holds_tokenizer(folder: pathlib.Path) -> bool:
 
 
 def settings_files(folder: pathlib.Path) -> dict[str, str]:
-    """The folder's files that say which tokens are special, by name.
+    """Return the folder's files that define the special tokens, by name.
 
-    A model directory without generation_config.json has one made from its config.json, as in transformers.
+    A missing generation_config.json is derived from config.json, as in transformers.
     """
     files = {name: read(folder / name) for name in SETTINGS_FILES if (folder / name).is_file()}
     for name, text in files.items():
@@ -88,7 +88,7 @@ def settings_files(folder: pathlib.Path) -> dict[str, str]:
 
 
 def generation_config(config: Mapping[str, Any]) -> dict[str, str]:
-    """{"generation_config.json": text} with what a config.json says of special tokens; {} where it says nothing."""
+    """Return {"generation_config.json": text} with the special tokens of a config.json; {} if it names none."""
     ids = {key: config[key] for key in ("bos_token_id", "eos_token_id") if config.get(key) is not None}
     return {"generation_config.json": json.dumps(ids)} if ids else {}
 
@@ -109,7 +109,7 @@ def _without_tokenizer_json(folder: pathlib.Path) -> Tokenizer:
         mend = "there is no such file"
         if model is not None:
             mend = (
-                f"there is no such file, and {model} (SentencePiece) is not read; make it with transformers: "
+                f"there is no such file, and {model} (SentencePiece) is not supported; make it with transformers: "
                 f'AutoTokenizer.from_pretrained("{folder}").save_pretrained("{folder}")'
             )
         raise UserError(f"{folder / 'tokenizer.json'}: {mend}")
@@ -121,7 +121,7 @@ def _without_tokenizer_json(folder: pathlib.Path) -> Tokenizer:
 
 
 def read_vocab_txt(path: pathlib.Path) -> dict[str, int]:
-    """Token -> its line, from 0 on; of a token that comes twice the last, as in BERT's own code."""
+    """Return token -> its line, from 0 on; the last one of a repeated token, as in BERT's own code."""
     tokens = read(path).split("\n")
     tokens = [token.rstrip("\r") for token in (tokens[:-1] if tokens[-1] == "" else tokens)]
     vocabulary = {token: i for i, token in enumerate(tokens)}
@@ -133,7 +133,7 @@ def read_vocab_txt(path: pathlib.Path) -> dict[str, int]:
 def wordpiece(
     vocabulary: dict[str, int], lowercase: bool = True, *, strip_accents: bool | None = None, chinese: bool = True
 ) -> FastTokenizer:
-    """BERT's tokenizer (Devlin et al. 2019, section 3) over a given vocabulary."""
+    """Return BERT's tokenizer (Devlin et al. 2019, section 3) with a given vocabulary."""
     import tokenizers as t
 
     inner = t.Tokenizer(t.models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
@@ -146,7 +146,7 @@ def wordpiece(
 
 
 def bert_steps(inner, lowercase: bool, strip_accents: bool | None = None, chinese: bool = True) -> None:
-    """BERT's normaliser, pre-tokenizer and decoder."""
+    """Add BERT's normaliser, pre-tokenizer and decoder."""
     import tokenizers as t
 
     inner.normalizer = t.normalizers.BertNormalizer(
@@ -160,7 +160,7 @@ def bert_steps(inner, lowercase: bool, strip_accents: bool | None = None, chines
 
 
 def read_byte_level(folder: pathlib.Path, *, special: Sequence[str] = (), prefix_space: bool = False) -> FastTokenizer:
-    """The tokenizer of encoder.json + vocab.bpe (GPT-2) or vocab.json + merges.txt (GPT-2, RoBERTa, CLIP)."""
+    """Return the tokenizer of encoder.json + vocab.bpe (GPT-2) or vocab.json + merges.txt (GPT-2, RoBERTa, CLIP)."""
     names = next((names for names in GPT2_FILES if (folder / names[0]).is_file()), GPT2_FILES[1])
     vocabulary = parse(read(folder / names[0]), folder / names[0])
     if not all(isinstance(i, int) for i in vocabulary.values()):
@@ -174,9 +174,9 @@ def read_byte_level(folder: pathlib.Path, *, special: Sequence[str] = (), prefix
 def byte_level_bpe(
     vocabulary: dict[str, int], merges: list[tuple[str, str]], special: Sequence[str] = (), *, prefix_space: bool = False
 ) -> FastTokenizer:
-    """GPT-2's tokenizer (Radford et al. 2019, section 2.2) over a given vocabulary, in which `special` tokens are looked up.
+    """Return GPT-2's tokenizer (Radford et al. 2019, section 2.2) with a given vocabulary, which contains `special` tokens.
 
-    With <s>, </s> and <mask> among them it is RoBERTa's.
+    With <s>, </s> and <mask> among these it is RoBERTa's.
     """
     import tokenizers as t
 
@@ -191,7 +191,7 @@ def byte_level_bpe(
 
 
 def byte_level_steps(inner, prefix_space: bool = False) -> None:
-    """GPT-2's pre-tokenizer and decoder."""
+    """Add GPT-2's pre-tokenizer and decoder."""
     import tokenizers as t
 
     inner.pre_tokenizer = t.pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
@@ -202,7 +202,7 @@ def byte_level_steps(inner, prefix_space: bool = False) -> None:
 
 
 def read_clip(path: pathlib.Path) -> FastTokenizer:
-    """The tokenizer of bpe_simple_vocab_16e6.txt.gz, or of its text."""
+    """Return the tokenizer of bpe_simple_vocab_16e6.txt.gz, or of its decompressed text."""
     data = read_bytes(path)
     text = decode(gzip.decompress(data) if path.suffix == ".gz" else data, path)
     merges = parse_merges(text, path)[: 49152 - 256 - 2]
@@ -212,7 +212,7 @@ def read_clip(path: pathlib.Path) -> FastTokenizer:
 
 
 def clip_bpe(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> FastTokenizer:
-    """CLIP's tokenizer: lower-cased BPE with "</w>" at the end of a word (Radford et al. 2021, section 2.4)."""
+    """Return CLIP's tokenizer: lower-cased BPE with "</w>" at the end of a word (Radford et al. 2021, section 2.4)."""
     import tokenizers as t
 
     inner = t.Tokenizer(
@@ -254,7 +254,7 @@ def parse_merges(text: str, path: pathlib.Path) -> list[tuple[str, str]]:
 
 
 def parse(text: str, path: pathlib.Path) -> dict[str, Any]:
-    """The JSON object of a file's text."""
+    """Return the JSON object of a file's text."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:

@@ -14,11 +14,11 @@ from ssl_jax.data.text.tokenizers import (
 )
 from ssl_jax.errors import UserError
 
-ALPHABET = 1000  # characters of a trained WordPiece vocabulary, the most frequent ones
+ALPHABET = 1000  # number of the most frequent characters in a trained WordPiece vocabulary
 
 
 def train(settings: TokenizerSettings, texts: Iterable[str]) -> Tokenizer:
-    """A tokenizer trained on `texts`, an iterator over pieces of the corpus."""
+    """Return a tokenizer trained on `texts`, an iterator over pieces of the corpus."""
     texts = (without_surrogates(text) for text in texts)
     if settings.name == "characters":
         seen: set[str] = set()
@@ -45,10 +45,10 @@ def train(settings: TokenizerSettings, texts: Iterable[str]) -> Tokenizer:
 
 
 def _train_wordpiece(t, settings: TokenizerSettings, texts: Iterable[str], common: dict) -> FastTokenizer:
-    """WordPiece by the library's trainer, made deterministic.
+    """Train WordPiece with the library's trainer, deterministically.
 
-    The trainer numbers "##a", "##b" ... in the order of a hash table and breaks ties by these numbers. Here they are numbered
-    beforehand, by frequency.
+    The trainer numbers "##a", "##b", ... in the order of a hash table and breaks ties by these numbers; here they are numbered
+    beforehand by frequency.
     """
     inner = t.Tokenizer(t.models.WordPiece(unk_token="[UNK]"))
     bert_steps(inner, settings.lowercase)

@@ -1,4 +1,4 @@
-"""Tokenizers: text <-> token ids, and what a model's own tokenizer puts around a text."""
+"""Tokenizers: text <-> token ids, and the special tokens that a model's tokenizer adds to a text."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from ssl_jax.data.sources.files import without_surrogates
 from ssl_jax.errors import UserError
 
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-ROLES = {  # role -> its names in published vocabularies, for tokenizers whose files do not tell
+ROLES = {  # role -> its names in published vocabularies, for tokenizers whose files do not define it
     "pad": ("[PAD]", "<pad>"),
     "mask": ("[MASK]", "<mask>"),
     "cls": ("[CLS]", "<s>"),
@@ -41,8 +41,8 @@ class TokenizerSettings:
 
     name: str = "characters"
     path: str | None = None
-    size: int = 8192  # of a trained vocabulary, special tokens included
-    lowercase: bool = True  # WordPiece and BERT: lower case, accents stripped
+    size: int = 8192  # of a trained vocabulary, including special tokens
+    lowercase: bool = True  # WordPiece and BERT: convert to lower case and strip accents
     special_tokens: tuple[str, ...] | None = None  # default: BERT's five for "wordpiece", <|endoftext|> for "bpe", else none
     min_frequency: int = 2
 
@@ -75,11 +75,11 @@ class Template:
 
     @property
     def special(self) -> int:
-        """How many special tokens it adds."""
+        """Return the number of special tokens."""
         return sum(not isinstance(token, str) for token, _ in self.parts)
 
     def fill(self, a: Sequence[int], b: Sequence[int] = ()) -> tuple[list[int], list[int]]:
-        """Token ids, and the type (0: first text, 1: second) of each."""
+        """Return token ids and the type (0: first text, 1: second) of each."""
         ids: list[int] = []
         types: list[int] = []
         for token, kind in self.parts:
@@ -89,7 +89,7 @@ class Template:
         return ids, types
 
     def between(self, first: str | None, last: str | None) -> tuple[int, ...]:
-        """The special tokens between two texts; None: the beginning or the end."""
+        """Return the special tokens between two texts; None: the beginning or the end."""
         names = [token for token, _ in self.parts]
         start = 0 if first is None else names.index(first) + 1
         stop = len(names) if last is None else names.index(last)
@@ -97,14 +97,14 @@ class Template:
 
 
 class Tokenizer:
-    """Text <-> token ids. Subclasses supply `_encode`, `decode`, `size`, `token` and `_spec`.
+    """Text <-> token ids. Subclasses implement `_encode`, `decode`, `size`, `token` and `_spec`.
 
-    `files` holds the files of a published tokenizer that say which tokens are special (SETTINGS_FILES), by name. They decide
-    what begins, ends and pads a text; the usual names (ROLES) do where there are none.
+    `files` holds the files of a published tokenizer that define its special tokens (SETTINGS_FILES), by name. They determine
+    the tokens that begin, end and pad a text; without them, the usual names (ROLES) do.
     """
 
     size: int  # 1 + the largest id
-    path: str | None = None  # of a published vocabulary
+    path: str | None = None  # the path of a published vocabulary
     files: Mapping[str, str] = {}
 
     @functools.cached_property
@@ -115,13 +115,13 @@ class Tokenizer:
 
     @functools.cached_property
     def _told(self) -> dict[str, Any]:
-        """The files' contents, merged: tokenizer_config.json decides before special_tokens_map.json."""
+        """Return the merged contents of the files; tokenizer_config.json takes precedence over special_tokens_map.json."""
         contents = {name: json.loads(text) for name, text in self.files.items()}
         found = contents.get("special_tokens_map.json", {}) | contents.get("tokenizer_config.json", {})
         return found | {"generation": contents.get("generation_config.json", {})}
 
     def _generation_ids(self, key: str) -> tuple[int, ...]:
-        """Ids under a key of generation_config.json: a number or a list of them."""
+        """Return the ids under a key of generation_config.json, a number or a list."""
         value = self._told["generation"].get(key)
         values = value if isinstance(value, list) else [value]
         return tuple(i for i in values if isinstance(i, int) and not isinstance(i, bool) and i >= 0)
@@ -148,18 +148,18 @@ class Tokenizer:
 
     @property
     def separator_id(self) -> int | None:
-        """The token between two documents of a token array: end of text, else [SEP], else None."""
+        """Return the token between two documents of a token array: end of text, else [SEP], else None."""
         return self.eos_id if self.eos_id is not None else self.sep_id
 
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """Tokens that end a generated text: generation_config.json's, which may name several, else the end-of-text token."""
+        """Return the tokens that end a generated text: generation_config.json's, else the end-of-text token."""
         own = () if self.eos_id is None else (self.eos_id,)
         return self._generation_ids("eos_token_id") or own
 
     @functools.cached_property
     def prefix_ids(self) -> tuple[int, ...]:
-        """What the tokenizer itself puts before a text that a causal model continues: LLaMA's <s>; for GPT-2 nothing."""
+        """Return the tokens that the tokenizer adds before a text for a causal model: LLaMA's <s>, none for GPT-2."""
         wanted, bos = self._told.get("add_bos_token"), self.bos_id
         if isinstance(wanted, bool):
             return (bos,) if wanted and bos is not None else ()
@@ -169,24 +169,24 @@ class Tokenizer:
 
     @functools.cached_property
     def begin_ids(self) -> tuple[int, ...]:
-        """What stands before the first token of a text: `prefix_ids`, else the begin-of-text token, else the separator."""
+        """Return the tokens that begin a text: `prefix_ids`, else the begin-of-text token, else the separator."""
         first = self.bos_id if self.bos_id is not None else self.separator_id
         return self.prefix_ids or (() if first is None else (first,))
 
     @functools.cached_property
     def document_prefix(self) -> tuple[int, ...]:
-        """What begins each document of a causal model's corpus, behind the separator: the begin-of-text token, where the
-        vocabulary has one of its own."""
+        """Return the tokens that begin each document of a causal model's corpus, after the separator: the begin-of-text token,
+        if the vocabulary has one that differs from the end-of-text token."""
         return () if self.bos_id in (None, self.separator_id) else (self.bos_id,)
 
     @functools.cached_property
     def special_ids(self) -> tuple[int, ...]:
-        """Ids that stand for no text."""
+        """Return the ids of special tokens, which represent no text."""
         names = {name for names in ROLES.values() for name in names}
         return tuple(sorted(i for name, i in self.vocabulary.items() if name in names))
 
     def require(self, role: str) -> int:
-        """The id of `role` ("mask", "cls" ...), or a UserError that says how to get it."""
+        """Return the id of `role` ("mask", "cls", ...); raise UserError, with advice, if there is none."""
         value = self._role(role)
         if value is None:
             name, where = ROLES[role][0], "data.tokenizer.special_tokens" if self.path is None else "the file"
@@ -199,32 +199,32 @@ class Tokenizer:
     # Encoding ------------------------------------------------------------------------------------------------------
 
     def _encode(self, texts: Sequence[str]) -> Iterable[list[int]]:
-        """Token ids of each text, without special tokens."""
+        """Return the token ids of each text, without special tokens."""
         raise NotImplementedError
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Token ids; `special` adds what the model's published tokenizer adds ([CLS] ... [SEP])."""
+        """Return token ids; `special` adds the special tokens of the model's published tokenizer ([CLS] ... [SEP])."""
         return self.encode_batch([text], special)[0]
 
     def encode_batch(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
-        """Token ids of each text; lone surrogates are read as U+FFFD."""
+        """Return the token ids of each text; lone surrogates are read as U+FFFD."""
         ids = list(self._encode([without_surrogates(text) for text in texts]))
         return [self.template(pair=False).fill(row)[0] for row in ids] if special else ids
 
     def encode_pieces(self, texts: Sequence[str], continues: Sequence[bool]) -> list[list[int]]:
-        """Token ids of pieces of longer texts; `continues[i]`: text i continues an earlier piece, cut at the end of a word."""
+        """Return token ids of pieces of longer texts; `continues[i]`: text i continues a piece that ended with a word."""
         return self.encode_batch(texts)
 
     def encode_pair(self, a: str, b: str) -> tuple[list[int], list[int]]:
-        """Two texts as the model's own tokenizer joins them ([CLS] a [SEP] b [SEP]): token ids, and types 0 and 1."""
+        """Return two texts joined as by the model's tokenizer ([CLS] a [SEP] b [SEP]): token ids, and types 0 and 1."""
         return self.template(pair=True).fill(*self.encode_batch([a, b]))
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids and the half-open range of characters of `text` that each stands for."""
+        """Return token ids and the half-open range of characters of `text` of each."""
         raise NotImplementedError
 
     def template(self, pair: bool) -> Template:
-        """What stands around one text, or around and between two."""
+        """Return the special tokens around one text, or around and between two."""
         if self.cls_id is not None and self.sep_id is not None:
             single = ((self.cls_id, 0), ("a", 0), (self.sep_id, 0))
             return Template((*single, ("b", 1), (self.sep_id, 1)) if pair else single)
@@ -235,34 +235,34 @@ class Tokenizer:
         raise NotImplementedError
 
     def token(self, index: int) -> str:
-        """A token as the vocabulary spells it ("##ing", "Ġthe"); "" for an id that no token has."""
+        """Return a token as spelled in the vocabulary ("##ing", "Ġthe"); "" for an unused id."""
         raise NotImplementedError
 
     @functools.cached_property
     def continues(self) -> np.ndarray:
-        """bool[size]: True for a token that continues the word before it (whole-word masking)."""
+        """Return bool[size]: True for a token that continues the preceding word (whole-word masking)."""
         raise NotImplementedError
 
     # Storage -------------------------------------------------------------------------------------------------------
 
     @functools.cached_property
     def key(self) -> str:
-        """A hash of everything that decides the ids; equal tokenizers have equal keys."""
+        """Return a hash of everything that determines the ids; equal tokenizers have equal keys."""
         return hashlib.sha256(self._spec().encode()).hexdigest()[:16]
 
     def _spec(self) -> str:
-        """The content of tokenizer.json."""
+        """Return the content of tokenizer.json."""
         raise NotImplementedError
 
     @staticmethod
     def load(path: str | pathlib.Path) -> "Tokenizer":
-        """What `save` wrote, or any published tokenizer; `path` is the file or the folder that holds it."""
+        """Load a saved or published tokenizer; `path` is its file or its folder."""
         from ssl_jax.data.text.tokenizer_files import load
 
         return load(path)
 
     def save(self, folder: str | pathlib.Path) -> None:
-        """Write `folder`/tokenizer.json and the files that say which tokens are special; `load` reads them."""
+        """Write `folder`/tokenizer.json and the files that define the special tokens; `load` reads them."""
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in {**self.files, "tokenizer.json": self._spec()}.items():
@@ -272,7 +272,7 @@ class Tokenizer:
 
 
 class CharacterTokenizer(Tokenizer):
-    """One id a character, in the order of the code points; special tokens come after them."""
+    """One id per character, in the order of code points, followed by special tokens."""
 
     def __init__(self, characters: str, special: Sequence[str] = ()):
         self.characters, self.special = characters, tuple(special)
@@ -316,7 +316,7 @@ class CharacterTokenizer(Tokenizer):
 
 
 class ByteTokenizer(Tokenizer):
-    """One id a byte of UTF-8; special tokens come after the 256."""
+    """One id per byte of UTF-8, followed by special tokens."""
 
     def __init__(self, special: Sequence[str] = ()):
         self.special, self.size = tuple(special), 256 + len(special)
@@ -344,12 +344,12 @@ class ByteTokenizer(Tokenizer):
 
 
 class FastTokenizer(Tokenizer):
-    """A tokenizer of the `tokenizers` library: BPE, WordPiece, whatever a tokenizer.json describes."""
+    """A tokenizer of the `tokenizers` library: BPE, WordPiece, or any other tokenizer.json."""
 
     def __init__(self, inner, files: Mapping[str, str] | None = None, text: str | None = None):
         inner.no_truncation()
         inner.no_padding()
-        self.inner, self.files, self._text = inner, dict(files or {}), text  # the text it was read from
+        self.inner, self.files, self._text = inner, dict(files or {}), text  # the text of tokenizer.json
         self.size = 1 + max(self.vocabulary.values(), default=0)  # a vocabulary may skip ids
 
     @functools.cached_property
@@ -373,14 +373,14 @@ class FastTokenizer(Tokenizer):
 
     @functools.cached_property
     def _starts_with_space(self) -> bool:
-        """Return whether every text gets a space in front (LLaMA's "▁"), even one that begins with a space."""
+        """Return whether a space (LLaMA's "▁") is added before every text, even one that begins with a space."""
         a, again = self._encode(["a", " a"])
         return self._encode(["a a"])[0] != a + again
 
     def encode_pieces(self, texts: Sequence[str], continues: Sequence[bool]) -> list[list[int]]:
         if not any(continues) or not self._starts_with_space:
             return self.encode_batch(texts)
-        lead = self.encode("a")  # the space goes before it, and what follows is as in the middle of a text
+        lead = self.encode("a")  # takes the added space, so that the following text is tokenized as inside a text
         continues = [more and text[:1].isspace() for text, more in zip(texts, continues, strict=True)]
         rows = self.encode_batch(["a" + text if more else text for text, more in zip(texts, continues, strict=True)])
         return [row[len(lead) :] if more else row for row, more in zip(rows, continues, strict=True)]
@@ -394,7 +394,7 @@ class FastTokenizer(Tokenizer):
 
     @functools.cached_property
     def _templates(self) -> tuple[Template | None, Template | None]:
-        """What tokenizer.json's post-processor puts around one text and around two; None where it adds nothing."""
+        """Return the post-processor's special tokens around one text and around two; None if it adds none."""
         if self.inner.post_processor is None:
             return None, None
         encode = lambda text: self.inner.encode(text, add_special_tokens=False)
@@ -455,13 +455,13 @@ _UNSPACED = (  # Thai and Lao, Burmese, Khmer, kana, Chinese characters
 
 
 def byte_inside_word(data: bytes) -> bool:
-    """The same of the first character of some UTF-8, which may begin in the middle of one or end there."""
+    """Return `inside_word` of the first character of UTF-8 bytes, which may begin or end within a character."""
     first = data[0]
     if 0x80 <= first < 0xC0:  # the rest of a character
         return True
     length = 1 if first < 0x80 else 2 if first < 0xE0 else 3 if first < 0xF0 else 4
     character = data[:length]
-    if len(character) < length:  # decide by the lowest character that begins so; of those with four bytes by an emoji
+    if len(character) < length:  # decide by the lowest character with these bytes; for four bytes, by an emoji
         rest = {0xE0: b"\xa0\x80", 0xF0: b"\x9f\x98\x80"}.get(first, b"\x80\x80\x80")
         character += rest[len(character) - 1 : length - 1]
     text = character.decode("utf-8", "replace")
@@ -469,12 +469,12 @@ def byte_inside_word(data: bytes) -> bool:
 
 
 def word_marks(tokens: Sequence[str], model: str) -> Any:
-    """token -> whether it continues the word before it, by the way in which this vocabulary marks words."""
+    """Return a function from a token to whether it continues the preceding word, by this vocabulary's marks."""
     if model == "WordLevel":
         return lambda token: False
     if any(token.startswith("##") for token in tokens):
         return lambda token: token.startswith("##")
-    if any(token.startswith("▁") for token in tokens):  # SentencePiece; <0xE4> is a byte of a character without a token
+    if any(token.startswith("▁") for token in tokens):  # SentencePiece; <0xE4> is a byte of a character that has no token
         return lambda token: byte_inside_word(bytes([int(token[3:5], 16)])) if _is_byte(token) else inside_word(token[0])
     if any("Ġ" in token for token in tokens):
         letters = {letter: byte for byte, letter in byte_letters().items()}
@@ -490,7 +490,7 @@ def _is_byte(token: str) -> bool:
 
 
 def byte_letters() -> dict[int, str]:
-    """GPT-2's printable stand-in for each byte, in the order of its vocabulary and of CLIP's: printable bytes first."""
+    """Return GPT-2's printable character for each byte, in the order of its and CLIP's vocabularies: printable bytes first."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     rest = [byte for byte in range(256) if byte not in set(printable)]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(rest)}

@@ -1,4 +1,4 @@
-"""Vocabularies trained once, and kept for all work directories."""
+"""Vocabularies trained once and cached for all work directories."""
 
 import contextlib
 import dataclasses
@@ -13,15 +13,15 @@ from ssl_jax.data.text.token_array import default_cache
 from ssl_jax.data.text.tokenizers import Tokenizer, TokenizerSettings
 from ssl_jax.errors import UserError
 
-TRAINER = 1  # of tokenizer_training.train: raise it when the same corpus would give another vocabulary
+TRAINER = 1  # version of tokenizer_training.train: raise it if the same corpus would give another vocabulary
 
-_LAST: dict[str, Tokenizer] = {}  # those of this process, by what they were made of
+_LAST: dict[str, Tokenizer] = {}  # this process's tokenizers by cache key
 
 
 def trained(
     settings: TokenizerSettings, key: str, texts: Callable[[], Iterable[str]], cache: str | pathlib.Path | None = None
 ) -> Tokenizer:
-    """The tokenizer trained on `texts`, by this process or an earlier one; `key` tells settings and corpora apart."""
+    """Return the tokenizer trained on `texts`, by this process or an earlier one; `key` identifies settings and corpus."""
     if key not in _LAST:
         if len(_LAST) >= 8:
             _LAST.clear()
@@ -29,7 +29,7 @@ def trained(
         folder = pathlib.Path(cache or default_cache()).expanduser() / name
         try:
             _LAST[key] = Tokenizer.load(folder)
-        except UserError:  # absent, or damaged
+        except UserError:  # missing or damaged
             _LAST[key] = tokenizer_training.train(settings, texts())
             with contextlib.suppress(OSError):
                 _LAST[key].save(folder)
@@ -37,7 +37,7 @@ def trained(
 
 
 def cache_key(settings: TokenizerSettings, texts: Iterable[str]) -> str:
-    """A digest of the settings and of every text."""
+    """Return a digest of the settings and of every text."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(settings)).encode())
     for piece in texts:
         encoded = piece.encode("utf-8", "surrogatepass")
