@@ -38,7 +38,7 @@ class Arm:
 
     @property
     def folder(self) -> str:
-        """The arm's folder within the sweep's: its name, with "_" for special characters of file systems and shells."""
+        """Return the arm's folder within the sweep's: its name, with "_" for special characters of file systems and shells."""
         return re.sub(r"[^\w.=,+-]+", "_", self.name.replace("%", "percent")).strip("._") or "_"
 
 

@@ -68,7 +68,7 @@ class Parts:
 
     @functools.cached_property
     def evaluation(self) -> Any:
-        """The evaluators with the data they read. Raise UserError if there is no test split."""
+        """Return the evaluators with their data; raise UserError if there is no test split."""
         from ssl_jax.downstream.evaluation import Evaluation
         from ssl_jax.downstream.evaluator import EvaluationData
 
@@ -79,13 +79,13 @@ class Parts:
 
     @functools.cached_property
     def initial(self) -> "initialisation.Start | None":
-        """The source of initial parameters, `task.init`, read and checked; None without it."""
+        """Return the source of initial parameters, `task.init`, read and checked; None without it."""
         paths = initialisation.named(self.config.task)
         return initialisation.match(self.task, initialisation.load(paths, restore)) if paths else None
 
     @functools.cached_property
     def selection(self) -> Any:
-        """The evaluators with parts of the training data, on which checkpoint.best selects; None without it."""
+        """Return the evaluators with parts of the training data, on which checkpoint.best selects; None without it."""
         from ssl_jax.downstream.evaluation import Evaluation
         from ssl_jax.downstream.evaluator import EvaluationData
 

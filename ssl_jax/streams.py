@@ -1,4 +1,4 @@
-"""Standard streams that may be closed, in another encoding than UTF-8, or lose their reader while a run goes on."""
+"""Standard streams that may be closed, not encoded in UTF-8, or lose their reader during a run."""
 
 import contextlib
 import io
@@ -12,10 +12,10 @@ NAMES = ("stdin", "stdout", "stderr")
 
 
 def quiet_libraries() -> None:
-    """Silence what libraries print about things that are handled here.
+    """Silence libraries' messages about conditions that are handled here.
 
-    Pillow's warnings of broken EXIF data and large images; what Orbax logs, which it raises as well; and, once a write to a
-    full disk has failed, TensorStore's other writes, which report to an event loop that Orbax has closed.
+    These are Pillow's warnings of broken EXIF data and large images; Orbax's log messages, which it also raises; and, after a
+    failed write to a full disk, those of TensorStore's other writes, which report to an event loop that Orbax has closed.
     """
     warnings.filterwarnings("ignore", module="PIL")
     logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -29,9 +29,9 @@ def quiet_libraries() -> None:
 
 
 def open_closed() -> None:
-    """Open the null device for each standard stream that the parent closed, and let no character fail to be printed.
+    """Open the null device for each standard stream that the parent closed, and escape characters that cannot be encoded.
 
-    Python sets a closed stream to None, and the next file opened would get its descriptor, so that libraries which write
+    Python sets a closed stream to None, and the next opened file would get its descriptor, so that libraries which write
     to descriptor 2 would write into that file.
     """
     for number, name in enumerate(NAMES):
@@ -40,12 +40,12 @@ def open_closed() -> None:
             stream = open(number, "r" if number == 0 else "w", encoding="utf-8", errors="replace", closefd=False)
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # Python's stderr escapes such characters already
+    if isinstance(sys.stdout, io.TextIOWrapper):  # Python's stderr already escapes such characters
         sys.stdout.reconfigure(errors="replace")
 
 
 def silence() -> None:
-    """Send the rest of both outputs to the null device, so that flushing them at exit raises nothing."""
+    """Redirect the rest of both outputs to the null device, so that flushing them at exit does not raise."""
     for number in (1, 2):
         _null(number)
 
@@ -58,7 +58,7 @@ def _null(number: int) -> None:
 
 
 class _Outliving(io.FileIO):
-    """Standard output or error; once its reader is gone (a closed terminal, a pipe's end), output is dropped."""
+    """Standard output or error that drops output once its reader is gone (a closed terminal, a pipe's end)."""
 
     def write(self, data) -> int:
         try:
@@ -70,7 +70,7 @@ class _Outliving(io.FileIO):
 
 @contextlib.contextmanager
 def outlive_readers() -> Iterator[None]:
-    """Keep a run alive whose terminal or pipe is closed: what it prints is then dropped. Captured streams stay as they are."""
+    """Keep a run alive if its terminal or pipe is closed, and drop its output; captured streams are not changed."""
     before = sys.stdout, sys.stderr
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)

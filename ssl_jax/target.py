@@ -70,7 +70,7 @@ def _asked() -> Target:
 
 @contextlib.contextmanager
 def told(target: Target) -> Iterator[Target]:
-    """A context in which programs are traced for `target` instead of this host's devices.
+    """Trace programs for `target` instead of this host's devices within the context.
 
     jax.jit's cache ignores the target: a function already traced for these shapes is not traced again. Make a new one.
     """

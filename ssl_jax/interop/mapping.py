@@ -28,14 +28,15 @@ TRANSPOSED = Transform(lambda x: (x.T,), lambda x: (x.T,))  # our dense kernel [
 
 
 def leading(axes: int) -> Transform:
-    """Their tensor has `axes` more leading axes of length 1; -1: ours has one more."""
+    """Return the transform to a tensor with `axes` more leading axes of length 1; -1: ours has one more."""
     if axes < 0:
         return Transform(lambda x: (x[None],), lambda x: (x[0],))
     return Transform(lambda x: (x.reshape(x.shape[axes:]),), lambda x: (x.reshape((1,) * axes + x.shape),))
 
 
 def convolution(patch: tuple[int, int]) -> Transform:
-    """Patch embedding: their convolution [out, channels, rows, columns], our kernel [(row, column, channel), out]."""
+    """Return the transform of a patch embedding: their convolution [out, channels, rows, columns], our kernel [(row, column,
+    channel), out]."""
     p, q = patch
     return Transform(
         lambda x: (x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),),
@@ -44,7 +45,7 @@ def convolution(patch: tuple[int, int]) -> Transform:
 
 
 def fused(parts: int, *, transposed: bool = True) -> Transform:
-    """Several dense layers fused into one of theirs (kernels or biases); `transposed`: stored as in torch's Linear."""
+    """Return the transform of several dense layers that they fuse (kernels or biases); `transposed`: as in torch's Linear."""
 
     def ours(x):
         if x.ndim == 2 and transposed:
@@ -73,7 +74,7 @@ def row(ours: str | Sequence[str], theirs: str | Sequence[str], transform: Trans
 
 
 def constant(theirs: str, value: np.ndarray, what: str) -> Row:
-    """A tensor of theirs that is constant in our model: exported, and checked on import."""
+    """Return the row of a tensor of theirs that is constant in our model: exported, and checked on import."""
 
     def check(x):
         if not np.array_equal(x, value):

@@ -33,7 +33,7 @@ class Predictor(nn.Module):
         targets: Int[Array, "batch wanted"],
         real: Int[Array, "batch wanted"],
     ) -> Float[Array, "batch wanted {self.outputs}"]:
-        """places, targets: patch numbers. seen, real: 0 where a context token or a target is padding."""
+        """Return predictions for `targets`. places, targets: patch numbers; seen, real: 0 for padding in context and targets."""
         c = self.config
         positions = jnp.asarray(sincos2d(c.width, self.grid), self.dtype)
         x = Dense(c.width, kernel_init=c.dense_init(), dtype=self.dtype, name="embedding")(context)
@@ -90,7 +90,7 @@ class Projector(nn.Module):
         return BatchNorm(name="output_norm")(x) if self.last_norm else x
 
     def flops_forward(self, inputs: int) -> float:
-        """Matmul FLOPs of one row of width `inputs`, forward."""
+        """Return the matmul FLOPs of a forward pass over one row of width `inputs`."""
         widths = (inputs, *self.hidden, self.outputs)
         return sum(2.0 * a * b for a, b in zip(widths, widths[1:], strict=False))
 
@@ -125,7 +125,7 @@ class PrototypeHead(nn.Module):
         return jnp.matmul(vectors.astype(self.dtype), directions.astype(self.dtype), preferred_element_type=jnp.float32)
 
     def flops_forward(self, inputs: int) -> float:
-        """Matmul FLOPs of one row of width `inputs`, forward."""
+        """Return the matmul FLOPs of a forward pass over one row of width `inputs`."""
         widths = (inputs, *[self.hidden] * (self.layers - 1), self.bottleneck, self.prototypes)
         return sum(2.0 * a * b for a, b in zip(widths, widths[1:], strict=False))
 

@@ -136,7 +136,7 @@ ACTIVATIONS: dict[str, Callable] = {
 
 
 def xavier_uniform(fused: int = 1) -> Callable:
-    """Uniform in +-sqrt(6 / (fan_in + fused * fan_out)): `fused` kernels are initialised like the reference's single matrix."""
+    """Return U(+-sqrt(6 / (fan_in + fused * fan_out))): `fused` kernels are initialised like the reference's single matrix."""
 
     def init(key, shape, dtype=jnp.float32):
         bound = math.sqrt(6 / (shape[0] + fused * shape[1]))
@@ -146,7 +146,7 @@ def xavier_uniform(fused: int = 1) -> Callable:
 
 
 def _gpt2(config, fused, residual):
-    """N(0, std), with std / sqrt(2 depth) at the end of a residual branch (Radford et al. 2019, section 2.3)."""
+    """Return N(0, std), with std / sqrt(2 depth) at the end of a residual branch (Radford et al. 2019, section 2.3)."""
     return nn.initializers.normal(config.init_std / math.sqrt(2 * config.depth) if residual else config.init_std)
 
 
@@ -159,7 +159,7 @@ INITIALISERS: dict[str, Callable] = {
 
 
 def truncated_normal(std: float) -> Callable:
-    """N(0, std) truncated to [-2, 2] in absolute terms, as torch.nn.init.trunc_normal_: for a small std, nothing is cut."""
+    """Return N(0, std) truncated to [-2, 2], whatever std, as torch.nn.init.trunc_normal_: a small std is not truncated."""
     return lambda key, shape, dtype=jnp.float32: std * jax.random.truncated_normal(key, -2 / std, 2 / std, shape, dtype)
 
 

@@ -8,7 +8,7 @@ Scores = Float[Array, "*rows prototypes"]
 
 
 def standardize(x: Float[Array, "*rows dim"], eps: float = 1e-5) -> Float[Array, "*rows dim"]:
-    """Layer-normalise without parameters, in f32."""
+    """Apply layer normalisation without parameters, in f32."""
     x = x.astype(jnp.float32)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)

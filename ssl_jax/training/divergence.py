@@ -26,7 +26,7 @@ class Rewind(Exception):
 
 
 def stop_or_rewind(run: Any, step: int, metric: str, group: str, *, rewinds: int | None) -> None:
-    """Raise Diverged, or Rewind if `rewinds` (None: not allowed) is below MAX_REWINDS. Writes diverged.json.
+    """Raise Diverged, or Rewind if `rewinds` (None: not allowed) is below MAX_REWINDS. Write diverged.json.
 
     run: the loop's Run. metric, group: the first metric and parameter group that are not finite after `step`.
     """

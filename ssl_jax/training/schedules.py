@@ -38,12 +38,12 @@ def _half_cosine(x: Float[Array, "*steps"]) -> Float[Array, "*steps"]:
 
 
 def cosine(step, total, warmup, cooldown, final):
-    """Half a cosine from 1 to `final` after warm-up (MAE's util/lr_sched.py)."""
+    """Return half a cosine from 1 to `final` after warm-up (MAE's util/lr_sched.py)."""
     return final + (1 - final) * _half_cosine(_progress(step, warmup, total))
 
 
 def linear(step, total, warmup, cooldown, final):
-    """A straight line from 1 to `final` after warm-up (BERT)."""
+    """Return a straight line from 1 to `final` after warm-up (BERT)."""
     return 1 - (1 - final) * _progress(step, warmup, total)
 
 
@@ -57,17 +57,17 @@ def _left(step, total, cooldown):
 
 
 def stable_linear(step, total, warmup, cooldown, final):
-    """Constant, then a straight line to `final` over the last `cooldown` steps."""
+    """Return 1, then a straight line to `final` over the last `cooldown` steps."""
     return final + (1 - final) * _left(step, total, cooldown)
 
 
 def stable_sqrt(step, total, warmup, cooldown, final):
-    """Constant, then 1 - sqrt(x) over the last `cooldown` steps (Hagele et al. 2024, equation 1)."""
+    """Return 1, then 1 - sqrt(x) over the last `cooldown` steps (Hagele et al. 2024, equation 1)."""
     return final + (1 - final) * (1 - jnp.sqrt(1 - _left(step, total, cooldown)))
 
 
 def whole_cosine(step, total, warmup, cooldown, final):
-    """Half a cosine over all of training, including warm-up."""
+    """Return half a cosine over all of training, including warm-up."""
     return final + (1 - final) * _half_cosine(_progress(step, 0, total))
 
 

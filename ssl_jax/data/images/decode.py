@@ -229,7 +229,7 @@ OPERATIONS = {
 
 
 def randaugment(image: Image.Image, generator: np.random.Generator, settings: settings_of.RandAugment) -> Image.Image:
-    """RandAugment (Cubuk et al. 2020, algorithm 1) with timm's magnitudes drawn from N(magnitude, std), clipped to [0, 10]."""
+    """Apply RandAugment (Cubuk et al. 2020, algorithm 1) with timm's magnitudes from N(magnitude, std), clipped to [0, 10]."""
     names = list(OPERATIONS)
     for choice in generator.integers(len(names), size=settings.layers):
         applied = generator.random() < settings.prob

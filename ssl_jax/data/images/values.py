@@ -1,4 +1,4 @@
-"""What the numbers of an image array mean: one rule for every array that comes from outside."""
+"""The interpretation of an image array's numbers: one rule for all external arrays."""
 
 import numpy as np
 
@@ -8,9 +8,9 @@ from ssl_jax.errors import UserError
 def as_stored(images: np.ndarray, name: str) -> np.ndarray:
     """Return images as u8 in [0, 255] or f32 in [0, 1], by their dtype and range.
 
-    Kept: u8; floats in [0, 1]. Converted: true and false are 255 and 0; u16 is divided by 65,535; other integers that lie in
-    0 to 255 are u8. Refused with UserError that begins with `name`: everything else, as its scale would be a guess; so u16
-    that reaches no higher than 255, and other integers that reach no higher than 1.
+    Unchanged: u8; floats in [0, 1]. Converted: true and false become 255 and 0; u16 is divided by 65,535; other integers
+    within 0 to 255 become u8. Everything else raises UserError, which begins with `name`, because the scale would be a guess:
+    also u16 with a maximum of at most 255, and other integers with a maximum of at most 1.
     """
     if images.dtype == np.uint8:
         return images
@@ -38,13 +38,13 @@ def as_stored(images: np.ndarray, name: str) -> np.ndarray:
 
 
 def as_unit_range(images: np.ndarray, name: str = "image") -> np.ndarray:
-    """Return images as f32 in [0, 1], by the rule of `as_stored`. Raise UserError."""
+    """Return images as f32 in [0, 1] by the rule of `as_stored`, which may raise UserError."""
     images = as_stored(np.asarray(images), name)
     return images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images
 
 
 def as_uint8(images: np.ndarray, name: str = "image") -> np.ndarray:
-    """Return images as u8, by the rule of `as_stored`. Raise UserError."""
+    """Return images as u8 by the rule of `as_stored`, which may raise UserError."""
     images = as_stored(np.asarray(images), name)
     return images if images.dtype == np.uint8 else np.round(images * 255).astype(np.uint8)
 

@@ -1,7 +1,7 @@
 """Several augmented copies of each training image: `data.views` gives batch[name] f32[batch, count, height, width, channels].
 
-Each copy draws from a stream of its own, named by its view and number, so that a new view changes no other. Images that are
-decoded one by one are cropped on the host, arrays on the device.
+Each copy draws from its own random stream, named by its view and number, so that a new view does not change the others. Images
+that are decoded individually are cropped on the host, arrays on the device.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from ssl_jax.data.images import decode
 from ssl_jax.data.images.augment import Augment
 from ssl_jax.errors import UserError
 
-RESERVED = ("image", "label", "position", "index", "bad")  # names that a batch gives to other arrays
+RESERVED = ("image", "label", "position", "index", "bad")  # names of a batch's other arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class Copies:
-    """A view as it is made: the copies' size and the augmentation of each."""
+    """A resolved view: the size of the copies and the augmentation of each."""
 
     name: str
     size: tuple[int, int]
@@ -69,7 +69,7 @@ class Copies:
         keys: Key[Array, "b"],
         make: Callable[[Any, Any, Augment, tuple[int, int]], Array],
     ) -> Float[Array, "b count h w c"]:
-        """Stack `make(images, keys, augment, size)` of every copy; of images [b, count, h, w, c] copy i reads its own."""
+        """Stack `make(images, keys, augment, size)` of every copy; copy i of images [b, count, h, w, c] uses images[:, i]."""
         each = [randomness.substream(keys, f"{self.name}/{i}") for i in range(len(self.augment))]
         own, first = images.ndim == 5, self.augment[0]
         if all(settings == first for settings in self.augment):  # one program for all copies
@@ -83,15 +83,15 @@ class Copies:
 
 
 def named_seed(generator: np.random.Generator, name: str) -> np.random.SeedSequence:
-    """Return the seed of a named stream below that of `generator`, whatever has been drawn from it."""
+    """Return the seed of a named stream below that of `generator`, independent of the numbers drawn from it."""
     parent = generator.bit_generator.seed_seq
     return np.random.SeedSequence(parent.entropy, spawn_key=(*parent.spawn_key, zlib.crc32(name.encode())))
 
 
 def read_views(section: Mapping, size: tuple[int, int], augment: Augment) -> tuple[Copies, ...]:
-    """The views of the config's section `data.views`, where the data's own size and augmentation are the defaults.
+    """Return the views of the config's section `data.views`, by default with the data's size and augmentation.
 
-    Raise UserError for a name that a batch uses otherwise and for wrong keys and values, under their full name.
+    Raise UserError for a reserved name and for invalid keys and values, under their full name.
     """
     views = []
     for name, keys in section.items():

@@ -37,7 +37,7 @@ def check_split(uri: str, split: str, splits: tuple[str, ...] = ("train", "test"
 
 
 def fashion_mnist(split: str, **options: Any) -> Source:
-    """Fashion-MNIST (Xiao et al. 2017, arXiv:1708.07747): 60,000 and 10,000 grey images of 28 x 28, ten classes."""
+    """Open Fashion-MNIST (Xiao et al. 2017, arXiv:1708.07747): 60,000 and 10,000 grey images of 28 x 28, ten classes."""
     check_split("bundled:fashion_mnist", split)
     prefix = {"train": "train", "test": "t10k"}[split]
     root = BUNDLED_DIR / "fashion_mnist"
@@ -62,8 +62,8 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
 
 
 def shakespeare(split: str, **options: Any) -> Source:
-    """Shakespeare's plays and poems, one document each: "train" and "test" are the first 90 % and last 10 % of *every*
-    work's characters, cut at the end of a line, "all" is both. No work is only in one of them.
+    """Open Shakespeare's plays and poems, one document each: "train" and "test" are the first 90 % and last 10 % of *every*
+    work's characters, split at the end of a line, "all" is both. So every work is in both splits.
     """
     import lzma
 

@@ -1,4 +1,4 @@
-"""`csv:`, `tsv:` and `jsonl:FILE` that name image files, with captions, labels or both."""
+"""`csv:`, `tsv:` and `jsonl:FILE`: tables of image files with captions, labels or both."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ from ssl_jax.data.sources.files import content_samples, read_text
 from ssl_jax.data.sources.tables import check_column, json_lines, named_rows, separated, text_of
 from ssl_jax.errors import UserError
 
-COLUMNS = {  # what a column is usually called
+COLUMNS = {  # usual names of columns
     "image": ("image", "image_path", "filepath", "file_path", "path", "filename", "file_name", "file", "img"),
     "text": ("captions", "caption", "text", "texts", "title", "sentences", "alt_text"),
     "label": ("label", "class", "category"),
@@ -23,19 +23,19 @@ Row = tuple[int, dict[str, Any]]  # line number, cells by column
 
 
 class ImageTable(Source):
-    """Rows of an image path with captions, a label or both: an image that several rows name is one example with all captions.
+    """Rows of an image path with captions, a label or both; several rows of one image are one example with all captions.
 
-    Paths are relative to the table's folder. Empty captions are none; an empty label is a missing one; a row without a path
-    is an example that cannot be read. With `separator` a label cell holds several classes, an example has those of all its
-    rows, and an empty cell is none of the classes.
+    Paths are relative to the table's folder. Empty captions are ignored; an empty label is a missing label; a row without a
+    path is an unreadable example. With `separator`, a label cell holds several classes, an example has those of all its
+    rows, and an empty cell means no class.
     """
 
     def __init__(self, name: str, root: pathlib.Path, rows: Iterable[Row], names: dict[str, str], separator: str | None = None):
         self.name, self.root, self.separator = name, root, separator
         self.places: list[int] = []  # line numbers
-        self.paths: list[str] = []  # "" where a row names none
+        self.paths: list[str] = []  # "" for a row without a path
         self.texts: list[list[str]] = []
-        self.longest = (0, 0)  # how many line ends a cell has at most, and the line of its row
+        self.longest = (0, 0)  # the largest number of line ends in a cell, and the line of its row
         labels: list[tuple[str, ...]] = []
         number: dict[str, int] = {}
         for line, row in rows:
@@ -65,7 +65,7 @@ class ImageTable(Source):
         return self._captions if self.has_text else None
 
     def _cells(self, line: int, row: dict[str, Any], names: dict[str, str]) -> tuple[str, list[str], tuple[str, ...]]:
-        """Return (path, captions, classes) of a row; "" and () for what is missing."""
+        """Return (path, captions, classes) of a row, "" and () if missing."""
         values = {role: row.get(column) for role, column in names.items()}
         path, texts = values["image"], values.get("text")
         if path is not None and not isinstance(path, str):
@@ -114,17 +114,15 @@ class ImageTable(Source):
         return f"{self.name}: line {self.places[index]:,}"
 
     def keys(self) -> Iterable[bytes]:
-        """Yield each image's path as the table has it, or its line where it has none."""
+        """Yield each image's path as in the table, or its line if it has no path."""
         return (os.fsencode(path or f"line {place}") for path, place in zip(self.paths, self.places, strict=True))
 
     def remarks(self) -> tuple[str, ...]:
         lines, start = self.longest
-        found = f"the row of line {start:,} goes on to line {start + lines:,}; if it should not, a quote is not closed there"
+        found = f"the row of line {start:,} continues to line {start + lines:,}; if it should not, a quote is not closed there"
         several = None if self.separator else joined_classes(self.classes)
         hint = (
-            f"{several[0]!r} looks like several classes; data.label_separator={several[1]!r} reads them apart"
-            if several
-            else ""
+            f"{several[0]!r} looks like several classes; data.label_separator={several[1]!r} separates them" if several else ""
         )
         return tuple(line for line in (found if lines else "", hint) if line)
 
@@ -135,7 +133,7 @@ class ImageTable(Source):
 
 
 def joined_classes(classes: Sequence[str]) -> tuple[str, str] | None:
-    """Return a class whose name is those of other classes with a separator between them, and the separator; else None."""
+    """Return (a class whose name joins the names of other classes with a separator, the separator), or None."""
     known = set(classes)
     for separator in ("|", ";", ",", "/"):
         for name in classes:
@@ -146,7 +144,7 @@ def joined_classes(classes: Sequence[str]) -> tuple[str, str] | None:
 
 
 class Records(Source):
-    """Rows of a table that names no image: {column: text}, as a kind of text data reads them."""
+    """Rows {column: text} of a table without images, for a kind of text data."""
 
     has_image = False
 
@@ -172,7 +170,7 @@ def require_images(source: Source) -> None:
 
 
 def open_jsonl(path: str, *, columns: tuple = (), label_separator: str | None = None, **options: Any) -> Source:
-    """Open `jsonl:FILE`: one object a line with an image path and a caption, a list of them, a label, or several of these."""
+    """Open `jsonl:FILE`: one object per line with an image path and captions (one or a list), a label, or both."""
     uri = f"jsonl:{path}"
     rows = list(json_lines(uri, path))
     return _table(uri, path, list(dict.fromkeys(key for _, row in rows for key in row)), rows, dict(columns), label_separator)
@@ -201,7 +199,7 @@ def _table(
 
 
 def open_tsv(path: str, **options: Any) -> ImageTable:
-    """Open `tsv:FILE`, as csv with tabs and without quotes."""
+    """Open `tsv:FILE`, like csv but with tabs and without quotes."""
     return open_csv(path, **{**options, "separator": "\t", "scheme": "tsv"})
 
 
@@ -210,9 +208,9 @@ def _root(path: str) -> pathlib.Path:
 
 
 def column_names(uri: str, header: Sequence[str], wanted: dict[str, str | None]) -> dict[str, str]:
-    """Return which column is the image's, the text's and the label's, by `wanted` or by what they are usually called.
+    """Return the columns of image, text and label, as in `wanted` or by their usual names.
 
-    A column that is wanted as None is not read. Raise UserError for a wanted column that is not there.
+    A role of None in `wanted` is not read. Raise UserError for a missing column of `wanted`.
     """
     names = {}
     for role, usual in COLUMNS.items():
