@@ -46,7 +46,7 @@ class DualEncoderSettings:
 
     image: ViTSettings = dataclasses.field(default_factory=ViTSettings)
     text: TextSettings = dataclasses.field(default_factory=TextSettings)
-    dim: int = 512  # of the common space
+    dim: int = 512  # dimensions of the common space
     image_projection: bool = True
     text_projection: bool = True
     projection_bias: bool = False

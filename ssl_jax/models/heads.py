@@ -33,7 +33,7 @@ class Predictor(nn.Module):
         targets: Int[Array, "batch wanted"],
         real: Int[Array, "batch wanted"],
     ) -> Float[Array, "batch wanted {self.outputs}"]:
-        """Return predictions for `targets`. places, targets: patch numbers; seen, real: 0 for padding in context and targets."""
+        """Predict `targets`. places, targets: patch numbers; seen, real: 0 for padding of context and targets."""
         c = self.config
         positions = jnp.asarray(sincos2d(c.width, self.grid), self.dtype)
         x = Dense(c.width, kernel_init=c.dense_init(), dtype=self.dtype, name="embedding")(context)

@@ -27,16 +27,16 @@ class LanguageSettings(TransformerSettings):
     norm_eps: float = 1e-5
     init: str = "gpt2"
     context_length: int | None = None  # the longest sequence; default: the data's
-    positions: str = "learned"  # one of POSITIONS; "sincos" is sinusoidal with a learned scale (Hua et al. 2022)
+    positions: str = "learned"  # "learned", "rope", "sincos" (sinusoidal with a learned scale; Hua et al. 2022) or "none"
     position_offset: int = 0  # RoBERTa: 2, its padding id + 1; padding takes no position (`places`)
-    token_types: int = 0  # BERT: 2, first and second sentence
-    embedding_norm: bool = False  # BERT, ModernBERT
-    final_norm: bool = True  # False for post-norm blocks, which end with a norm
+    token_types: int = 0  # number of token types (BERT: 2, for first and second sentence)
+    embedding_norm: bool = False  # a norm after the embedding (BERT, ModernBERT)
+    final_norm: bool = True  # a norm after the last block; False for post-norm blocks, which end with a norm
     tied: bool = True  # the output layer is the transposed embedding
     output_bias: bool = False
     head_transform: bool = False  # BERT: dense, activation and norm before the output layer
     pooler: bool = False  # BERT: dense and tanh over [CLS], for next-sentence prediction
-    vocabulary: int | None = None  # tokens of the embedding and the logits; default: the tokenizer's
+    vocabulary: int | None = None  # number of tokens of embedding and logits; default: the tokenizer's
     vocabulary_multiple: int = 1  # pad the embedding to a multiple (nanoGPT: 64)
 
     def __post_init__(self):

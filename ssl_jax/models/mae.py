@@ -20,7 +20,7 @@ class DecoderSettings(TransformerSettings):
     width: int = 512
     depth: int = 8
     heads: int = 16
-    positions: str = "sincos2d"  # or "learned"
+    positions: str = "sincos2d"  # "sincos2d" or "learned"
 
     least_depth: ClassVar[int] = 0
 

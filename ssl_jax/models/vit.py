@@ -42,13 +42,13 @@ class ViTSettings(TransformerSettings):
     class_token: bool = True
     registers: int = 0  # additional tokens without a position (Darcet et al. 2024)
     mask_token: bool = False  # a learned token that replaces hidden patches
-    positions: str = "sincos2d"  # or "learned" (also the class token's), "relative" (BEiT's bias shared by all blocks), "none"
+    positions: str = "sincos2d"  # or "learned" (also for the class token), "relative" (BEiT's bias for all blocks), "none"
     pooling: str = "mean"  # of the representation "pooled": "mean" of the patch tokens, "cls" or "attention" (SigLIP's head)
     pooler: bool = False  # tanh(dense(pooled)), as in BERT and the original ViT
     norm_pooled: bool = False  # the final norm after pooling instead of before (MAE's fine-tuning: "fc_norm")
     patch_bias: bool = True
     crop: bool = False  # ignore edge pixels that fill no whole patch (SigLIP: 384 = 27 x 14 + 6)
-    pre_norm: bool = False  # a norm before the first block (CLIP)
+    pre_norm: bool = False  # add a norm before the first block (CLIP)
 
     def __post_init__(self):
         super().__post_init__()

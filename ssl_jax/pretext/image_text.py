@@ -29,7 +29,7 @@ INITIAL = {"infonce": (math.log(1 / 0.07), None), "sigmoid": (math.log(10.0), -1
 class ImageTextSettings:
     """The settings of `task`. The defaults are CLIP's; SigLIP's are loss="sigmoid", max_scale=None."""
 
-    loss: str = "infonce"  # or "sigmoid"
+    loss: str = "infonce"  # "infonce" or "sigmoid"
     max_scale: float | None = 100.0  # clip the logit scale to [1, max_scale] after each step; None: no clipping
     mask: PatchMaskSettings | None = None  # patches dropped in training (FLIP: kind="random", ratio=0.5)
     same_text: str = "negative"  # pairs of an image with an equal text of another example: "negative" (CLIP) or "ignore"

@@ -32,9 +32,9 @@ LOSSES = ("nt_xent", "vicreg", "barlow_twins")
 class JointEmbeddingSettings:
     """The settings of `task`; the defaults are SimCLR's on CIFAR-10 (Chen et al. 2020, appendix B.9)."""
 
-    loss: str = "nt_xent"  # one of LOSSES
+    loss: str = "nt_xent"  # "nt_xent", "vicreg" or "barlow_twins"
     hidden: tuple[int, ...] = (2048,)  # widths of the projector's hidden layers
-    outputs: int = 128
+    outputs: int = 128  # dimensions of the embeddings
     norm: str | None = "batch"  # normalisation of the projector's hidden layers: "batch" or None
     last_norm: bool = False  # batch norm after the projector's last layer
     temperature: float = 0.5  # of NT-Xent; may follow `schedules.temperature`

@@ -36,7 +36,7 @@ class MaskedImageSettings:
 
     mask: PatchMaskSettings = dataclasses.field(default_factory=PatchMaskSettings)
     target: str = "pixels"  # "pixels", "normalized_pixels" (with each patch's own mean and deviation) or "pca"
-    components: int = 96  # of the "pca" target
+    components: int = 96  # number of principal components of the "pca" target
     loss: str = "l2"  # "l2" or "l1"
     loss_on: str = "masked"  # "masked" or "all" patches
     mask_tokens_in_encoder: bool = False  # the encoder reads all positions, with a learned token at hidden ones

@@ -27,9 +27,9 @@ class TokenMaskSettings:
     maximum: int | None = None  # hidden tokens per sequence (BERT: 20 at length 128)
     replace: float = 0.8  # fraction of the hidden tokens that become [MASK]
     random: float = 0.1  # fraction that becomes a random token of the whole vocabulary
-    unit: str = "token"
-    span_p: float = 0.2  # of the geometric distribution
-    span_maximum: int = 10  # words
+    unit: str = "token"  # "token", "word" or "span"
+    span_p: float = 0.2  # parameter of the geometric distribution of span lengths
+    span_maximum: int = 10  # longest span in words
     static: bool = False
 
     def __post_init__(self):

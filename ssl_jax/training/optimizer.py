@@ -22,28 +22,28 @@ RULES = ("weight_decay", "lr", "freeze")
 class OptimizerSettings:
     """The config's `optimizer` section. A number that is None takes the method's default."""
 
-    name: str = "adamw"  # a key of METHODS
-    lr: float | None = None  # the peak; or
-    base_lr: float | None = None  # the peak at a batch of 256, scaled linearly with the global batch
+    name: str = "adamw"  # "adamw", "adam", "sgd", "lars", "lion", "muon" or "adafactor"
+    lr: float | None = None  # peak learning rate; or set base_lr
+    base_lr: float | None = None  # peak learning rate at a batch of 256, scaled linearly with the global batch
     b1: float | None = None
     b2: float | None = None
     eps: float | None = None
-    momentum: float = 0.9  # sgd, lars, muon
-    nesterov: bool = False  # sgd
-    bias_correction: bool = True  # adam, adamw; False for BERT
+    momentum: float = 0.9  # of sgd, lars and muon
+    nesterov: bool = False  # Nesterov momentum in sgd
+    bias_correction: bool = True  # of adam and adamw; False for BERT
     weight_decay: float = 0.0
-    trust_coefficient: float = 0.001  # lars
-    matrix_lr: float | None = None  # muon: the peak for matrices; `lr` is the peak for all other parameters
-    schedule: str = "warmup_cosine"  # a key of schedules.SHAPES
-    warmup: str = "0 steps"
+    trust_coefficient: float = 0.001  # of lars
+    matrix_lr: float | None = None  # muon: peak learning rate of matrices; `lr` is that of all other parameters
+    schedule: str = "warmup_cosine"  # also "warmup_linear", "constant", "warmup_stable_decay", "warmup_min_cosine"
+    warmup: str = "0 steps"  # duration of the warm-up
     warmup_start: float = 0.0  # fraction of the peak at step 0
     warmup_offset: int = 0  # 1: (step + 1) / (warmup + 1), as in nanoGPT
-    cooldown: str = "20 %"  # warmup_stable_decay
-    cooldown_shape: str = "linear"  # or "sqrt": 1 - sqrt
-    min_lr: float | None = None  # the learning rate at the end of the schedule; or
-    final_fraction: float = 0.0  # its fraction of the peak
-    clip: float | None = None  # global norm of the gradient
-    layer_decay: float | None = None
+    cooldown: str = "20 %"  # duration of the decay of warmup_stable_decay
+    cooldown_shape: str = "linear"  # "linear" or "sqrt" (1 - sqrt)
+    min_lr: float | None = None  # learning rate at the end of the schedule; or set final_fraction
+    final_fraction: float = 0.0  # the same as a fraction of the peak
+    clip: float | None = None  # largest global norm of the gradient
+    layer_decay: float | None = None  # learning-rate factor per layer, counted from the output
     rules: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # weight_decay, lr, freeze: ((regex, value), ...)
 
     def __post_init__(self):
@@ -60,7 +60,7 @@ class OptimizerSettings:
         for name in ("b1", "b2", "momentum", "warmup_start", "final_fraction"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1 - (name in ("b1", "b2", "momentum")) * 1e-9:
-                raise UserError(f"{name}={value}: must lie in [0, 1)")
+                raise UserError(f"{name}={value}: must lie in [0, 1{')' if name in ('b1', 'b2', 'momentum') else ']'}")
         if not 0 <= self.weight_decay < 1e6:
             raise UserError(f"weight_decay={self.weight_decay}: must be at least 0")
         if self.min_lr is not None and self.min_lr < 0:

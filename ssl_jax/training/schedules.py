@@ -121,7 +121,7 @@ class Schedule:
 
     start: float
     end: float
-    shape: str = "cosine"  # a key of CURVES: "cosine", "linear" or "step" (start, then end)
+    shape: str = "cosine"  # "cosine", "linear" or "step" (start, then end)
     over: str = "100 %"  # a duration: "30 epochs", "1000 steps", "10 %"
 
     def __post_init__(self):

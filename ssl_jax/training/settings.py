@@ -15,15 +15,15 @@ class TrainingSettings:
     dtype: str = "float32"  # of the matmuls: "float32" or "bfloat16"
     ema: float | None = None  # decay of the parameters' moving average
     steps_per_call: int | str = "auto"  # "auto": several steps per call if steps are short
-    log_every: int = 50  # steps; a log line holds the means since the previous line
-    evaluate_every: str | None = None  # a duration; None: not during training
+    log_every: int = 50  # steps per log line, which holds the means since the previous line
+    evaluate_every: str | None = None  # a duration; None: no evaluation during training
     evaluators: tuple = ()  # names in `downstream`; empty: all of them
     patience: int | None = None  # stop after this many evaluations without improvement of checkpoint.best
     validation: float = 0.1  # share of the training examples held out to evaluate checkpoint.best
     on_nonfinite: str = "stop"  # "stop", "skip" (the update) or "rewind" (to the last checkpoint; skip the batches since)
     skip_outliers: float | None = None  # skip updates whose gradient norm is this many standard deviations above its mean
-    tensorboard: bool = True
-    wandb: str | None = None  # project name
+    tensorboard: bool = True  # write TensorBoard events
+    wandb: str | None = None  # Weights & Biases project
 
     def __post_init__(self):
         configs.Duration.parse(self.duration, "duration")
@@ -54,9 +54,9 @@ class TrainingSettings:
 class CheckpointSettings:
     """When checkpoints are saved, and which are not deleted. The last step is always saved."""
 
-    every: int | None = None  # steps
-    every_minutes: float | None = 5.0
-    keep: int = 2  # the newest
+    every: int | None = None  # steps between checkpoints
+    every_minutes: float | None = 5.0  # minutes between checkpoints
+    keep: int = 2  # keep this many of the newest checkpoints
     keep_every: int | None = None  # also keep every N-th step
     best: str | None = None  # also keep the best by this result of training.evaluate_every, such as "linear_probe/accuracy"
     mode: str | None = None  # whether "max" or "min" is best; default: the metric's direction

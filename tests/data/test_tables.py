@@ -161,7 +161,7 @@ def test_a_row_of_several_lines_is_pointed_out(tmp_path):
     """Two quotes that are not closed may swallow the rows between them, and look like one long caption."""
     source = table(tmp_path, "image,caption", 'a.png,"a dog', "b.png,a cat", 'c.png,27"', "d.png,e", name="t.csv")
     assert len(source) == 2 and source.remarks() == (
-        "the row of line 2 goes on to line 4; if it should not, a quote is not closed there",
+        "the row of line 2 continues to line 4; if it should not, a quote is not closed there",
     )
     assert table(tmp_path, "image,caption", "a.png,b", name="u.csv").remarks() == ()
 

@@ -29,17 +29,15 @@ class ImageDataSettings:
     train: str
     batch_size: int
     test: str | None = None
-    holdout: float = 0.1
+    holdout: float = 0.1  # share of the training source that is held out without `test`
     image_size: int | tuple | None = None  # int or (height, width); required if images differ in size
-    eval_crop: float = 0.875
+    eval_crop: float = 0.875  # share of an image that evaluation crops, in the tighter direction
     normalize: str | tuple | None = "dataset"  # "dataset", "imagenet", "half", "clip", None ([0, 1]) or (means, stds)
     workers: int = 0  # processes that decode; 0: threads of this process
     on_bad_example: str = "error"  # or "skip" (and count) unreadable examples and those without a label
     classes: tuple = ()  # class names in their order; default: the training source's
     unknown_classes: str = "error"  # or "skip" (and count) test examples of a class that training does not have
-    columns: Mapping | None = (
-        None  # of a table: dict(image=..., text=..., label=...); a role of None is not read; default: usual names
-    )
+    columns: Mapping | None = None  # of a table: dict(image=..., text=..., label=...), None to skip one; default: usual names
     label_separator: str | None = None  # between the classes in a table's cell, if examples have several
     sampling: str = "uniform"  # in training; "class_balanced" draws every class equally often
     dir: str | None = None  # folder of prepared TFDS data; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets

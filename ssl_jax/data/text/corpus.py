@@ -50,7 +50,7 @@ class TokensSettings:
     batch_size: int = 32
     holdout: float = 0.1
     block: int = 128  # tokens of an example
-    packing: str = "windows"
+    packing: str = "windows"  # "windows", "documents" or "pairs"
     stride: int | None = None  # between training windows; default: 1 (next token), the window's length (masked token)
     restart_positions: bool = False  # packing="documents": positions begin at 0 in each document
     short_sequences: float = 0.0  # share of sequences with a random shorter length (BERT: 0.1)

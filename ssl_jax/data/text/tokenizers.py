@@ -44,7 +44,7 @@ class TokenizerSettings:
     size: int = 8192  # of a trained vocabulary, including special tokens
     lowercase: bool = True  # WordPiece and BERT: convert to lower case and strip accents
     special_tokens: tuple[str, ...] | None = None  # default: BERT's five for "wordpiece", <|endoftext|> for "bpe", else none
-    min_frequency: int = 2
+    min_frequency: int = 2  # least occurrences of a merged pair in training
 
     def __post_init__(self):
         if self.name not in NAMES:
