@@ -88,7 +88,9 @@ def info_of(kind: str, config: Mapping[str, Any] | ConfigDict, vocabulary: int |
         shapes = words(settings.block, *names) | (number("is_random") if settings.packing == "pairs" else {})
         extra = {"tokens_per_example": settings.block}
     elif kind == "labelled_text":
-        shapes, classes = words(settings.max_length, "tokens", "segments", "token_types") | number("label"), ("0", "1")
+        shapes, classes = words(settings.max_length, "tokens", "segments", "token_types"), ("0", "1")
+        several = settings.label_separator is not None
+        shapes["label"] = jax.ShapeDtypeStruct((len(classes),) if several else (), jnp.int32)
         extra = {"class_counts": [1, 1]}
     elif kind == "parallel_text":
         shapes = words(settings.max_source_length, "source", "source_segments")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int, Shaped
 
 from ssl_jax.data.sources import MISSING, Source
 from ssl_jax.data.sources.tables import text_of
@@ -44,6 +44,20 @@ def multi_hot(
     for row, own in zip(found, names, strict=True):
         row[[number[name] for name in own]] = True
     return found, classes
+
+
+def rarest_class(labels: Shaped[np.ndarray, "examples classes"]) -> Int[np.ndarray, "examples"]:
+    """Return of each example's classes the one with the fewest examples, MISSING where it has none.
+
+    A split that is stratified by it is nearly stratified by every class, and most exactly by the rare ones.
+    """
+    rarest_first = np.argsort(labels.sum(axis=0), kind="stable")
+    return np.where(labels.any(axis=1), rarest_first[labels[:, rarest_first].argmax(axis=1)], MISSING).astype(np.int32)
+
+
+def several_classes(shapes: Mapping[str, Any]) -> bool:
+    """Whether an example of these shapes (`DataInfo.shapes`) may have several classes: its label has an entry for each."""
+    return "label" in shapes and len(shapes["label"].shape) == 1
 
 
 def match_classes(source: Source, classes: Sequence[str], trained_on: str, unknown: str = "error") -> Source:

@@ -20,6 +20,7 @@ from absl import flags
 from jaxtyping import Array, Key
 
 from ssl_jax import randomness, signals
+from ssl_jax.data.labels import rarest_class
 from ssl_jax.data.sources import BadExample, Source
 from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo
@@ -194,15 +195,17 @@ def balanced_subset(
     """Return sorted i64 indices of a random subset with equally many examples of each class.
 
     `fraction` of all examples (at least one per class) or `per_class` of each class; all examples of a class with fewer.
-    Subsets of the same seed are nested.
+    Where an example may have several classes (bool[examples, classes]), the subset cannot be balanced: it holds `fraction` of
+    the examples of each rarest class (at least one). Subsets of the same seed are nested.
     """
     if (fraction is None) == (per_class is None):
         raise ValueError("give either fraction or per_class")
-    classes = np.unique(labels)
-    count = per_class if per_class is not None else max(1, round(fraction * len(labels) / len(classes)))
+    several, labels = labels.ndim == 2, rarest_class(labels) if labels.ndim == 2 else labels
     order = np.random.default_rng([zlib.crc32(b"balanced_subset"), seed]).permutation(len(labels))
-    chosen = [order[labels[order] == label][:count] for label in classes]
-    return np.sort(np.concatenate(chosen))
+    members = [order[labels[order] == label] for label in np.unique(labels)]
+    count = per_class if per_class is not None else max(1, round(fraction * len(labels) / len(members)))
+    sizes = [max(1, round(fraction * len(own))) if several else count for own in members]
+    return np.sort(np.concatenate([own[:size] for own, size in zip(members, sizes, strict=True)]))
 
 
 class ClassBalanced:

@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ssl_jax.config import look_up
+from ssl_jax.downstream import EVALUATORS
 from ssl_jax.downstream.evaluator import EvaluationData, Evaluator
 from ssl_jax.downstream.evaluators.baselines import baselines
 from ssl_jax.downstream.evaluators.features import Encoder
@@ -109,7 +111,8 @@ def check_number_of_classes(name: str, evaluator: Evaluator, data: EvaluationDat
     """Raise UserError where examples have several classes and the evaluator takes one of each."""
     splits = {"train": data.train, "test": data.test}
     if not evaluator.several_classes and any(splits[name].labels().ndim == 2 for name in evaluator.requires_labels):
+        taking = [known for known in EVALUATORS if look_up(EVALUATORS, known, "downstream").several_classes]
         raise UserError(
-            f"takes one class an example, but here an example may have several (data.label_separator); leave it out by "
-            f"--config.downstream.{name}=None. linear_probe and classification take several"
+            f"takes one class an example, but here an example may have several; leave it out by "
+            f"--config.downstream.{name}=None. Those that take several are {', '.join(taking)}"
         )

@@ -56,7 +56,7 @@ class Evaluator:
     weights: str = "ema"  # "ema": the moving average, where the run keeps one; "student": the trained parameters
 
     requires_labels: ClassVar[tuple[str, ...]] = ()  # of "train", "test": splits without whose labels nothing is measured
-    several_classes: ClassVar[bool] = False  # whether an example may have several classes (data.label_separator)
+    several_classes: ClassVar[bool] = False  # whether an example may have several classes
     notes: ClassVar[Mapping[str, str]] = {}  # by the name of a task: a caution printed beside its result
 
     def __post_init__(self):

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from ssl_jax.data.sources import MISSING, Source
 from ssl_jax.data.sources.files import check_exists
@@ -54,8 +55,8 @@ class Npz(Arrays):
     """`npz:FILE`: arrays by name. "image" (or images, x): [N, H, W(, C)]; "label" (or labels, y, target): [N].
 
     Images: u8; other integers within 0 to 255; u16; floats in [0, 1]. Labels: class names, or class numbers from 0 on, whose
-    names are in an array "classes" or else the numbers; -1 or "" marks a missing label. Other arrays with a leading axis N
-    are included under their own names.
+    names are in an array "classes" or else the numbers; -1 or "" marks a missing label. If an example may have several
+    classes, labels are [N, classes] of 0 and 1. Other arrays with a leading axis N are included under their own names.
     """
 
     ALIASES = {"images": "image", "x": "image", "labels": "label", "y": "label", "target": "label", "targets": "label"}
@@ -94,9 +95,12 @@ class Npz(Arrays):
 
 
 def named_labels(name: str, labels: np.ndarray, classes: np.ndarray | None) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return (i32[N] class numbers, class names) of labels that are numbers or names. Raise UserError."""
+    """Return (i32[N] class numbers, class names) of labels that are numbers or names; of [N, classes] (bool[N, classes], class
+    names). Raise UserError."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
+    if labels.ndim == 2 and labels.dtype.kind in "bui":
+        return several_labels(name, labels, classes)
     if labels.ndim == 1 and labels.dtype.kind in "SU":
         from ssl_jax.data.labels import vocabulary
 
@@ -114,6 +118,23 @@ def named_labels(name: str, labels: np.ndarray, classes: np.ndarray | None) -> t
     if highest >= len(names):
         raise UserError(f"{name}: label {highest} has no name among {len(names)} classes")
     return labels, names
+
+
+def several_labels(
+    name: str, labels: np.ndarray, classes: np.ndarray | None
+) -> tuple[Bool[np.ndarray, "examples classes"], tuple[str, ...]]:
+    """Return which classes each example has, and their names, of an integer or boolean matrix of 0 and 1. Raise UserError."""
+    wrong = np.argwhere((labels != 0) & (labels != 1))
+    if len(wrong):
+        row, column = wrong[0]
+        raise UserError(
+            f"{name}: example {row:,} has {labels[row, column]} in column {column} of its labels; expected a class number an "
+            "example, or where it may have several classes a matrix of 0 and 1"
+        )
+    names = tuple(map(str, range(labels.shape[1]) if classes is None else classes))
+    if len(names) != labels.shape[1]:
+        raise UserError(f"{name}: its labels have {labels.shape[1]} columns, but there are {len(names)} classes")
+    return labels.astype(bool), names
 
 
 def check_labels(name: str, labels: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,8 +102,10 @@ class Parquet(Source):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not self.has_image:
             row = {name: self.table.column(name)[index].as_py() for name in self.table.schema.names}
-            named = {name: of[row[name]] for name, of in self._named.items() if row[name] is not None and row[name] >= 0}
-            return row | named
+            try:
+                return row | {name: as_names(row[name], of) for name, of in self._named.items()}
+            except IndexError:
+                raise UserError(f"{self.describe(index)} has a class number beyond the names of its classes") from None
         example = {"image": self._image(index)}
         if self.has_text:
             example["captions"] = self._captions(index)
@@ -141,6 +143,13 @@ class Parquet(Source):
     def fingerprint(self) -> str:
         names = [os.path.basename(file).encode() for file in self.files]
         return digest([*names, *content_samples(self.files), str(len(self)).encode()], self._labels, self.classes)
+
+
+def as_names(value: Any, names: Sequence[str]) -> Any:
+    """Return the name of a class number, or those of a list; null and -1 are missing: as they are, and not in a list."""
+    if isinstance(value, list):
+        return [names[number] for number in value if number is not None and number >= 0]
+    return value if value is None or value < 0 else names[value]
 
 
 def _or_none(labels: np.ndarray) -> np.ndarray | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ssl_jax.data.labels import names_of
 from ssl_jax.data.sources import Source, digest, load_source
 from ssl_jax.data.sources.files import lines_of, read_text
 from ssl_jax.data.sources.tables import check_column, json_lines, separated, text_of
@@ -14,6 +15,7 @@ from ssl_jax.errors import UserError
 
 SEPARATED: dict[str, dict[str, Any]] = {"csv": dict(separator=","), "tsv": dict(separator="\t", quotes=False)}
 SENTENCES = ("source", "target")  # columns that may not be empty: a reference without words has no score
+UNIT = "\x1f"  # ASCII's unit separator: between the classes of a label, where an example may have several
 Column = str | int  # a name of the header (or a key), or a number from 0 on in a file without a header
 Rows = tuple[tuple[str, ...] | None, Iterator[tuple[str, Any]]]  # column names, (place, row) ...
 
@@ -46,19 +48,27 @@ class Table(Source):
         return digest("\0".join(row).encode("utf-8", "surrogatepass") for row in rows)
 
 
-def read_table(uri: str, columns: dict[str, Column], *, header: bool | None = None, skip_bad: bool = False) -> Table:
+def read_table(
+    uri: str, columns: dict[str, Column], *, header: bool | None = None, skip_bad: bool = False,
+    label_separator: str | None = None,
+) -> Table:  # fmt: skip
     """Read the rows behind `uri` (tsv:, csv:, jsonl:, trec:, parallel:FILE,FILE or any source); `columns` renames columns.
 
     `header` says whether the first line of a tsv or csv names the columns; by default it does where a column is asked for
-    by name. A tsv has no quotes (as GLUE's), a csv has. Files may be gzipped. Raise UserError for a column that is not
-    there, a row that is too short, an empty file, text that is not UTF-8, text that is null, and an empty side of parallel
-    text. With `skip_bad` a line of JSON that cannot be read, and a row with one of the last two, are passed over and counted.
+    by name. A tsv has no quotes (as GLUE's), a csv has. Files may be gzipped. With `label_separator` a label names several
+    classes, as a text or a list, and has UNIT between them.
+
+    Raise UserError for a column that is not there, a row that is too short, an empty file, text that is not UTF-8, text that
+    is null, and an empty side of parallel text. With `skip_bad` a line of JSON that cannot be read, and a row with one of the
+    last two, are passed over and counted.
     """
-    return _read_table(uri, tuple(sorted(columns.items())), header, skip_bad)
+    return _read_table(uri, tuple(sorted(columns.items())), header, skip_bad, label_separator)
 
 
 @functools.lru_cache(maxsize=8)
-def _read_table(uri: str, columns: tuple[tuple[str, Column], ...], header: bool | None, skip_bad: bool) -> Table:
+def _read_table(
+    uri: str, columns: tuple[tuple[str, Column], ...], header: bool | None, skip_bad: bool, label_separator: str | None
+) -> Table:
     wanted, bad = dict(columns), []
     scheme, _, path = uri.partition(":") if isinstance(uri, str) else ("", "", "")
     if scheme in SEPARATED:
@@ -85,7 +95,7 @@ def _read_table(uri: str, columns: tuple[tuple[str, Column], ...], header: bool 
                 cells = {name: row.get(column) for name, column in wanted.items()}
             else:
                 cells = {name: row[number] for name, number in numbers.items()}
-            texts = {name: _cell(uri, place, name, value) for name, value in cells.items()}
+            texts = {name: _cell(uri, place, name, value, label_separator) for name, value in cells.items()}
         except UserError as error:
             if not skip_bad:
                 raise
@@ -117,16 +127,12 @@ def _number(uri: str, column: Column, names: tuple[str, ...] | None, width: int)
     return column
 
 
-def _cell(uri: str, place: str, name: str, value: Any) -> str:
+def _cell(uri: str, place: str, name: str, value: Any, label_separator: str | None) -> str:
     """Return a cell as text; "" is a missing label. Raise UserError for anything else that is not text or a number."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, np.generic):
-        value = value.item()
-    if name == "label" and isinstance(value, bool):
-        return str(value)
+    value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    value = value.item() if isinstance(value, np.generic) else value
     try:
-        text = text_of(value)
+        text = UNIT.join(names_of(value, label_separator)) if name == "label" else text_of(value)
     except ValueError as error:
         raise UserError(f"{uri}: {place}: {name} is {error}") from None
     if text is None and name != "label":
@@ -137,7 +143,7 @@ def _cell(uri: str, place: str, name: str, value: Any) -> str:
         raise UserError(
             f'{uri}: {place}: {name} is empty, expected text; fill it in, remove the row, or set data.on_bad_example="skip"'
         )
-    return "" if text is None else text.strip() if name == "label" else text
+    return "" if text is None else text
 
 
 def _separated(uri: str, path: str, scheme: str, wanted: dict[str, Column], header: bool | None) -> Rows:

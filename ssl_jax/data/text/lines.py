@@ -6,10 +6,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ssl_jax.data.labels import multi_hot
 from ssl_jax.data.pipeline import Dataset
 from ssl_jax.data.sources import MISSING
 from ssl_jax.data.sources.files import lines_of, read_text
-from ssl_jax.data.sources.text_columns import Table, read_table
+from ssl_jax.data.sources.text_columns import UNIT, Table, read_table
 from ssl_jax.data.text.corpus_files import TextFiles
 from ssl_jax.errors import UserError
 from ssl_jax.task import DataInfo
@@ -20,7 +21,7 @@ def text_rows(uri: str, section: Mapping[str, Any], classes: Sequence[str] = ())
     labels i32[rows].
 
     `section` is the `data` section of the model's run, for the names of its columns. Labels are numbers of `classes` (MISSING:
-    none of them); None if the source has no such column.
+    none of them), or with the section's `label_separator` i32[rows, classes] of 0 and 1; None if the source has no such column.
     """
     if uri.startswith("text:"):
         return _lines(uri), None
@@ -31,11 +32,16 @@ def text_rows(uri: str, section: Mapping[str, Any], classes: Sequence[str] = ())
     header = section.get("header")
     if not classes:
         return read_table(uri, wanted, header=header), None
+    separator = section.get("label_separator")
     try:
-        table = read_table(uri, {**wanted, "label": columns.get("label", "label")}, header=header)
+        named = {**wanted, "label": columns.get("label", "label")}
+        table = read_table(uri, named, header=header, label_separator=separator)
     except UserError:  # a source without labels; any other error recurs below
         return read_table(uri, wanted, header=header), None
     number = {name: i for i, name in enumerate(classes)}
+    if separator is not None:
+        known = [[name for name in label.split(UNIT) if name in number] for label in table.columns["label"]]
+        return table, multi_hot(known, classes)[0].astype(np.int32)
     return table, np.array([number.get(label, MISSING) for label in table.columns["label"]], np.int32)
 
 

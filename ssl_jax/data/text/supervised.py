@@ -11,10 +11,10 @@ import numpy as np
 
 from ssl_jax.config import read
 from ssl_jax.data.existing import existing, with_class_counts
-from ssl_jax.data.labels import UNKNOWN, vocabulary
+from ssl_jax.data.labels import UNKNOWN, multi_hot, vocabulary
 from ssl_jax.data.pipeline import SAMPLING, Dataset, balanced_subset, subset
 from ssl_jax.data.sources import MISSING
-from ssl_jax.data.sources.text_columns import Column, Table, read_table
+from ssl_jax.data.sources.text_columns import UNIT, Column, Table, read_table
 from ssl_jax.data.splits import held_out
 from ssl_jax.data.text import tokenizer_files, vocabularies
 from ssl_jax.data.text.encoding import encode_sentences
@@ -76,6 +76,7 @@ class LabelledText(TextSettings):
     test_columns: Columns | None = None  # where the test file names them otherwise
     header: bool | None = None  # default: there is one where columns are asked for by name
     max_length: int = 128  # tokens, special ones included; longer texts are cut and counted
+    label_separator: str | None = None  # where texts have several classes each: what is between them in a cell
     classes: tuple = ()  # their order; default: the training split's labels, sorted
     unknown_classes: str = "error"  # test examples of a class that training does not have; or "skip": left out and counted
     sampling: str = "uniform"  # of training: "class_balanced" draws every class equally often
@@ -95,6 +96,8 @@ class LabelledText(TextSettings):
             raise UserError(f"sampling={self.sampling!r}: must be one of {', '.join(SAMPLING)}")
         if self.unknown_classes not in ("error", "skip"):
             raise UserError(f'unknown_classes={self.unknown_classes!r}: must be "error" or "skip"')
+        if self.label_separator == "":
+            raise UserError('label_separator="": must be at least one character, such as ","')
         if self.held_out is not None and not 0 < self.held_out < 1:
             raise UserError(f"held_out={self.held_out}: must lie in (0, 1)")
 
@@ -115,16 +118,22 @@ class LabelledText(TextSettings):
         return dataset if len(rows) == dataset.size else subset(dataset, rows)
 
     def table(self, split: str) -> Table:
-        if self.of_training(split):
-            return read_table(self.train, self.columns.named(), header=self.header, skip_bad=self.skips)
-        return read_table(self.test, (self.test_columns or self.columns).named(), header=self.header, skip_bad=self.skips)
+        columns = self.columns if self.of_training(split) else self.test_columns or self.columns
+        uri = self.train if self.of_training(split) else self.test
+        options = dict(header=self.header, skip_bad=self.skips, label_separator=self.label_separator)
+        return read_table(uri, columns.named(), **options)
+
+    def names(self, table: Table) -> list[tuple[str, ...]]:
+        """Return the class names of each row; () where its label is empty."""
+        split = (lambda label: tuple(label.split(UNIT))) if self.label_separator is not None else (lambda label: (label,))
+        return [split(label) if label else () for label in table.columns["label"]]
 
 
 def labelled_text(section: Any, *, split: str, train: bool, task_section=None, workdir=None) -> Dataset:
     """The Dataset of labelled sentences: {"tokens": i32[T], "segments": i32[T], "token_types": i32[T], "label": i32[]}.
 
-    "segments" is 1 on text and 0 on padding, "token_types" 1 on the second sentence of a pair. `info.extra["truncated"]` counts
-    the texts that were cut.
+    "segments" is 1 on text and 0 on padding, "token_types" 1 on the second sentence of a pair. With `label_separator` "label"
+    is i32[classes] of 0 and 1. `info.extra["truncated"]` counts the texts that were cut.
     """
     settings = read(LabelledText, section, "data")
     table = settings.table(split)
@@ -138,7 +147,7 @@ def labelled_text(section: Any, *, split: str, train: bool, task_section=None, w
         arrays["token_types"] = token_types
     info = DataInfo(
         shapes={name: jax.ShapeDtypeStruct((settings.max_length,), jnp.int32) for name in ("tokens", "segments", "token_types")}
-        | {"label": jax.ShapeDtypeStruct((), jnp.int32)},
+        | {"label": jax.ShapeDtypeStruct(labels.shape[1:], jnp.int32)},
         classes=classes,
         tokenizer=tokenizer,
         extra={"truncated": truncated},
@@ -152,7 +161,7 @@ def labelled_text(section: Any, *, split: str, train: bool, task_section=None, w
 def _classes(settings: LabelledText) -> tuple[str, ...]:
     if settings.classes:
         return tuple(str(c) for c in settings.classes)
-    found = vocabulary(settings.table("train").columns["label"])
+    found = vocabulary(name for own in settings.names(settings.table("train")) for name in own)
     if len(found) < 2:
         only = f"one label only ({found[0]!r})" if found else "no label"
         raise UserError(f"{settings.train}: holds {only}; at least two classes are needed")
@@ -162,17 +171,23 @@ def _classes(settings: LabelledText) -> tuple[str, ...]:
 
 
 def _labels(table: Table, classes: tuple[str, ...], settings: LabelledText) -> np.ndarray:
-    """Return i32[rows], MISSING for an empty label; of a class that training does not have UNKNOWN, or UserError."""
-    number = {name: i for i, name in enumerate(classes)} | {"": MISSING}
-    labels = np.array([number.get(label, UNKNOWN) for label in table.columns["label"]], np.int32)
-    if settings.unknown_classes == "error" and (labels == UNKNOWN).any():
-        i = int(np.argmax(labels == UNKNOWN))
-        have = f"{settings.train} has {', '.join(classes[:10])}"
-        raise UserError(
-            f"{table.describe(i)}: label {table.columns['label'][i]!r} does not occur in training ({have}); correct it, "
-            'or set data.unknown_classes="skip" to leave such examples out'
-        )
-    return labels
+    """Return i32[rows], MISSING for an empty label; with `label_separator` i32[rows, classes] of 0 and 1.
+
+    A class that training does not have raises UserError; or it is UNKNOWN, and of several classes left out.
+    """
+    number, names = {name: i for i, name in enumerate(classes)}, settings.names(table)
+    if settings.unknown_classes == "error":
+        for i, own in enumerate(names):
+            for name in own:
+                if name not in number:
+                    have = f"{settings.train} has {', '.join(classes[:10])}"
+                    raise UserError(
+                        f"{table.describe(i)}: label {name!r} does not occur in training ({have}); correct it, "
+                        'or set data.unknown_classes="skip" to leave such examples out'
+                    )
+    if settings.label_separator is not None:
+        return multi_hot([[name for name in own if name in number] for own in names], classes)[0].astype(np.int32)
+    return np.array([number.get(own[0], UNKNOWN) if own else MISSING for own in names], np.int32)
 
 
 # Parallel text ------------------------------------------------------------------------------------------------------

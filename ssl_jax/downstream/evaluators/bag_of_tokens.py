@@ -1,4 +1,4 @@
-"""The bag-of-tokens baseline: multinomial logistic regression on the set of tokens that occur in a text."""
+"""The bag-of-tokens baseline: logistic regression on the set of tokens that occur in a text."""
 
 import functools
 
@@ -8,16 +8,17 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from ssl_jax.downstream.metrics.classification import accuracy, held_out
+from ssl_jax.downstream.metrics.classification import accuracy, best, held_out, mean_average_precision
 
 STRENGTHS = (1e-2, 1e-3, 1e-4, 1e-5)  # of the penalty, l2 / 2 |W|^2 on the mean cross entropy
 
 
-def bag_of_tokens(train, test, classes: int, *, held: float = 0.1, seed: int = 0) -> Int[np.ndarray, "test"]:
-    """Return predicted classes of the texts of `test`, from a model fitted to `train` (both data sets of labelled text).
+def bag_of_tokens(train, test, classes: int, *, held: float = 0.1, seed: int = 0) -> Float[np.ndarray, "test classes"]:
+    """Return logits of the texts of `test`, from a model fitted to `train` (both data sets of labelled text).
 
-    The penalty is selected on a held-out part of `train`, then the model is fitted to all of it. Features are binary: for
-    short texts the presence of a token is more informative than its count (Wang & Manning 2012, section 3).
+    The model is multinomial, or where a text may have several classes one binary model per class. The penalty is selected on a
+    held-out part of `train`, then the model is fitted to all of it. Features are binary: for short texts the presence of a
+    token is more informative than its count (Wang & Manning 2012, section 3).
     """
     labels = train.labels()
     x, queries = _tokens(train), _tokens(test)
@@ -25,15 +26,15 @@ def bag_of_tokens(train, test, classes: int, *, held: float = 0.1, seed: int = 0
     vocabulary = len(known)
     x, queries = (np.where(np.isin(t, known), np.searchsorted(known, t), vocabulary) for t in (x, queries))
     _, held_rows = held_out(labels, held, seed)
-    best = STRENGTHS[0]
+    chosen, measure = STRENGTHS[0], accuracy if labels.ndim == 1 else mean_average_precision
     if len(held_rows):
         weights = np.ones(len(labels), np.float32)
         weights[held_rows] = 0
         fit = lambda l2: _fit(x, labels, weights, l2, vocabulary, classes)
-        scores = [accuracy(np.asarray(_logits(fit(l2), x[held_rows])), labels[held_rows]) for l2 in STRENGTHS]
-        best = STRENGTHS[int(np.argmax(scores))]
-    head = _fit(x, labels, np.ones(len(labels), np.float32), best, vocabulary, classes)
-    return np.asarray(_logits(head, queries)).argmax(axis=1)
+        scores = [measure(np.asarray(_logits(fit(l2), x[held_rows])), labels[held_rows]) for l2 in STRENGTHS]
+        chosen = STRENGTHS[best(np.nan_to_num(scores))]
+    head = _fit(x, labels, np.ones(len(labels), np.float32), chosen, vocabulary, classes)
+    return np.asarray(_logits(head, queries))
 
 
 def _tokens(dataset) -> Int[np.ndarray, "texts length"]:
@@ -55,7 +56,11 @@ def _fit(tokens, labels, weights, l2, vocabulary: int, classes: int, iterations:
     weights = weights / jnp.sum(weights)
 
     def objective(head):
-        loss = optax.softmax_cross_entropy_with_integer_labels(_logits(head, tokens), labels)
+        logits = _logits(head, tokens)
+        if labels.ndim == 2:
+            loss = jnp.sum(optax.sigmoid_binary_cross_entropy(logits, labels), axis=1)
+        else:
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return jnp.sum(weights * loss) + l2 / 2 * jnp.sum(jnp.square(head[0]))
 
     optimizer = optax.lbfgs(memory_size=10)

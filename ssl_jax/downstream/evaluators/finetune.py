@@ -1,4 +1,4 @@
-"""Fine-tuning as an evaluator: train by a recipe with the common loop, and measure accuracy on the test split."""
+"""Fine-tuning as an evaluator: train by a recipe with the common loop, and measure on the test split."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from ssl_jax.downstream.supervised.classification import Classification
 from ssl_jax.downstream.supervised.freezing import freeze, partial
 from ssl_jax.errors import UserError
 from ssl_jax.initialisation import Trained, match
-from ssl_jax.reports.records import over_examples, over_runs
+from ssl_jax.reports.records import over_runs
 from ssl_jax.task import Params
 from ssl_jax.training import sharding
 from ssl_jax.training.loop import Trainer
@@ -161,17 +161,17 @@ class FineTuner:
         return self.fit(indices, lr=best, **options), best
 
     def _score(self, kept: np.ndarray, held: np.ndarray, lr: float, options: dict[str, Any]) -> float:
-        """Return the accuracy on the examples `held` after training on `kept`; NaN where training diverged."""
+        """Return `headline_metric` on the examples `held` after training on `kept`; NaN where training diverged."""
         try:
             params = self.fit(kept, lr=lr, **options)
-            return metrics.accuracy(*self.logits(params, subset(self.plain, held)))
+            return metrics.headline_metric(*self.logits(params, subset(self.plain, held))).value
         except UserError as error:
             self.log(f"learning rate {lr:g} cannot be chosen: {error}")
             return float("nan")
 
     def logits(
         self, params: Params, dataset: Dataset | None = None
-    ) -> tuple[Float[np.ndarray, "examples classes"], Int[np.ndarray, "examples"]]:
+    ) -> tuple[Float[np.ndarray, "examples classes"], Int[np.ndarray, "examples ..."]]:
         """Return logits and labels of the readable examples of a data set, by default the test split.
 
         Raises UserError for non-finite logits.
@@ -228,7 +228,7 @@ class FineTune(Recipe, Evaluator):
     """Fine-tune the encoder on all labels, and train the same model from scratch (unless `scratch=None`).
 
     Yields `metrics.classification` of the first seed (with several seeds, accuracy is their mean), and the baselines
-    "scratch" and "majority".
+    "scratch" and "majority"; with several classes per example `metrics.several_classes` and "scratch".
     """
 
     data: Mapping | tuple = dataclasses.field(default_factory=dict)
@@ -237,6 +237,7 @@ class FineTune(Recipe, Evaluator):
     seed: int = 0
 
     requires_labels = ("train", "test")
+    several_classes = True
 
     def __post_init__(self):
         Evaluator.__post_init__(self)
@@ -261,7 +262,8 @@ class FineTune(Recipe, Evaluator):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (*metrics.NAMES, "stderr", "scratch/accuracy", "scratch/stderr", "majority/accuracy")
+        scratch = ("scratch/accuracy", "scratch/mean_average_precision", "scratch/stderr")
+        return (*metrics.NAMES, *metrics.SEVERAL, "stderr", *scratch, "majority/accuracy")
 
     def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
         labels, everything = data.train.labels(), np.arange(data.train.size)
@@ -273,19 +275,19 @@ class FineTune(Recipe, Evaluator):
             fits = (tuner.fit_tuned(everything, seed=self.seed + i, **options)[0] for i in range(self.seeds))
             return [tuner.logits(params) for params in fits]
 
-        found = runs(tuner, encoder)
-        first, *rest = metrics.classification(*found[0], data.classes)
-        yield over_runs([over_examples("accuracy", metrics.hits(*each)) for each in found], headline=first.headline)
+        several, found = labels.ndim == 2, runs(tuner, encoder)
+        _, *rest = (metrics.several_classes if several else metrics.classification)(*found[0], data.classes)
+        yield over_runs([metrics.headline_metric(*each) for each in found], headline=True)
         yield from rest
         if baseline is not None:
-            accuracies = [over_examples("accuracy", metrics.hits(*each)) for each in runs(baseline, None)]
-            yield over_runs(accuracies, baseline="scratch")
-        yield majority(labels, found[0][1])
+            yield over_runs([metrics.headline_metric(*each) for each in runs(baseline, None)], baseline="scratch")
+        if not several:
+            yield majority(labels, found[0][1])
 
 
-def check_choice(recipe: Recipe, labels: Int[np.ndarray, "examples"], what: str) -> None:
+def check_choice(recipe: Recipe, labels: Int[np.ndarray, "examples ..."], what: str) -> None:
     """Raise UserError if no example of `labels` can be held out to select the recipe's learning rate."""
-    if len(recipe.learning_rates) > 1 and np.bincount(labels).max() < 2:
+    if len(recipe.learning_rates) > 1 and not len(metrics.held_out(labels, 0.2, 0)[1]):
         raise UserError(
             f"learning_rates={recipe.learning_rates!r}: {what}no class has two training examples, so none can be held out to"
             " choose by; give one rate, or more examples"

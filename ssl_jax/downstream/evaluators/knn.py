@@ -11,14 +11,17 @@ from jaxtyping import Float, Int
 from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
 from ssl_jax.downstream.evaluators.baselines import flat, majority
 from ssl_jax.downstream.evaluators.features import Encoder
-from ssl_jax.downstream.metrics.classification import check_finite, check_labels, classification, hits
+from ssl_jax.downstream.metrics import classification as metrics
 from ssl_jax.errors import UserError
-from ssl_jax.reports.records import over_examples
 
 
 @dataclasses.dataclass(frozen=True)
 class KNN(Evaluator):
     """Weighted k-nearest-neighbour classification (Wu et al. 2018, section 3.4; the protocol of DINO).
+
+    Where an example may have several classes, a neighbour votes for each of its own, and an example's score of a class is the
+    share of the votes for it: "mean_average_precision" takes the place of "accuracy", and `metrics.several_classes` are those
+    of the first k.
 
     Where the test split is the training split, each example leaves itself out. Yields "accuracy" (of the first k),
     "balanced_accuracy" and "f1_macro" beside it, "accuracy" under "k=20" for each k, and the same accuracies of the
@@ -33,6 +36,7 @@ class KNN(Evaluator):
     batch_size: int = 128  # of the encoder's pass
 
     requires_labels = ("train", "test")
+    several_classes = True
     notes = {"masked_image": "kNN says little about masked autoencoders; judge them by fine-tuning and the linear probe"}
 
     def __post_init__(self):
@@ -52,7 +56,7 @@ class KNN(Evaluator):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return ("accuracy", "balanced_accuracy", "f1_macro", "*/accuracy")
+        return ("accuracy", "balanced_accuracy", "f1_macro", "*/accuracy", *metrics.SEVERAL, "*/mean_average_precision")
 
     def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
         yield from self._measure(encoder, data, None)
@@ -60,35 +64,38 @@ class KNN(Evaluator):
             for name, baseline in encoder.baselines.items():
                 yield from self._measure(baseline, data, name)
             train, test = (encoder.extract(d, (self.representation,))["label"] for d in (data.train, data.test))
-            yield majority(train, test)
+            if train.ndim == 1:
+                yield majority(train, test)
 
     def _measure(self, encoder: Encoder, data: EvaluationData, baseline: str | None) -> Records:
         train, test = (encoder.extract(d, (self.representation,), self.batch_size) for d in (data.train, data.test))
-        classes = check_labels(train.get("label"), test.get("label"), data.classes)
+        classes = metrics.check_labels(train.get("label"), test.get("label"), data.classes)
         self._check_k(len(train["label"]) - data.same_split)
         bank = flat(train[self.representation])
         queries = None if data.same_split else flat(test[self.representation])
         votes = knn_votes(bank, train["label"], queries, classes, ks=self.ks, temperature=self.temperature)
-        found = classification(votes[self.ks[0]], test["label"], data.classes)
-        kept = ("accuracy",) if baseline else ("accuracy", "balanced_accuracy", "f1_macro")
+        several = train["label"].ndim == 2
+        found = (metrics.several_classes if several else metrics.classification)(votes[self.ks[0]], test["label"])
+        kept = ("mean_average_precision",) if several else ("accuracy",)
+        kept += ("balanced_accuracy", "f1_macro", "subset_accuracy") if baseline is None else ()
         for record in found:
-            if record.metric in kept and record.class_name is None:
-                yield record.of(baseline=baseline, headline=record.headline and baseline is None)
+            if record.metric in kept and record.class_name is None and None in (baseline, record.baseline):
+                yield record.of(baseline=baseline or record.baseline, headline=record.headline and baseline is None)
         for k in self.ks:
-            yield over_examples("accuracy", hits(votes[k], test["label"]), baseline=baseline, setting=f"k={k}")
+            yield metrics.headline_metric(votes[k], test["label"], baseline=baseline, setting=f"k={k}")
 
     def _check_k(self, neighbours: int) -> None:
         if max(self.ks) > neighbours:
             raise UserError(f"k={max(self.ks)}: there are only {neighbours} training examples to be neighbours")
 
     def check(self, data: EvaluationData) -> None:
-        check_labels(data.train.labels(), data.test.labels(), data.classes)
+        metrics.check_labels(data.train.labels(), data.test.labels(), data.classes)
         self._check_k(data.train.size - data.same_split)
 
 
 def knn_votes(
     bank: Float[np.ndarray, "bank dim"],
-    labels: Int[np.ndarray, "bank"],
+    labels: Int[np.ndarray, "bank ..."],
     queries: Float[np.ndarray, "queries dim"] | None,
     classes: int,
     *,
@@ -98,10 +105,13 @@ def knn_votes(
     """For each k the sum over the k nearest of exp(similarity / temperature), by class.
 
     Ties: of equally similar neighbours the one earlier in the bank is nearer; of classes with equal votes the lower
-    number wins (`argmax`). Without `queries` the bank queries itself, each example leaving itself out.
+    number wins (`argmax`). Without `queries` the bank queries itself, each example leaving itself out. With `labels`
+    [bank, classes] of 0 and 1, return the share of that sum over all k which belongs to the class, less 0.5 (0: half of it).
     """
     similar, index = nearest_neighbours(bank, queries, max(ks), exact=ks)
     weight = np.exp(similar.astype(np.float64) / temperature)
+    if labels.ndim == 2:
+        return {k: _shares(labels, index[:, :k], weight[:, :k]) for k in ks}
     rows = np.arange(len(index))[:, None]
     votes, start, sums = {}, 0, np.zeros((len(index), classes))
     for k in sorted(set(ks)):
@@ -109,6 +119,14 @@ def knn_votes(
         sums = sums + np.bincount(place, weight[:, start:k].ravel(), minlength=sums.size).reshape(sums.shape)
         votes[k], start = sums, k
     return votes
+
+
+def _shares(
+    labels: Int[np.ndarray, "bank classes"], index: Int[np.ndarray, "rows k"], weight: Float[np.ndarray, "rows k"]
+) -> Float[np.ndarray, "rows classes"]:
+    """Return the weighted share of the neighbours that have each class, less 0.5."""
+    votes = [np.sum(weight * column[index], axis=1) for column in np.ascontiguousarray(labels.T)]
+    return np.stack(votes, axis=1) / np.sum(weight, axis=1, keepdims=True) - 0.5
 
 
 def nearest_neighbours(
@@ -128,7 +146,7 @@ def nearest_neighbours(
     """
     own = queries is None
     queries = bank if own else queries
-    check_finite(bank, "features of the training split"), check_finite(queries, "features of the test split")
+    metrics.check_finite(bank, "features of the training split"), metrics.check_finite(queries, "features of the test split")
     if not 1 <= k <= len(bank) - own:
         raise UserError(f"k={k}: there are only {len(bank) - own} neighbours")
     wanted, k = k, min(k + SPARE, len(bank) - own)

@@ -13,12 +13,14 @@ from ssl_jax.downstream.evaluators.finetune import FineTuner, Recipe, Scratch, c
 from ssl_jax.downstream.evaluators.linear_probe import LinearProbe, probe
 from ssl_jax.downstream.metrics import classification as metrics
 from ssl_jax.errors import UserError
-from ssl_jax.reports.records import Record, over_examples, over_runs
+from ssl_jax.reports.records import Record, over_runs
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelEfficiency(Evaluator):
     """Test accuracy with `fractions` of the training labels: class-balanced subsets, one drawn for each seed, nested.
+
+    With several classes per example, mean average precision, with subsets that are stratified by each example's rarest class.
 
     From scratch is the same model under its own recipe, with its own learning rate (several in scratch.learning_rates are
     tried on a held-out fifth of the subset), the same augmentation and at least as many steps. The linear probe is logistic
@@ -41,6 +43,7 @@ class LabelEfficiency(Evaluator):
     baselines: bool = True  # of the linear probe
 
     requires_labels = ("train", "test")
+    several_classes = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -107,14 +110,15 @@ class LabelEfficiency(Evaluator):
                     scores = [self._probe(source, data, part) for part in parts]
                     path = f"{percent}/{name + '/' if name else ''}linear_probe/mean"
                     yield over_runs(scores, setting=f"{percent}/linear_probe", baseline=name, path=path)
-        yield majority(labels, encoder.extract(data.test, ())["label"])
+        if labels.ndim == 1:
+            yield majority(labels, encoder.extract(data.test, ())["label"])
 
     def _runs(self, tuner: FineTuner, source: Encoder | None, parts, steps: int, name: str, log) -> list[Record]:
-        """Return the test accuracy of each seed."""
+        """Return `headline_metric` of each seed on the test split."""
         scores, rates = [], []
         for n, part in enumerate(parts):
             params, lr = tuner.fit_tuned(part, seed=self.seed + n, steps=steps, source=source)
-            scores.append(over_examples("accuracy", metrics.hits(*tuner.logits(params))))
+            scores.append(metrics.headline_metric(*tuner.logits(params)))
             rates.append(lr)
         chosen = "" if rates[0] is None else f", learning rate {', '.join(f'{lr:g}' for lr in rates)}"
         mean = np.mean([score.value for score in scores])
@@ -140,10 +144,10 @@ class LabelEfficiency(Evaluator):
         return np.arange(len(labels)) if fraction == 1 else balanced_subset(labels, fraction=fraction, seed=seed)
 
     def _probe(self, encoder: Encoder, data: EvaluationData, part: np.ndarray) -> Record:
-        """Return the accuracy of a probe that is trained on the examples `part` of the training split."""
+        """Return `headline_metric` of a probe that is trained on the examples `part` of the training split."""
         name = self.linear_probe.representations[0]
         train, test = (encoder.extract(split, (name,)) for split in (data.train, data.test))
         classes = metrics.check_labels(train["label"], test["label"], data.classes)
         rows = np.flatnonzero(np.isin(train["index"], part))
         (choice,) = probe([flat(train[name])[rows]], train["label"][rows], classes, self.linear_probe, data.log)
-        return over_examples("accuracy", metrics.hits(choice.head(flat(test[name])), test["label"]))
+        return metrics.headline_metric(choice.head(flat(test[name])), test["label"])

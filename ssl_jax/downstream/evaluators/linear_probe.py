@@ -12,7 +12,7 @@ from ssl_jax.downstream.evaluators.features import Encoder
 from ssl_jax.downstream.evaluators.heads import PATH, Descent, Linear, LogisticRegression, train_linear_heads
 from ssl_jax.downstream.metrics import classification as metrics
 from ssl_jax.errors import UserError
-from ssl_jax.reports.records import Record, over_examples
+from ssl_jax.reports.records import Record
 
 PROTOCOLS = ("lbfgs", "grid", "mae")
 
@@ -34,7 +34,7 @@ class LinearProbe(Evaluator):
 
     With several classes per example, "lbfgs" fits one logistic regression per class, and the strength is selected by mean
     average precision; the other protocols refuse such data. With class_weights="balanced" ("lbfgs" only) every class has the
-    same total weight, as in scikit-learn.
+    same total weight, as in scikit-learn, and the strength is selected by balanced accuracy.
 
     Yields `metrics.classification` (`metrics.several_classes`), the selected settings, and each baseline's headline metric.
     """
@@ -90,7 +90,7 @@ class LinearProbe(Evaluator):
 
     @property
     def names(self) -> tuple[str, ...]:
-        own = ("held_out_accuracy", "training_accuracy", "held_out_mean_average_precision", "chosen/*", "diverged_heads")
+        own = ("held_out_*", "training_accuracy", "chosen/*", "diverged_heads")
         return (*metrics.NAMES, *metrics.SEVERAL, *own, "*/accuracy", "*/mean_average_precision")
 
     def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
@@ -103,10 +103,7 @@ class LinearProbe(Evaluator):
                 if name not in encoder.baselines:
                     raise UserError(f"baselines: {name!r} is none of {', '.join(encoder.baselines)}")
                 _, found, _ = self._probe(encoder.baselines[name], data)
-                if several:
-                    yield Record("mean_average_precision", metrics.mean_average_precision(found, labels), name, n=len(labels))
-                else:
-                    yield over_examples("accuracy", metrics.hits(found, labels), baseline=name)
+                yield metrics.headline_metric(found, labels, baseline=name)
             if not several:
                 yield majority(encoder.extract(data.train, ())["label"], labels)
 
@@ -121,8 +118,8 @@ class LinearProbe(Evaluator):
         scores = [choice.score for choice in found]
         best = metrics.best(scores) if np.isfinite(scores).any() else 0
         choice = found[best]
-        measured = "training_accuracy" if self.protocol == "mae" else "held_out_accuracy"  # "mae" trains on all of the split
-        measured = "held_out_mean_average_precision" if train["label"].ndim == 2 else measured
+        metric, _ = selects_by(train["label"], self.class_weights)
+        measured = f"training_{metric}" if self.protocol == "mae" else f"held_out_{metric}"  # "mae" trains on all of the split
         records = [Record(measured, choice.score)] if np.isfinite(choice.score) else []
         records += [Record(name, value, setting="chosen") for name, value in choice.settings.items()]
         if len(names) > 1:
@@ -147,8 +144,7 @@ class LinearProbe(Evaluator):
         metrics.check_labels(data.train.labels(), data.test.labels(), data.classes)
         if data.train.labels().ndim == 2 and (self.protocol != "lbfgs" or self.class_weights):
             option = "class_weights" if self.class_weights else f"protocol={self.protocol!r}"
-            raise UserError(f'{option}: here an example may have several classes (data.label_separator); use protocol="lbfgs"'
-                            " without class_weights")  # fmt: skip
+            raise UserError(f'{option}: here an example may have several classes; use protocol="lbfgs" without class_weights')
         if self.augment is not None:
             self._tuner(data)
 
@@ -172,7 +168,7 @@ class LinearProbe(Evaluator):
 class Choice:
     """The best head of one representation."""
 
-    score: float  # accuracy on the held-out part (of "mae": trained on too); NaN where no example could be held out
+    score: float  # `selects_by` on the held-out part (of "mae": trained on too); NaN where no example could be held out
     settings: dict[str, float]  # the selected settings, by name
     head: Linear
     diverged: int = 0  # number of heads with non-finite weights
@@ -201,15 +197,26 @@ def probe(
     ]
 
 
+def selects_by(
+    labels: Int[np.ndarray, "examples ..."], class_weights: str | None = None
+) -> tuple[str, Callable[[np.ndarray, np.ndarray], float]]:
+    """Return the name and the function, (logits, labels) -> value, of the metric by which a head is selected."""
+    if labels.ndim == 2:
+        return "mean_average_precision", metrics.mean_average_precision
+    return ("balanced_accuracy", metrics.balanced_accuracy) if class_weights else ("accuracy", metrics.accuracy)
+
+
 def _choose(
     heads: Sequence[Linear],
     settings: Sequence[dict[str, float]],
     logits: Sequence[Float[np.ndarray, "held classes"]],
     labels: Int[np.ndarray, "held ..."],
     log: Callable[[str], None],
+    class_weights: str | None = None,
 ) -> Choice:
-    """Return the head whose `logits` of the held-out part have the highest accuracy (with several classes per example, mean
-    average precision); diverged heads are excluded and logged. Without held-out examples, return the first finite head.
+    """Return the head that is the best on the held-out part, by its `logits` there and `selects_by`.
+
+    Diverged heads are excluded and logged. Without held-out examples, return the first finite head.
     """
     finite = [head.finite for head in heads]
     bad = [", ".join(f"{k}={v:g}" for k, v in own.items()) for own, good in zip(settings, finite, strict=True) if not good]
@@ -218,7 +225,7 @@ def _choose(
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         log(f"{len(bad)} of {len(heads)} heads diverged and cannot be chosen: {'; '.join(bad[:3])}{more}")
-    measure = metrics.mean_average_precision if labels.ndim == 2 else metrics.accuracy
+    _, measure = selects_by(labels, class_weights)
     score = lambda own: np.nan_to_num(measure(own, labels)) if len(labels) else 0.0
     scores = [score(own) if good else np.nan for own, good in zip(logits, finite, strict=True)]
     place = metrics.best(scores)
@@ -241,7 +248,8 @@ def _logistic(x, labels, classes, settings: LinearProbe, held, log) -> Choice:
     if heads:
         tried = [{"l2": l2} for l2 in strengths]
         logits = [problem.logits(head)[held] for head in heads]
-        choice = _choose([problem.linear(head) for head in heads], tried, logits, labels[held], log)
+        linear = [problem.linear(head) for head in heads]
+        choice = _choose(linear, tried, logits, labels[held], log, settings.class_weights)
         start = heads[strengths.index(choice.settings["l2"])]
         head = problem.linear(problem.fit(choice.settings["l2"], whole, start))
         choice = dataclasses.replace(choice, head=head)

@@ -1,10 +1,12 @@
 """Metrics of classification from logits, and checks of labels."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+from ssl_jax.data.labels import rarest_class
 from ssl_jax.errors import UserError
 from ssl_jax.reports.records import Record, over_examples
 
@@ -72,13 +74,41 @@ def average_precision(
     """
     check_finite(scores, "scores")
     found = np.full(scores.shape[1], np.nan)
-    for c in range(scores.shape[1]):
-        order = np.argsort(-scores[:, c], kind="stable")
-        ranked, right = scores[order, c], targets[order, c].astype(np.float64)
-        ends = np.flatnonzero(np.diff(ranked, append=-np.inf))  # the last example at each threshold
-        if right.any():
-            true = np.cumsum(right)[ends]
-            found[c] = np.sum(np.diff(true, prepend=0.0) * true / (ends + 1)) / right.sum()
+    for c in np.flatnonzero(targets.any(axis=0)):
+        positives, true, rank, _ = _thresholds(scores[:, c], targets[:, c])
+        found[c] = np.sum(positives * true / rank) / true[-1]
+    return found
+
+
+def _thresholds(scores: Float[np.ndarray, "examples"], targets: Bool[np.ndarray, "examples"]) -> tuple[np.ndarray, ...]:
+    """Return for each distinct score, falling, how many positives have it, how many positives and how many examples have it or
+    a higher one (f64[thresholds]); and the threshold of each example."""
+    _, threshold = np.unique(-scores, return_inverse=True)
+    positives = np.bincount(threshold, targets)
+    return positives, np.cumsum(positives), np.cumsum(np.bincount(threshold)).astype(np.float64), threshold
+
+
+def average_precision_without(
+    scores: Float[np.ndarray, "examples classes"], targets: Bool[np.ndarray, "examples classes"]
+) -> Float[np.ndarray, "examples classes"]:
+    """Return `average_precision` of each class without each example in turn, in the time of a sort.
+
+    An example changes the precision at its own threshold and at the lower ones only: there, one example less has that score or
+    a higher one and, without a positive, one positive less.
+    """
+    found = np.full(scores.shape, np.nan)
+    safe = lambda count: np.maximum(count, 1)  # a threshold whose only example is the one left out has no positives
+    for c in np.flatnonzero(targets.any(axis=0)):
+        own = targets[:, c] > 0
+        positives, true, rank, threshold = _thresholds(scores[:, c], own)
+        before = np.cumsum(positives * true / rank) - positives * true / rank
+        from_here = lambda terms: np.cumsum(terms[::-1])[::-1]
+        without_negative = before + from_here(positives * true / safe(rank - 1))
+        below = from_here(positives * (true - 1) / safe(rank - 1))
+        without_positive = before + below - (true - 1) / safe(rank - 1)  # its threshold has one positive less
+        kept = true[-1] - own
+        total = np.where(own, without_positive[threshold], without_negative[threshold])
+        found[:, c] = np.divide(total, kept, out=np.full(len(own), np.nan), where=kept > 0)
     return found
 
 
@@ -149,12 +179,39 @@ def classification(
 SEVERAL = ("mean_average_precision", "subset_accuracy", "per_class_average_precision*", "chance/mean_average_precision")
 
 
+def balanced_accuracy(logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, "examples"]) -> float:
+    """Return the mean accuracy over the classes that occur."""
+    return float(np.nanmean(per_class(logits.argmax(axis=1), labels, logits.shape[1])))
+
+
 def mean_average_precision(
     scores: Float[np.ndarray, "examples classes"], targets: Int[np.ndarray, "examples classes"]
 ) -> float:
     """Return the mean of `average_precision` over the classes that have an example; NaN where none has."""
     found = average_precision(scores, targets > 0)
     return float(np.nanmean(found)) if np.isfinite(found).any() else float("nan")
+
+
+def headline_metric(
+    logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, "examples ..."], **fields: Any
+) -> Record:
+    """Return the accuracy, or of several classes per example the mean average precision, with its standard error."""
+    if labels.ndim == 1:
+        return over_examples("accuracy", hits(logits, labels), **fields)
+    stderr = jackknife(average_precision_without(logits, labels > 0))
+    return Record("mean_average_precision", mean_average_precision(logits, labels), n=len(labels), stderr=stderr, **fields)
+
+
+def jackknife(without: Float[np.ndarray, "examples classes"]) -> float | None:
+    """Return the standard error of a mean over classes, from their values without each example (Efron and Stein 1981).
+
+    A class that loses its only example (NaN) does not count in that mean. None where no class is left.
+    """
+    counts = np.isfinite(without).sum(axis=1)
+    if not counts.all():
+        return None
+    values = np.nansum(without, axis=1) / counts
+    return float(np.sqrt((len(values) - 1) / len(values) * np.sum((values - values.mean()) ** 2)))
 
 
 def several_classes(
@@ -164,17 +221,20 @@ def several_classes(
     random order (the classes' shares); and "subset_accuracy", the share of examples whose classes, those of probability above
     0.5, are all right.
 
-    Raises UserError for logits that are not finite.
+    Standard errors of average precisions are by the jackknife over the examples. Raises UserError for logits that are not
+    finite.
     """
     check_finite(logits, "logits")
-    n, present = len(targets), np.flatnonzero(targets.any(axis=0))
-    found = average_precision(logits, targets > 0)[present]
-    yield Record("mean_average_precision", float(found.mean()), n=n, headline=True)
-    yield Record("mean_average_precision", float(targets[:, present].mean()), "chance", n=n)
+    present = np.flatnonzero(targets.any(axis=0))
+    found, without = average_precision(logits, targets > 0), average_precision_without(logits, targets > 0)
+    mean = Record("mean_average_precision", float(found[present].mean()), n=len(targets), stderr=jackknife(without))
+    yield mean.of(headline=True)
+    yield mean.of(value=float(targets[:, present].mean()), baseline="chance", stderr=None)
     yield over_examples("subset_accuracy", ((logits > 0) == (targets > 0)).all(axis=1))
-    for c, value in zip(present, found, strict=True):
-        name, count = str(classes[c]) if classes else str(c), int(targets[:, c].sum())
-        yield Record("average_precision", float(value), class_name=name, n=count)
+    for c in present:
+        name, stderr = str(classes[c]) if classes else str(c), jackknife(without[:, [c]])
+        count = int(targets[:, c].sum())
+        yield Record("average_precision", float(found[c]), class_name=name, n=count, stderr=stderr)
 
 
 def check_targets(train: np.ndarray, test: np.ndarray, classes: Sequence[str] = ()) -> int:
@@ -225,10 +285,10 @@ def held_out(
 ) -> tuple[Int[np.ndarray, "kept"], Int[np.ndarray, "held"]]:
     """Splits the training examples, class by class, into those trained on and those that choose; by `seed`, sorted.
 
-    A class with a single example stays in training. Examples of several classes are split regardless of these.
+    A class with a single example stays in training. An example of several classes counts as one of its rarest.
     """
     random = np.random.default_rng(seed)
-    labels = np.zeros(len(labels), np.int32) if labels.ndim == 2 else labels
+    labels = rarest_class(labels) if labels.ndim == 2 else labels
     held = []
     for label in np.unique(labels):
         members = random.permutation(np.flatnonzero(labels == label))

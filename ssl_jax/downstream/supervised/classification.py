@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from ssl_jax import models
 from ssl_jax.config import read
 from ssl_jax.data.images.augment import Mix, mix
+from ssl_jax.data.labels import several_classes
 from ssl_jax.downstream.metrics.classification import balanced_weights
 from ssl_jax.errors import UserError
 from ssl_jax.models.layers import truncated_normal
@@ -72,8 +73,8 @@ class Classification(Task):
 
     @property
     def several_classes(self) -> bool:
-        """Whether an example may have several classes (data.label_separator)."""
-        return "label" in self.info.shapes and len(self.info.shapes["label"].shape) == 1
+        """Whether an example may have several classes."""
+        return several_classes(self.info.shapes)
 
     @property
     def _head(self) -> nn.Dense:

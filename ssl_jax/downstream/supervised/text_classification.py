@@ -1,7 +1,7 @@
 """Classification of sentences and pairs of sentences (Devlin et al. 2019, section 4.1), and its metrics."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,11 +11,12 @@ from ml_collections import ConfigDict
 
 from ssl_jax import models
 from ssl_jax.config import read
+from ssl_jax.data.labels import several_classes
 from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
 from ssl_jax.downstream.evaluators.baselines import majority
 from ssl_jax.downstream.evaluators.features import Encoder
-from ssl_jax.downstream.metrics.classification import balanced_weights, check_labels, confusion, f1_of_classes, hits, macro_f1
-from ssl_jax.downstream.supervised.text_encoder import init_transformer, label_scores
+from ssl_jax.downstream.metrics import classification as metrics
+from ssl_jax.downstream.supervised.text_encoder import class_scores, init_transformer, label_scores
 from ssl_jax.errors import UserError
 from ssl_jax.models.language import Pooler, Transformer, pooled
 from ssl_jax.models.layers import dropout
@@ -71,6 +72,11 @@ class TextClassification(Task):
         return cls(settings, models.build("tokens", config, info, causal=settings.causal), info)
 
     @property
+    def several_classes(self) -> bool:
+        """Whether a text may have several classes."""
+        return several_classes(self.info.shapes)
+
+    @property
     def _head(self) -> nn.Dense:
         init = nn.initializers.normal(self.model.config.init_std)
         return nn.Dense(len(self.info.classes), kernel_init=init, dtype=jnp.float32)
@@ -103,9 +109,14 @@ class TextClassification(Task):
         keys = example_keys(key, batch["position"]) if train else None
         hidden, _ = hidden_states(self.model, params, batch, keys)
         logits, _ = self._logits(params, batch, hidden, keys)
-        scores = label_scores(logits, batch["label"], self.settings.label_smoothing if train else 0.0)
+        smoothing = self.settings.label_smoothing if train else 0.0
+        if self.several_classes:
+            right = jnp.all((logits > 0) == (batch["label"] > 0), axis=-1)
+            loss = jnp.mean(class_scores(logits, batch["label"], smoothing))
+            return loss, {"subset_accuracy": jnp.mean(right.astype(jnp.float32))}
+        scores = label_scores(logits, batch["label"], smoothing)
         if self.settings.class_weights:
-            scores *= jnp.asarray(balanced_weights(self.info.extra["class_counts"]), jnp.float32)[batch["label"]]
+            scores *= jnp.asarray(metrics.balanced_weights(self.info.extra["class_counts"]), jnp.float32)[batch["label"]]
         return jnp.mean(scores), {"accuracy": jnp.mean((jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32))}
 
     def features(self, params: Params, batch: Batch) -> dict[str, Array]:
@@ -120,18 +131,22 @@ class TextClassification(Task):
 
     def panels(self, params: Params, batch: Batch, key: Key[Array, ""], *, context: Context | None = None) -> dict[str, Text]:
         """Sentences with their predicted and their true class."""
-        predicted = np.argmax(np.asarray(self.features(params, batch)["logits"]), axis=-1)
+        logits, labels = np.asarray(self.features(params, batch)["logits"]), np.asarray(batch["label"])
+        if self.several_classes:
+            named = lambda row: ", ".join(self.info.classes[c] for c in np.flatnonzero(row)) or "none"
+            said, true = map(named, logits > 0), map(named, labels)
+        else:
+            said, true = ([self.info.classes[c] for c in numbers] for numbers in (logits.argmax(axis=1), labels))
         lines = []
-        for tokens, segments, guess, label in zip(*(np.asarray(batch[n]) for n in ("tokens", "segments")), predicted,
-                                                  np.asarray(batch["label"]), strict=True):  # fmt: skip
+        for tokens, segments, guess, label in zip(*(np.asarray(batch[n]) for n in ("tokens", "segments")), said, true,
+                                                  strict=True):  # fmt: skip
             text = self.info.tokenizer.decode(tokens[segments > 0].tolist())
-            mark = "right" if guess == label else f"wrong, it is {self.info.classes[label]}"
-            lines.append(f"{self.info.classes[guess]} ({mark}): {text}")
+            lines.append(f"{guess} ({'right' if guess == label else f'wrong, it is {label}'}): {text}")
         return {"predictions": Text(tuple(lines))}
 
     def index_limits(self) -> dict[str, int]:
         """Rows of the tables that the batch's integers are looked up in."""
-        return vocabulary_limits(self.model) | {"label": len(self.info.classes)}
+        return vocabulary_limits(self.model) | {"label": 2 if self.several_classes else len(self.info.classes)}
 
     def flops(self) -> float:
         time = self.info.shapes["tokens"].shape[0]
@@ -151,45 +166,58 @@ def matthews(table: Int[np.ndarray, "classes classes"]) -> float:
 
 def text_metrics(predicted: Int[np.ndarray, "examples"], labels: Int[np.ndarray, "examples"], classes: int) -> dict[str, float]:
     """Return "accuracy", "matthews", "f1_macro" and, of two classes, "f1" of the second."""
-    table = confusion(predicted, labels, classes)
-    f1 = f1_of_classes(table)
-    found = {"accuracy": float(np.trace(table) / table.sum()), "matthews": matthews(table), "f1_macro": macro_f1(table)}
+    table = metrics.confusion(predicted, labels, classes)
+    f1 = metrics.f1_of_classes(table)
+    found = {"accuracy": float(np.trace(table) / table.sum()), "matthews": matthews(table), "f1_macro": metrics.macro_f1(table)}
     return found | ({"f1": float(f1[1])} if classes == 2 else {})
 
 
 @dataclasses.dataclass(frozen=True)
 class TextClassificationMetrics(Evaluator):
-    """The trained head over the whole test split, beside the majority class and a bag of tokens."""
+    """The trained head over the whole test split, beside the majority class and a bag of tokens.
+
+    With several classes per text `metrics.several_classes`, beside the bag of tokens.
+    """
 
     batch_size: int = 128
     bag_of_tokens: bool = True
 
     requires_labels = ("train", "test")
+    several_classes = True
 
     @property
     def representations(self) -> tuple[str, ...]:
         return ("logits",)
 
     def check(self, data: EvaluationData) -> None:
-        check_labels(data.train.labels(), data.test.labels(), data.classes)
+        metrics.check_labels(data.train.labels(), data.test.labels(), data.classes)
 
     def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
         test = encoder.extract(data.test, ("logits",), self.batch_size)
         train, labels = data.train.labels(), test.get("label")
-        classes = check_labels(train, labels, data.classes)
-        yield over_examples("accuracy", hits(test["logits"], labels), headline=True)
-        for name, value in text_metrics(test["logits"].argmax(axis=1), labels, classes).items():
-            if name != "accuracy":
-                yield Record(name, value, n=len(labels))
-        yield majority(train, labels)
+        classes = metrics.check_labels(train, labels, data.classes)
+        several = labels.ndim == 2
+        if several:
+            yield from metrics.several_classes(test["logits"], labels, data.classes)
+        else:
+            yield from self._measure(test["logits"], labels, classes, headline=True)
+            yield majority(train, labels)
         if self.bag_of_tokens:
             from ssl_jax.downstream.evaluators.bag_of_tokens import bag_of_tokens
 
-            guess = bag_of_tokens(data.train, data.test, classes)[test["index"]]
-            yield over_examples("accuracy", guess == labels, baseline="bag_of_tokens")
-            for name, value in text_metrics(guess, labels, classes).items():
-                if name != "accuracy":
-                    yield Record(name, value, "bag_of_tokens", n=len(labels))
+            logits = bag_of_tokens(data.train, data.test, classes)[test["index"]]
+            if several:
+                yield metrics.headline_metric(logits, labels, baseline="bag_of_tokens")
+            else:
+                yield from self._measure(logits, labels, classes, baseline="bag_of_tokens")
         for split, dataset in (("train", data.train), ("test", data.test)):
             if dataset.info.extra.get("truncated"):
                 yield Record(split, float(dataset.info.extra["truncated"]), setting="truncated")
+
+    @staticmethod
+    def _measure(logits: np.ndarray, labels: np.ndarray, classes: int, *, headline: bool = False, **fields: Any) -> Records:
+        """Yield the accuracy and the rest of `text_metrics`."""
+        yield over_examples("accuracy", metrics.hits(logits, labels), headline=headline, **fields)
+        for name, value in text_metrics(logits.argmax(axis=1), labels, classes).items():
+            if name != "accuracy":
+                yield Record(name, value, n=len(labels), **fields)

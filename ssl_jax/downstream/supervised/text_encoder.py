@@ -2,7 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+import optax
+from jaxtyping import Array, Float, Int, Key
 
 from ssl_jax.models.language import Transformer
 from ssl_jax.task import Batch, Params
@@ -10,6 +11,14 @@ from ssl_jax.task import Batch, Params
 
 def init_transformer(model: Transformer, key: Key[Array, ""], batch: Batch) -> Params:
     return model.init(key, jnp.zeros((1, batch["tokens"].shape[1]), jnp.int32))["params"]
+
+
+def class_scores(
+    logits: Float[Array, "batch classes"], targets: Int[Array, "batch classes"], smoothing: float
+) -> Float[Array, "batch"]:
+    """Binary cross entropy of each class, the mean over classes, against (1 - smoothing) of the target and smoothing / 2."""
+    soft = (1 - smoothing) * targets.astype(jnp.float32) + smoothing / 2
+    return jnp.mean(optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), soft), axis=-1)
 
 
 def label_scores(logits: Float[Array, "*batch classes"], labels: Array, smoothing: float) -> Float[Array, "*batch"]:
