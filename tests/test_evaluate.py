@@ -125,6 +125,7 @@ def test_a_longer_run_goes_on_and_keeps_the_results_of_the_shorter(folder, finis
 SELECT = ["--config.training.evaluate_every=2 steps", "--config.checkpoint.best=knn/accuracy"]
 
 
+@pytest.mark.slow
 def test_the_best_is_selected_on_training_data_and_evaluated_on_the_test_split(folder, tmp_path, monkeypatch, capsys):
     """The scores during training are those of step 2, 4, ... here, and no evaluator sees the test split before the end."""
     scores, sizes, seen = iter([0.3, 0.9, 0.5]), [], []

@@ -69,7 +69,10 @@ def test_a_source_is_a_path_a_step_of_it_or_one_for_each_part():
 # Image encoders -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["joint_embedding", "ijepa", "masked_image"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("joint_embedding", marks=pytest.mark.slow), pytest.param("ijepa", marks=pytest.mark.slow), "masked_image"],
+)
 def test_a_pretext_task_starts_from_a_classifier_and_back(name):
     """The encoder's function survives: block outputs are those of the source."""
     view = dict(pair=jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32))

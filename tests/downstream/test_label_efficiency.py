@@ -91,6 +91,7 @@ def test_partial_fine_tuning_moves_only_the_last_block(given):
     assert moved("block01") and not moved("block00")
 
 
+@pytest.mark.slow
 def test_label_efficiency_compares_three_ways_at_every_fraction(given):
     encoder, data = given
     lines = []

@@ -43,7 +43,7 @@ def test_every_registered_task_has_an_example():
 
 FEW = [(2, 2)]
 ALL = [(devices, accumulation) for devices in (1, 2, 4) for accumulation in (1, 2, 4) if (devices, accumulation) != (1, 1)]
-QUICK = ("classification",)
+QUICK = ("next_token",)
 
 
 def cases():

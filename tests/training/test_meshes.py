@@ -48,7 +48,7 @@ def root(tmp_path_factory):
 
 
 CASES = [
-    *(pytest.param(t, FEW, id=f"{t}-few", marks=() if t == "next_token" else pytest.mark.slow) for t in FAMILIES),
+    *(pytest.param(t, FEW, id=f"{t}-few", marks=pytest.mark.slow) for t in FAMILIES),
     *(pytest.param(task, ALL, id=f"{task}-all", marks=pytest.mark.nightly) for task in FAMILIES),
 ]
 
