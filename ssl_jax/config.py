@@ -114,7 +114,7 @@ def execute(path: str, option: str, function: str) -> types.ModuleType:
     with one_line(path, path):
         module_spec.loader.exec_module(module)
     if not callable(getattr(module, function, None)):
-        raise UserError(f"{path}: defines no {function}()")
+        raise UserError(f"{path}: defines no {function}(); add it")
     return module
 
 
@@ -151,7 +151,7 @@ def check_sections(config: ConfigDict, path: str) -> None:
             raise UserError(f"{path}: unknown key {name}{nearest(name, TOP_LEVEL)}")
     for name in REQUIRED:
         if config.get(name) is None:
-            raise UserError(f"{path}: the section {name} is missing")
+            raise UserError(f"{path}: the section {name} is missing; add config.{name} = dict(...)")
         if not isinstance(config[name], ConfigDict):
             raise UserError(f"{path}: {name}={config[name]!r}: expected a section with keys, such as dict(...)")
     for name in CAN_BE_OFF:
@@ -179,14 +179,14 @@ def _section_of(config: ConfigDict, key: str, shown: str) -> tuple[ConfigDict, s
     """Return the section that contains `key`, created if missing, and the last part of the key."""
     *parents, last = key.split(".")
     if not all((*parents, last)):
-        raise UserError(f"{shown}: a name is missing between the dots")
+        raise UserError(f"{shown}: a name is missing between the dots; write SECTION.KEY")
     section = config
     for i, name in enumerate(parents):
         if _held(section, name) is None:
             section[name] = ConfigDict()
         section = section[name]
         if not isinstance(section, ConfigDict):
-            raise UserError(f"{shown}: {'.'.join(parents[: i + 1])} is a value, not a section")
+            raise UserError(f"{shown}: {'.'.join(parents[: i + 1])} is a value, not a section; override it as a whole")
     return section, last
 
 
@@ -274,7 +274,7 @@ def read(cls: type, section: Any, path: str, **given: Any) -> Any:
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if name not in values and required:
-            raise UserError(f"{path}.{name} is missing")
+            raise UserError(f"{path}.{name} is missing; set it")
     try:
         return cls(**values)
     except UserError as error:

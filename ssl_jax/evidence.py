@@ -51,7 +51,7 @@ def check_selection(parts: Any, wd: Workdir, log: Callable[[str], None] = say) -
         selection = {"metric": best, "mode": "min" if record.lower_is_better else "max"}
     mode = parts.checkpoint.mode or selection["mode"]
     if mode != selection["mode"]:
-        raise UserError(f"checkpoint.mode={mode!r}: the best {best} is the {'lowest' if mode == 'max' else 'highest'}")
+        raise UserError(f"checkpoint.mode={mode!r}: the best {best} is the {'lowest' if mode == 'max' else 'highest'}; omit it")
     return dataclasses.replace(parts, checkpoint=dataclasses.replace(parts.checkpoint, mode=mode))
 
 

@@ -93,7 +93,7 @@ def _named(arms: Sequence[Arm], names: Sequence[str] | None, what: str) -> Arms:
     if names is None:
         return tuple(arms)
     if isinstance(names, str) or len(names) != len(arms):
-        raise UserError(f"{what}: names={names!r}: {len(arms)} arms need {len(arms)} names")
+        raise UserError(f"{what}: names={names!r}: expected {len(arms)} names, one for each arm")
     return tuple(dataclasses.replace(arm, name=name) for arm, name in zip(arms, names, strict=True))
 
 
@@ -102,7 +102,7 @@ def _joined(arms: Sequence[Arm]) -> Arm:
     for arm in arms:
         for key in arm.values:
             if key in values:
-                raise UserError(f"product: {key} is set by two factors")
+                raise UserError(f"product: {key} is set by two factors; set it in one")
         values |= arm.values
     return Arm(", ".join(arm.name for arm in arms if arm.name), values)
 
@@ -179,7 +179,9 @@ class ExperimentSettings:
         if len(set(seeds)) < len(seeds):
             raise UserError(f"seeds={self.seeds!r}: names a seed twice; give each once")
         if not self.columns:
-            raise UserError('columns is empty: name metrics of results.json, such as {"linear_probe/accuracy": "linear probe"}')
+            raise UserError(
+                'columns: is empty; name metrics of results.json, such as {"linear_probe/accuracy": "linear probe"}'
+            )
         for key, heading in self.columns.items():
             if not isinstance(key, str) or not isinstance(heading, str):
                 raise UserError(f"columns: {key!r}: {heading!r}: write metric: heading, both text")
@@ -341,7 +343,7 @@ def _base(settings: ExperimentSettings, file: str, overrides: Mapping[str, str])
             raise UserError(f"--config.{key}: the arms set {inside} themselves (arm {varied[inside]!r}); change the experiment")
         configs.override(base, key, value)
     if "seed" in varied:
-        raise UserError(f"{file}: arm {varied['seed']!r} sets seed; every arm runs with each of `seeds`")
+        raise UserError(f"{file}: arm {varied['seed']!r} sets seed; use `seeds` instead, with each of which every arm runs")
     if "card" in base:
         del base.card
     configs.check_sections(base, file)

@@ -145,7 +145,7 @@ def text_features(
         index = np.array([i for i, text in enumerate(table.columns["text"]) if tokenizer.encode(text)], np.int64)
     column = lambda name: [table.columns[name][i] for i in index]
     if len(index) == 0:
-        raise UserError(f"{uri}: contains only empty texts")
+        raise UserError(f"{uri}: contains only empty texts; name a source with text")
     if causal:
         tokens, length = encode_texts(tokenizer, column("text"), longest)
         arrays = {"tokens": tokens, "length": length}

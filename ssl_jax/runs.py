@@ -97,8 +97,8 @@ class Parts:
 
 
 def refuse_other_data(sources: Mapping[str, Any]) -> Any:
-    raise UserError("data: an evaluator with data of its own cannot measure during training with checkpoint.best, which"
-                    " selects on a part of the training data")  # fmt: skip
+    raise UserError("data: an evaluator with other data cannot run during training with checkpoint.best, which selects on a"
+                    " part of the training data; omit it from training.evaluators")  # fmt: skip
 
 
 def task_class(config: ConfigDict) -> type:
@@ -123,7 +123,7 @@ def prepare(config: ConfigDict, workdir: str | None = None, build: Callable[...,
         raise UserError(f"seed={seed!r}: must be a whole number from 0 to 2^31 - 1")
     cls = task_class(config)
     if "batch_size" not in config.data:
-        raise UserError("data.batch_size is missing")
+        raise UserError("data.batch_size is missing; set it, such as batch_size=64")
     own = config
     config, chosen = auto.resolve(config, target.current() if devices is None else target.of(devices))
     training = read(TrainingSettings, config.training, "training")
@@ -227,7 +227,7 @@ def finetune(config: ConfigDict, workdir: str, *, init: str | None = None, origi
     """Train a supervised task, its encoder from `init`, and evaluate it."""
     if config.task.get("name") not in downstream.TASKS:
         known = ", ".join(downstream.TASKS)
-        raise UserError(f"finetune: task.name={config.task.get('name')!r} is not a supervised task; those are {known}")
+        raise UserError(f"finetune: task.name={config.task.get('name')!r} is not a supervised task; use one of {known}")
     if init is not None:
         config.task.init = init
     return _run(config, workdir, evaluate=True, origin=origin)

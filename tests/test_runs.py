@@ -173,7 +173,7 @@ def test_reconstruct_writes_a_sheet(finished):
         (["--config.data.train=npz:/nowhere.npz"], "/nowhere.npz"),
         (["--config.data.train=bundled:fashion_mnits/train"], "did you mean"),
         (["--config.training.duration=20"], "write a number and its unit"),
-        (["--config.training.accumulation=3"], "training.accumulation=3 does not divide data.batch_size=8"),
+        (["--config.training.accumulation=3"], "training.accumulation=3: must divide data.batch_size=8"),
         (["--config.mesh.data=3"], "mesh: data 3 x fsdp 1 x tensor 1 is 3 devices, but there are 1"),
         (["--config.model.heads=3"], "heads=3 does not divide width=16"),
         (["--config.optimizer.name=adan"], "unknown optimizer; did you mean adam?"),

@@ -118,7 +118,7 @@ class Dataset:
                 self.bad.add(candidate)
             if generator is not None:
                 generator.bit_generator.state = state
-        raise UserError(f"{self.source.name}: none of its {self.size:,} examples can be read")
+        raise UserError(f"{self.source.name}: none of its {self.size:,} examples can be read; run `ssl-jax data inspect` on it")
 
     def rows(self, index: np.ndarray, generators: list[np.random.Generator] | None = None) -> HostBatch:
         """Return the raw examples at `index` as one batch of arrays."""

@@ -123,7 +123,9 @@ def vocabulary(settings: Mapping[str, Any], default: int | None, preprocessing: 
     if tokenizer is None:
         raise UserError(f"{preprocessing.source}: vocab_size={size}: must be at most {2**22:,}")
     if tokenizer.size > size:
-        raise UserError(f"{preprocessing.source}: tokenizer.json has {tokenizer.size} tokens, config.json vocab_size={size}")
+        raise UserError(
+            f"{preprocessing.source}: tokenizer.json has {tokenizer.size} tokens, but config.json vocab_size={size}"
+        )
     return {"vocabulary": size} if tokenizer.size < size else {}
 
 

@@ -208,8 +208,9 @@ ROPE_SCALINGS = ((("linear",), 2), (("llama3",), 5))
 def rope_frequencies(half: int, theta: float | Array, scaling: tuple | None = None) -> Float[Array, "{half}"]:
     """Return theta^(-i / half), scaled down for contexts longer than the training context.
 
-    "linear": divide all frequencies by `factor` (Chen et al. 2023). "llama3": keep wavelengths below old length / high, divide
-    those above old length / low by `factor`, and interpolate in between (Grattafiori et al. 2024, and its published code).
+    "linear": divide all frequencies by `factor` (Chen et al. 2023). "llama3": keep those with wavelengths below old
+    length / high, divide those with wavelengths above old length / low by `factor`, and interpolate in between (Grattafiori et
+    al. 2024, and its published code).
     """
     frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     if scaling is None:
@@ -217,8 +218,8 @@ def rope_frequencies(half: int, theta: float | Array, scaling: tuple | None = No
     if scaling[0] == "linear":
         return frequency / scaling[1]
     _, factor, low, high, length = scaling
-    turns = length * frequency / (2 * math.pi)  # periods within the old context
-    share = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    periods = length * frequency / (2 * math.pi)  # within the old context
+    share = jnp.clip((periods - low) / (high - low), 0.0, 1.0)
     return (1 - share) * frequency / factor + share * frequency
 
 

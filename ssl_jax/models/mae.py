@@ -29,7 +29,7 @@ class DecoderSettings(TransformerSettings):
         if self.positions not in ("sincos2d", "learned"):
             raise UserError(f"positions={self.positions!r}: must be one of sincos2d, learned")
         if self.positions == "sincos2d" and self.width % 4:
-            raise UserError(f"width={self.width}: sine-cosine positions need a multiple of 4")
+            raise UserError(f"width={self.width}: must be a multiple of 4 for sincos2d positions")
 
 
 class Decoder(nn.Module):

@@ -59,11 +59,11 @@ class ViTSettings(TransformerSettings):
             if getattr(self, name) not in choices:
                 raise UserError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(choices)}")
         if self.positions == "sincos2d" and self.width % 4:
-            raise UserError(f"width={self.width}: sincos2d positions need a multiple of 4")
+            raise UserError(f"width={self.width}: must be a multiple of 4 for sincos2d positions")
         if self.pooling == "cls" and not self.class_token:
-            raise UserError('pooling="cls" needs class_token=True')
+            raise UserError('pooling="cls": needs class_token=True')
         if self.positions == "relative" and (self.registers or not self.class_token):
-            raise UserError('positions="relative" needs class_token=True and registers=0')
+            raise UserError('positions="relative": needs class_token=True and registers=0')
         if self.registers < 0:
             raise UserError(f"registers={self.registers}: must be at least 0")
 

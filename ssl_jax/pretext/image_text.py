@@ -70,7 +70,7 @@ class ImageText(Task):
         if batch == 1:
             raise UserError("data.batch_size=1: a contrastive loss needs other examples as negatives; use at least 2")
         if task.logit_chunks > 1 and batch % task.logit_chunks:
-            raise UserError(f"task.logit_chunks={task.logit_chunks} does not divide data.batch_size={batch}")
+            raise UserError(f"task.logit_chunks={task.logit_chunks}: must divide data.batch_size={batch}")
         return cls(task, model, info)
 
     # The model ----------------------------------------------------------------------------------------------------

@@ -53,9 +53,9 @@ class MaskedToken(Task):
         shape = model.config
         info.tokenizer.require("mask")
         if settings.next_sentence and "is_random" not in info.shapes:
-            raise UserError('task.next_sentence=True needs data.packing="pairs"')
+            raise UserError('task.next_sentence=True: needs data.packing="pairs"')
         if settings.next_sentence and not (shape.pooler and shape.token_types >= 2):
-            raise UserError("task.next_sentence=True needs model.pooler=True and model.token_types=2")
+            raise UserError("task.next_sentence=True: needs model.pooler=True and model.token_types=2")
         if settings.mask.unit != "token":
             _ = info.tokenizer.continues  # raises UserError if the vocabulary does not mark where words begin
         return cls(model, Head.of(model), settings, info)

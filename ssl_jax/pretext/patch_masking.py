@@ -50,7 +50,7 @@ class PatchMaskSettings:
     def check(self, grid: Grid, path: str) -> None:
         """Raise UserError if the settings do not fit a grid of patches."""
         if grid[0] % self.unit or grid[1] % self.unit:
-            raise UserError(f"{path}.unit={self.unit} does not divide the grid of {grid[0]} x {grid[1]} patches")
+            raise UserError(f"{path}.unit={self.unit}: must divide the grid of {grid[0]} x {grid[1]} patches")
         if not 0 < self.kept(grid) < math.prod(grid):
             seen = self.kept(grid)
             raise UserError(

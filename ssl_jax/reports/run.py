@@ -169,9 +169,9 @@ def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
         except ValueError:
             if number == len(lines):
                 continue
-            raise UserError(f"{path}: line {number} is not JSON") from None
+            raise UserError(f"{path}: line {number} is not JSON; remove it") from None
         if not isinstance(value, dict):
-            raise UserError(f"{path}: line {number} is not an object")
+            raise UserError(f"{path}: line {number} is not a JSON object; remove it")
         found.append({key: _NONFINITE.get(v, v) if isinstance(v, str) else v for key, v in value.items()})
     return found
 

@@ -73,5 +73,5 @@ def _first_outside(values: Any, limit: int) -> int | None:
 def _sentence(name: str, row: Any, limit: int) -> str:
     row = np.asarray(row)
     wrong = row.reshape(-1)[((row < 0) | (row >= limit)).reshape(-1)][0]
-    table, mend = TABLES.get(name, ("its table", "check the data"))
-    return f"{name} {int(wrong):,} is not among {table}, 0 to {limit - 1:,}; {mend}"
+    table, advice = TABLES.get(name, ("its table", "check the data"))
+    return f"{name} {int(wrong):,} is not among {table}, 0 to {limit - 1:,}; {advice}"

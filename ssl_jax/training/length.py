@@ -68,7 +68,7 @@ def at_least_one(text: str, path: str, stream: Any, total: int | None = None) ->
     """Return `in_steps`; raise UserError if that is less than one step."""
     steps = in_steps(text, path, stream, total)
     if steps is not None and steps < 1:
-        raise UserError(f"{path}={text!r}: is less than one step of {stream.batch_size} examples")
+        raise UserError(f"{path}={text!r}: is less than one step of {stream.batch_size} examples; lengthen it")
     return steps
 
 
@@ -117,7 +117,7 @@ def extended(program: Program, saved: dict[str, Any], wanted: dict[str, Any], st
         raise UserError(f"{path}: {step:,} steps are already done, more than {new:,}; use a longer duration")
     decay = min(old - number(saved, "cooldown_steps"), new - cooldown)
     if schedule == "warmup_stable_decay" and step > decay:
-        raise UserError(f"{path}: with {old:,} or {new:,} steps the rate decays from step {decay:,} on, and {step:,} are done")
+        raise UserError(f"{path}: with {old:,} or {new:,} steps the rate decays from step {decay:,} on, but {step:,} are done")
     like = lambda value, name: np.full_like(saved[name], value)
     return saved | {"total_steps": like(new, "total_steps"), "cooldown_steps": like(cooldown, "cooldown_steps")}
 

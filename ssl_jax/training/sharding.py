@@ -82,7 +82,7 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation: int, relates_examples
     """Raise UserError unless devices and accumulation divide the global batch."""
     split = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % accumulation:
-        raise UserError(f"training.accumulation={accumulation} does not divide data.batch_size={batch_size}")
+        raise UserError(f"training.accumulation={accumulation}: must divide data.batch_size={batch_size}")
     if batch_size % split:
         raise UserError(f"data.batch_size={batch_size}: must be a multiple of the {split} devices of mesh.data x mesh.fsdp")
     if not relates_examples and (batch_size // accumulation) % split:

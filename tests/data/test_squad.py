@@ -104,7 +104,7 @@ def test_parts_split_by_article(write):
     uri = write(*(article((f"q{i}", "?", "text", [(0, "text")])) for i in range(5)))
     ids = lambda part: [q.id for q in read_squad(uri + part, check=True)[0]]
     assert ids("[:80%]") == ["q0", "q1", "q2", "q3"] and ids("[80%:]") == ["q4"]
-    with pytest.raises(UserError, match="holds no questions"):
+    with pytest.raises(UserError, match="contains no questions"):
         ids("[:0%]")
 
 
@@ -122,7 +122,7 @@ def test_bad_files_are_told_in_one_line(write, tmp_path):
         (tmp_path / f"{len(content)}.json").write_text(content)
         with pytest.raises(UserError, match=message):
             read_squad(f"squad:{tmp_path / f'{len(content)}.json'}", check=True)
-    with pytest.raises(UserError, match="reads squad:FILE"):
+    with pytest.raises(UserError, match="needs squad:FILE"):
         read_squad("tsv:x", check=True)
 
 

@@ -149,7 +149,7 @@ def test_wrong_files_are_named(tmp_path):
             from_settings(TokenizerSettings(**settings))
     with pytest.raises(UserError, match=r"the vocabulary \(2 tokens\) lacks \[MASK\]; add it to data.tokenizer.special_tokens"):
         CharacterTokenizer("ab").require("mask")
-    with pytest.raises(UserError, match="byte-level BPE needs at least 257"):
+    with pytest.raises(UserError, match="must be at least 257 for byte-level BPE"):
         trained("bpe", size=100)
 
 

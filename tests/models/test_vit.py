@@ -191,7 +191,7 @@ def test_resizing_positions_keeps_the_class_token_and_a_linear_ramp():
     (dict(size="X"), "model.size='X': must be one of Ti, S, B, L, H, g"),
     (dict(size="B", widht=3), "unknown key model.widht; did you mean model.width?"),
     (dict(patch_size=7, positions="sine"), "model.positions='sine': must be one of sincos2d, learned, relative, none"),
-    (dict(patch_size=7, class_token=False, pooling="cls"), 'model.pooling="cls" needs class_token=True'),
+    (dict(patch_size=7, class_token=False, pooling="cls"), 'model.pooling="cls": needs class_token=True'),
     (dict(patch_size=0), "model.patch_size=0: must be a number of pixels or a pair (height, width)"),
 ])  # fmt: skip
 def test_mistakes_are_named(section, message):

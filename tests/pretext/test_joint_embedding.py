@@ -109,7 +109,7 @@ def test_what_cannot_be_is_refused_in_one_line():
         (dict(loss="infonce"), "task.loss='infonce': must be one of nt_xent, vicreg, barlow_twins"),
         (dict(temperature=0.0), "task.temperature=0.0"),
         (dict(hidden=(0,)), "at least 1"),
-        (dict(logit_chunks=4), "task.logit_chunks=4 does not divide data.batch_size=6"),
+        (dict(logit_chunks=4), "task.logit_chunks=4: must divide data.batch_size=6"),
         (dict(batch_size=1), "data.batch_size=1"),
     ):
         with pytest.raises(UserError) as caught:

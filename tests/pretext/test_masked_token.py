@@ -262,7 +262,7 @@ def test_the_panel_shows_what_was_hidden():
         (BERT_SPECIAL, dict(task=dict(mask=dict(ratio=1.2))), r"task.mask.ratio=1.2: must lie in \(0, 1\)"),
         (BERT_SPECIAL, dict(task=dict(mask_ratio=0.2)), "unknown key task.mask_ratio; did you mean task.mask.ratio"),
         (BERT_SPECIAL, dict(task=dict(mask=dict(unit="sentence"))), "task.mask.unit='sentence': must be one of token"),
-        (BERT_SPECIAL, dict(task=dict(next_sentence=True)), 'task.next_sentence=True needs data.packing="pairs"'),
+        (BERT_SPECIAL, dict(task=dict(next_sentence=True)), 'task.next_sentence=True: needs data.packing="pairs"'),
         (BERT_SPECIAL, dict(task=dict(mask=dict(replace=0.9, random=0.2))), "replace=0.9, random=0.2"),
     ],
 )

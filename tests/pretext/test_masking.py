@@ -105,5 +105,5 @@ def test_mistakes_are_named(options, message):
 def test_settings_that_leave_nothing_are_named():
     with pytest.raises(UserError, match="task.mask.ratio=0.95 leaves 0 of 4 patches visible"):
         PatchMaskSettings(ratio=0.95).check((2, 2), "task.mask")
-    with pytest.raises(UserError, match="task.mask.unit=3 does not divide the grid of 4 x 4 patches"):
+    with pytest.raises(UserError, match="task.mask.unit=3: must divide the grid of 4 x 4 patches"):
         PatchMaskSettings(unit=3).check((4, 4), "task.mask")

@@ -121,7 +121,7 @@ def gaussian_blur(image: Float[Array, "h w c"], sigma: Float[Array, ""] | float,
     radius = taps // 2
     if radius >= min(image.shape[:2]):
         h, w = image.shape[:2]
-        raise UserError(f"blur.kernel={taps}: an image of {h} x {w} pixels allows at most {2 * min(h, w) - 1}")
+        raise UserError(f"blur.kernel={taps}: an image of {h} x {w} pixels allows at most {2 * min(h, w) - 1}; lower it")
     weights = jnp.exp(-0.5 * (jnp.arange(-radius, radius + 1) / sigma) ** 2)
     weights = weights / jnp.sum(weights)
     for axis in (0, 1):

@@ -101,7 +101,7 @@ def _shape(settings: ImagesSettings, source: Source) -> tuple[tuple[int, int], i
     """Return ((height, width), channels) of the task's images; raise UserError if images may differ in size."""
     arrays, uri = source.arrays, source.name
     if arrays is not None and "image" not in arrays:
-        raise UserError(f"{uri}: contains no images, only {', '.join(arrays)}")
+        raise UserError(f"{uri}: contains no images, only {', '.join(arrays)}; name a source of images")
     own = arrays["image"].shape[1:] if arrays is not None else None
     if settings.size is None and own is None:
         raise UserError(f"data.image_size is missing: the images of {uri} may differ in size; set it, such as image_size=224")
@@ -137,7 +137,7 @@ class Examples:
         if self.raw:
             return {name: np.asarray(example[name]) for name in ("image", "label") if name in example}
         if "image" not in example:
-            raise UserError(f"{self.source.name}: contains no images, only {', '.join(example)}")
+            raise UserError(f"{self.source.name}: contains no images, only {', '.join(example)}; name a source of images")
         try:
             image = self._open(example["image"], generator)
             if generator is None:

@@ -30,7 +30,9 @@ def moments(normalize: str | tuple | None, channels: int, of_training: Callable[
         return of_training()
     mean, std = NORMALIZATIONS[normalize] if isinstance(normalize, str) else _pair(normalize)
     if len(mean) not in (1, channels) or len(std) not in (1, channels):
-        raise UserError(f"data.normalize={normalize!r}: has {max(len(mean), len(std))} channels, the images have {channels}")
+        raise UserError(
+            f"data.normalize={normalize!r}: has {max(len(mean), len(std))} channels, but the images have {channels}"
+        )
     return tuple(map(float, mean * (channels // len(mean)))), tuple(map(float, std * (channels // len(std))))
 
 
@@ -61,7 +63,7 @@ def source_moments(source: Source, size: tuple[int, int], channels: int, share: 
         except (decode.Unreadable, BadExample):
             continue  # reported or skipped when the stream reads it
     if not images:
-        raise UserError(f"{source.name}: none of its images can be read")
+        raise UserError(f"{source.name}: none of its images can be read; run `ssl-jax data inspect` on it")
     return pixel_moments(np.stack(images))
 
 

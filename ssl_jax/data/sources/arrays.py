@@ -68,7 +68,7 @@ class Npz(Arrays):
             with np.load(os.path.expanduser(path), allow_pickle=False) as file:
                 arrays = {self.ALIASES.get(key, key): file[key] for key in file.files}
         except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-            raise UserError(f"{name}: is not an .npz file of plain arrays ({error})") from None
+            raise UserError(f"{name}: is not an .npz file of plain arrays ({error}); write it with numpy.savez") from None
         classes = arrays.pop("classes", None)
         for key, value in arrays.items():
             if value.ndim == 0:
@@ -116,7 +116,7 @@ def named_labels(name: str, labels: np.ndarray, classes: np.ndarray | None) -> t
     highest = int(labels.max(initial=MISSING))
     names = tuple(str(c) for c in (classes if classes is not None else range(highest + 1)))
     if highest >= len(names):
-        raise UserError(f"{name}: label {highest} has no name among {len(names)} classes")
+        raise UserError(f"{name}: label {highest} has no name among {len(names)} classes; name all classes")
     return labels, names
 
 

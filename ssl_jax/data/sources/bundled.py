@@ -52,12 +52,12 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
     if data[:2] == b"\x1f\x8b":
         data = gzip.decompress(data)
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
-        raise UserError(f"{path}: is not an IDX file of bytes")
+        raise UserError(f"{path}: is not an IDX file of bytes; reinstall the package")
     rank = data[3]
     shape = tuple(np.frombuffer(data, ">i4", rank, offset=4))
     start = 4 + 4 * rank
     if len(data) != start + int(np.prod(shape)):
-        raise UserError(f"{path}: is truncated ({len(data):,} of {start + int(np.prod(shape)):,} bytes)")
+        raise UserError(f"{path}: is truncated ({len(data):,} of {start + int(np.prod(shape)):,} bytes); reinstall the package")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 

@@ -111,7 +111,9 @@ def _shards(uri: str, pattern: str) -> list[str]:
         found = [path[: braces.start()] + f"{n:0{len(first)}d}" + path[braces.end() :] for n in numbers]
         missing = [file for file in found if not os.path.isfile(file)]
         if missing:
-            raise UserError(f"{uri}: {len(missing)} of its {len(found)} shards do not exist, the first is {missing[0]}")
+            raise UserError(
+                f"{uri}: {len(missing)} of its {len(found)} shards do not exist, the first is {missing[0]}; download them"
+            )
     else:
         found = sorted(glob.glob(path))
     if not found:

@@ -50,7 +50,9 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) ->
     for i, ids in enumerate(tokenizer.encode_batch(texts)):
         row = ([*tokenizer.prefix_ids, *ids] if ids else list(tokenizer.begin_ids))[:max_length]
         if not row:
-            raise UserError(f"text: number {i} is empty, and this tokenizer has no token that begins a text")
+            raise UserError(
+                f"text: number {i} is empty, and this tokenizer has no token that begins a text; give non-empty texts"
+            )
         tokens[i, : len(row)], length[i] = row, len(row)
     return tokens, length
 

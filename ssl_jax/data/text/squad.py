@@ -160,7 +160,7 @@ def read_squad(uri: str, *, check: bool, skip: bool = False) -> tuple[tuple[Ques
     """
     scheme, _, path = uri.partition(":") if isinstance(uri, str) else ("", "", "")
     if scheme != "squad":
-        raise UserError(f"{uri!r}: question answering reads squad:FILE, a JSON file in the SQuAD format")
+        raise UserError(f"{uri!r}: question answering needs squad:FILE, a JSON file in the SQuAD format")
     part = _PART.match(path)
     if part:
         path = part[1]
@@ -177,7 +177,7 @@ def read_squad(uri: str, *, check: bool, skip: bool = False) -> tuple[tuple[Ques
         questions = questions[low:high]
     questions = [q for article in questions for q in article]
     if not questions:
-        raise UserError(f"{uri}: holds no questions")
+        raise UserError(f"{uri}: contains no questions; name a file with some")
     kept, skipped = [], 0
     for question in questions:
         wrong = next((a for a in question.answers if question.context[a[0] : a[0] + len(a[1])] != a[1]), None)

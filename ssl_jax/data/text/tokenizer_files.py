@@ -106,13 +106,13 @@ def _without_tokenizer_json(folder: pathlib.Path) -> Tokenizer:
         tokenizer = read_byte_level(folder, prefix_space=bool(told.get("add_prefix_space", False)))
     else:
         model = next((name for name in ("tokenizer.model", "spiece.model") if (folder / name).is_file()), None)
-        mend = "there is no such file"
+        problem = "there is no such file"
         if model is not None:
-            mend = (
+            problem = (
                 f"there is no such file, and {model} (SentencePiece) is not supported; make it with transformers: "
                 f'AutoTokenizer.from_pretrained("{folder}").save_pretrained("{folder}")'
             )
-        raise UserError(f"{folder / 'tokenizer.json'}: {mend}")
+        raise UserError(f"{folder / 'tokenizer.json'}: {problem}")
     tokenizer.files = files
     return tokenizer
 

@@ -33,14 +33,14 @@ def train(settings: TokenizerSettings, texts: Iterable[str]) -> Tokenizer:
     common = dict(vocab_size=settings.size, min_frequency=settings.min_frequency, special_tokens=special, show_progress=False)
     if settings.name == "bpe":
         if settings.size < 256 + len(special):
-            raise UserError(f"data.tokenizer.size={settings.size}: byte-level BPE needs at least {256 + len(special)}")
+            raise UserError(f"data.tokenizer.size={settings.size}: must be at least {256 + len(special)} for byte-level BPE")
         inner = t.Tokenizer(t.models.BPE())
         byte_level_steps(inner)
         trainer = t.trainers.BpeTrainer(initial_alphabet=sorted(t.pre_tokenizers.ByteLevel.alphabet()), **common)
         inner.train_from_iterator(texts, trainer)
         return FastTokenizer(inner)
     if "[UNK]" not in special:
-        raise UserError("data.tokenizer.special_tokens: WordPiece needs [UNK] among them")
+        raise UserError("data.tokenizer.special_tokens: WordPiece needs [UNK]; add it")
     return _train_wordpiece(t, settings, texts, common)
 
 
@@ -63,7 +63,7 @@ def _train_wordpiece(t, settings: TokenizerSettings, texts: Iterable[str], commo
     common["special_tokens"] = [*common["special_tokens"], *alphabet, *("##" + letter for letter in alphabet)]
     if len(common["special_tokens"]) > settings.size:
         raise UserError(
-            f"data.tokenizer.size={settings.size}: this text's characters alone need {len(common['special_tokens'])}"
+            f"data.tokenizer.size={settings.size}: this text's characters alone need {len(common['special_tokens'])}; raise it"
         )
     trainer = t.trainers.WordPieceTrainer(continuing_subword_prefix="##", limit_alphabet=len(alphabet), **common)
     repeated = (" ".join([word] * count) for word, count in sorted(words.items()))
