@@ -49,4 +49,4 @@ def test_the_command(config, tmp_path, capsys):
     assert "kind      images, without labels" in said and "examples as they are trained on" in said
     assert Image.open(tmp_path / "sheets" / "a.png").format == "PNG"
     assert cli.main(["data", "inspect", f"folder:{tmp_path / 'images'}", "--to=a.png"]) == 2
-    assert "--to=a.png needs --config=FILE" in capsys.readouterr().err
+    assert "--to=a.png: needs --config=FILE" in capsys.readouterr().err

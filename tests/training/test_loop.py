@@ -295,7 +295,7 @@ def test_durations(duration, steps):
 
 
 def test_shapes_that_do_not_fit_are_user_errors():
-    with pytest.raises(UserError, match="accumulation=5 does not divide"):
+    with pytest.raises(UserError, match="accumulation=5: must divide"):
         run(training=settings(accumulation=5))
     with pytest.raises(UserError, match="less than one step"):
         run(training=settings(duration="3 examples"))

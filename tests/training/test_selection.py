@@ -113,7 +113,7 @@ def test_a_longer_run_is_the_one_that_was_planned_longer(tmp_path, optimizer):
         (dict(lr=1e-2), "16 steps", "a run of 12 steps with this schedule cannot become one of 16"),
         (dict(lr=1e-2, schedule="constant", warmup="50 %"), "16 steps", "the warm-up was 6 steps; give it in steps"),
         (dict(lr=1e-2, schedule="constant"), "10 steps", "12 steps are already done, more than 10"),
-        (WSD, "16 steps", "the rate decays from step 8 on, and 12 are done"),
+        (WSD, "16 steps", "the rate decays from step 8 on, but 12 are done"),
     ],
 )
 def test_another_length_that_would_change_the_past_is_refused(tmp_path, optimizer, duration, message):
