@@ -34,7 +34,7 @@ def test_a_parameter_without_a_rule_and_a_broken_expression_are_user_errors():
         rules.first_match(((r"a/.*", 2),), {"b": {"kernel": 0}}, "optimizer.rules.lr")
     with pytest.raises(UserError, match="not a regular expression"):
         rules.first_match(((r"(", 2),), {"b": 0}, "optimizer.rules.lr")
-    with pytest.raises(UserError, match="not a pair"):
+    with pytest.raises(UserError, match="expected a pair"):
         rules.first_match((r"abc",), {"b": 0}, "optimizer.rules.lr")
 
 
