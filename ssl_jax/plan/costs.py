@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from ssl_jax.plan.hlo import Instruction, Module
 
+START = '"AsyncCollectiveStart"'  # a TPU's custom call in the fusion that begins a collective
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 # No bytes move, or they are counted where the operation starts.
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "iota",
@@ -52,20 +53,23 @@ class Collective:
 
 def collectives(module: Module) -> list[Collective]:
     """Return the collectives of one step, those over several devices."""
-    found, seen = [], set()
+    found, seen, begun = [], set(), set()
     for run in module.walk():
         held = [(run.instruction, None)]
         if run.instruction.opcode == "fusion":
             held = [(inner, name) for name, inner in module.inside(run.instruction)]
+        begins = any(START in one.attributes for one, name in held if name is not None)
         for instruction, inside in held:
             kind = instruction.opcode.removesuffix("-start")
             if kind not in KINDS or not instruction.shapes:
                 continue
             shapes = tuple(map(str, instruction.shapes))  # without memory spaces, in which phases differ
             phase = (instruction.attribute(r"channel_id=(\d+)"), run.times, kind, shapes)
-            if inside is not None and phase in seen:  # one collective whose phases are in several fusions
-                continue
+            if inside is not None and (phase in seen or (phase[0] in begun and not begins)):
+                continue  # one collective whose phases are in several fusions, perhaps in a loop that it overlaps with
             seen.add(phase)
+            if begins:
+                begun.add(phase[0])
             group = group_size(instruction, module.partitions)
             if group < 2:
                 continue

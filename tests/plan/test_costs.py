@@ -100,6 +100,26 @@ def test_phases_of_one_collective_in_several_fusions_count_once():
     assert sum(c.count for c in apart) == 2
 
 
+def test_a_gather_that_overlaps_with_a_loop_counts_once():
+    """It begins before the loop, continues in each iteration and ends after it."""
+    first = "%first = bf16[128,256]{1,0} all-gather(%p0), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}"
+    begin, rest = PHASES.split("  ROOT %first")
+    start = (
+        f'  {first}\n  ROOT %s = (bf16[128,256]{{1,0}}, u32[]) custom-call(%first), custom_call_target="AsyncCollectiveStart"'
+    )
+    body = """%body (s: bf16[32,256]) -> bf16[32,256] {
+  %s = bf16[32,256]{1,0} parameter(0)
+  %part = bf16[128,256]{1,0} fusion(%s), kind=kCustom, calls=%end
+  ROOT %next = bf16[32,256]{1,0} slice(%part), slice={[0:32], [0:256]}
+}
+
+ENTRY"""
+    loop = '  %w = bf16[32,256]{1,0} while(%x), body=%body, backend_config={"known_trip_count":{"n":"5"}}\n  ROOT %done'
+    text = begin + start + rest[rest.index("\n}") :].replace("ENTRY", body, 1).replace("  ROOT %done", loop)
+    (found,) = costs.collectives(hlo.parse(text))
+    assert (found.kind, found.count, found.bytes) == ("all-gather", 1, 128 * 256 * 2)
+
+
 # Five blocks' weights, of which each iteration gathers its own; `whole` is gathered again in each.
 STACK = """
 HloModule step, num_partitions=4
