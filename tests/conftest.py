@@ -2,8 +2,10 @@
 next run of the tests. With SSL_JAX_CHECK_TYPES=1 every annotation of ssl_jax, the shapes of arrays among them, is checked while
 the tests run, inside jit too."""
 
+import gc
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -18,6 +20,9 @@ FLAGS = "--xla_backend_optimization_level=0"
 if jaxlib.version.__version_info__ < (0, 11):  # XLA ends the process at a flag that a later version no longer knows
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # programs need not say which lines they were traced from
+gc.set_threshold(50_000, 20, 20)  # tracing makes many objects, few of them garbage: a tenth of the time would go to looking
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job, and so in its children
 
 if os.environ.get("SSL_JAX_CHECK_TYPES") == "1":
     from jaxtyping import install_import_hook
