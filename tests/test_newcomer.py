@@ -21,7 +21,7 @@ SHORT = "--config.training.duration='3 steps' --config.training.dtype=float32 --
 EVALUATE = "--config.downstream.linear_probe.l2='(1e-2,)' --config.downstream.knn.k=3"
 
 COMMANDS = (  # (command, exit status, an expression found in what it prints)
-    ("--help", 0, r"predict +what a supervised model says"),
+    ("--help", 0, r"predict +a supervised model"),
     ("data list", 0, r"folder:"),
     ("data inspect folder:photos", 0, r"(?s)24.*round.*square"),
     ("data inspect csv:captions.csv", 0, r"24"),

@@ -76,8 +76,7 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("task", ["mae", "gpt"])
+@pytest.mark.parametrize("task", ["mae", pytest.param("gpt", marks=pytest.mark.slow)])
 def test_a_replica_is_its_single_run(task, request, tmp_path):
     """Losses to 1e-5 and parameters as a whole to 1e-5, with seeds, learning rates and weight decays of their own; the files
     hold the same. A failure means that replicas see each other, or that something of a run is not in its State."""
