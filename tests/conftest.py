@@ -15,13 +15,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Most tests compile for longer than they compute. Without LLVM's optimizations, and with XLA's older code generator for
-# fusions, they take half the processor time and are as exact.
+# fusions, they take far less processor time and are as exact.
 FLAGS = "--xla_backend_optimization_level=0"
 if jaxlib.version.__version_info__ < (0, 11):  # XLA ends the process at a flag that a later version no longer knows
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # programs need not say which lines they were traced from
-gc.set_threshold(50_000, 20, 20)  # tracing makes many objects, few of them garbage: a tenth of the time would go to looking
+gc.set_threshold(50_000, 20, 20)  # tracing makes many objects, few of them garbage, and looking for it takes time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job, and so in its children
 
 if os.environ.get("SSL_JAX_CHECK_TYPES") == "1":

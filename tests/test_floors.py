@@ -73,6 +73,6 @@ def test_help_loads_nothing_heavy():
 
 def test_grain_is_imported_before_a_thread_reads_batches():
     """While grain is imported, etils replaces `builtins.__import__`: the import of another thread then gets an object that
-    is no module, and one run in twenty died in `jax.lax` when the prefetching thread imported grain."""
+    is no module, and now and then a run died in `jax.lax` when the prefetching thread imported grain."""
     code = "import sys; from ssl_jax.training import loop; from ssl_jax.data import pipeline; assert 'grain' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -120,17 +120,22 @@ ENTRY"""
     assert (found.kind, found.count, found.bytes) == ("all-gather", 1, 128 * 256 * 2)
 
 
-# Five blocks' weights, of which each iteration gathers its own; `whole` is gathered again in each.
-STACK = """
-HloModule step, num_partitions=4
-
-%cut (p0: bf16[5,32,256], p1: s32[]) -> bf16[32,256] {
+CUT = """%cut (p0: bf16[5,32,256], p1: s32[]) -> bf16[32,256] {
   %p0 = bf16[5,32,256]{2,1,0} parameter(0)
   %p1 = s32[] parameter(1)
   %zero = s32[] constant(0)
   %slice = bf16[1,32,256]{2,1,0} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,32,256}
   ROOT %block = bf16[32,256]{1,0} bitcast(%slice)
-}
+}"""  # one block's weights out of a stack of five
+
+# Five blocks' weights, of which each iteration gathers its own; `whole` is gathered again in each.
+STACK = """
+HloModule step, num_partitions=4
+
+"""
+STACK += (
+    CUT
+    + """
 
 %body (state: (s32[], bf16[5,32,256], bf16[32,256])) -> (s32[], bf16[5,32,256], bf16[32,256]) {
   %state = (s32[], bf16[5,32,256]{2,1,0}, bf16[32,256]{1,0}) parameter(0)
@@ -152,7 +157,8 @@ ENTRY %main (x: bf16[5,32,256], w: bf16[32,256]) -> bf16[32,256] {
   %loop = (s32[], bf16[5,32,256]{2,1,0}, bf16[32,256]{1,0}) while(%given), condition=%less, body=%body, backend_config={"known_trip_count":{"n":"5"}}
   ROOT %y = bf16[32,256]{1,0} get-tuple-element(%loop), index=2
 }
-"""  # noqa: E501
+"""
+)  # noqa: E501
 
 
 def test_each_blocks_own_weights_are_gathered_once():
@@ -211,13 +217,10 @@ def test_an_update_in_place_moves_its_rows_only():
 NESTED = """
 HloModule step
 
-%cut (p0: bf16[5,32,256], p1: s32[]) -> bf16[32,256] {
-  %p0 = bf16[5,32,256]{2,1,0} parameter(0)
-  %p1 = s32[] parameter(1)
-  %zero = s32[] constant(0)
-  %slice = bf16[1,32,256]{2,1,0} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,32,256}
-  ROOT %block = bf16[32,256]{1,0} bitcast(%slice)
-}
+"""
+NESTED += (
+    CUT
+    + """
 
 %multiply (p2: bf16[8,32], p3: bf16[5,32,256], p4: s32[]) -> f32[8,256] {
   %p2 = bf16[8,32]{1,0} parameter(0)
@@ -252,6 +255,7 @@ ENTRY %main (x: bf16[8,32], w: bf16[5,32,256], y: f32[5,8,256], i: s32[]) -> f32
   ROOT %all = f32[5,8,256]{2,1,0} fusion(%y, %row, %i), kind=kLoop, calls=%store
 }
 """
+)
 
 
 def test_a_slice_taken_in_a_nested_fusion_moves_its_own_bytes():
