@@ -157,8 +157,8 @@ ENTRY %main (x: bf16[5,32,256], w: bf16[32,256]) -> bf16[32,256] {
   %loop = (s32[], bf16[5,32,256]{2,1,0}, bf16[32,256]{1,0}) while(%given), condition=%less, body=%body, backend_config={"known_trip_count":{"n":"5"}}
   ROOT %y = bf16[32,256]{1,0} get-tuple-element(%loop), index=2
 }
-"""
-)  # noqa: E501
+"""  # noqa: E501
+)
 
 
 def test_each_blocks_own_weights_are_gathered_once():
