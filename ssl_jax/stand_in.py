@@ -75,7 +75,7 @@ def info_of(kind: str, config: Mapping[str, Any] | ConfigDict, vocabulary: int |
         classes = tuple(map(str, getattr(settings, "classes", ()) or range(CLASSES)))
         several = getattr(settings, "label_separator", None) is not None
         shapes["label"] = jax.ShapeDtypeStruct((len(classes),) if several else (), jnp.int32)
-        extra = {"class_counts": [1] * len(classes)}
+        extra = {"class_counts": [[1, 1] if several else 1 for _ in classes]}
     elif kind == "pairs":
         shapes |= words(settings.context_length, "tokens")
     elif kind == "tokens":
@@ -91,7 +91,7 @@ def info_of(kind: str, config: Mapping[str, Any] | ConfigDict, vocabulary: int |
         shapes, classes = words(settings.max_length, "tokens", "segments", "token_types"), ("0", "1")
         several = settings.label_separator is not None
         shapes["label"] = jax.ShapeDtypeStruct((len(classes),) if several else (), jnp.int32)
-        extra = {"class_counts": [1, 1]}
+        extra = {"class_counts": [[1, 1] if several else 1 for _ in classes]}
     elif kind == "parallel_text":
         shapes = words(settings.max_source_length, "source", "source_segments")
         shapes |= words(settings.max_target_length + 1, "target", "target_segments")

@@ -25,6 +25,7 @@ from ssl_jax.data.pipeline import ClassBalanced, Stream
 from ssl_jax.data.sources import load_source
 from ssl_jax.data.text.supervised import labelled_text
 from ssl_jax.downstream import EVALUATORS
+from ssl_jax.downstream.class_weights import balanced_weights, positive_weights
 from ssl_jax.downstream.evaluation import check_number_of_classes
 from ssl_jax.downstream.evaluator import EvaluationData
 from ssl_jax.downstream.evaluators.heads import LogisticRegression
@@ -32,6 +33,7 @@ from ssl_jax.downstream.evaluators.linear_probe import LinearProbe, probe
 from ssl_jax.downstream.metrics import classification as metrics
 from ssl_jax.downstream.supervised.classification import Classification
 from ssl_jax.downstream.supervised.text_classification import TextClassification
+from ssl_jax.downstream.supervised.text_encoder import class_scores
 from ssl_jax.errors import UserError
 from ssl_jax.interop.convert import exported
 from ssl_jax.predictions import class_rows
@@ -170,7 +172,7 @@ def test_a_probe_with_class_weights_is_scikit_learns_of_balanced_weights():
     x, y, z = several()
     labels = np.argmax(y, axis=1)
     np.testing.assert_allclose(
-        metrics.balanced_weights(np.bincount(labels)), compute_class_weight("balanced", classes=np.arange(3), y=labels)
+        balanced_weights(np.bincount(labels)), compute_class_weight("balanced", classes=np.arange(3), y=labels)
     )
     heads = {}
     for weights in (None, "balanced"):
@@ -181,6 +183,16 @@ def test_a_probe_with_class_weights_is_scikit_learns_of_balanced_weights():
     assert np.abs(heads[None] - heads["balanced"]).max() * x.std(0).max() > 0.1
     with pytest.raises(UserError, match='class_weights: protocol="?\'?grid.*use "lbfgs"'):
         LinearProbe(protocol="grid", class_weights="balanced")
+
+
+def test_a_probe_of_several_classes_with_class_weights_is_scikit_learns_with_weighted_positives():
+    x, y, z = several()
+    choice = probe([x], y, 3, LinearProbe(l2=(1e-2,), class_weights="balanced"))[0]
+    for c in range(3):
+        weights = {0: 1.0, 1: (1 - y[:, c].mean()) / y[:, c].mean()}
+        reference = Reference(C=1 / (1e-2 * len(x)), max_iter=2000, tol=1e-8, class_weight=weights).fit(z, y[:, c])
+        np.testing.assert_allclose(choice.head.weight[:, c] * x.std(0), reference.coef_[0], atol=2e-3)
+        np.testing.assert_allclose(choice.head(x)[:, c], reference.decision_function(z), atol=6e-3)
 
 
 def test_a_class_that_nothing_can_be_learnt_of_is_named():
@@ -207,11 +219,9 @@ def test_evaluators_of_one_class_an_example_refuse_several(folder):
         except UserError as error:
             assert f"--config.downstream.{name}=None. Those that take several are linear_probe, knn," in str(error)
             refused.add(name)
-    assert refused == {"few_shot", "zero_shot"}
-    LinearProbe().check(data)
-    for options in (dict(protocol="grid"), dict(protocol="mae"), dict(class_weights="balanced")):
-        with pytest.raises(UserError, match='may have several classes; use protocol="lbfgs" without class_weights'):
-            LinearProbe(**options).check(data)
+    assert refused == {"few_shot"}
+    for options in (dict(), dict(protocol="grid"), dict(protocol="mae"), dict(class_weights="balanced")):
+        LinearProbe(**options).check(data)
 
 
 def test_predictions_name_every_class_above_a_half():
@@ -247,6 +257,30 @@ def test_the_loss_of_several_classes_is_binary_cross_entropy():
     loss, found = jax.jit(functools.partial(t.loss, train=True))(params, b, jax.random.key(1))
     assert float(loss) == pytest.approx(np.mean([log_loss(y[:, c], p[:, c], labels=(0, 1)) for c in range(3)]), rel=1e-5)
     assert float(found["subset_accuracy"]) == pytest.approx(((p > 0.5) == y).all(axis=1).mean())
+
+
+def test_class_weights_of_several_classes_are_torchs_positive_weights(folder):
+    """Of images, and of texts with smoothed targets, counted on the examples that are trained on."""
+    torch = pytest.importorskip("torch")
+    (folder / "cells.csv").write_text(TABLES["cells.csv"][0])
+    balanced, settings = dict(class_weights="balanced"), section(f"csv:{folder / 'cells.csv'}", label_separator="|")
+    counts = build("images", settings, task_section=balanced).info.extra["class_counts"]
+    assert counts == [[3, 1], [2, 2], [3, 1]]  # TARGETS
+    y = np.array(TARGETS, np.int32)
+    t, b = task(counts=counts, **balanced), batch(y)
+    params = jax.jit(t.init)(jax.random.key(0), b)
+    logits = np.asarray(jax.jit(t.forward)(params, b)["logits"])
+    reference = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor([3.0, 1.0, 3.0]))
+    loss, weights = jax.jit(functools.partial(t.joint_loss, train=True)), jnp.asarray(positive_weights(counts), jnp.float32)
+    rows = jax.jit(functools.partial(t.embed, train=True))(params, b, jax.random.key(1))
+    for smoothing in (0.0, 0.2):
+        soft = y * (1 - smoothing) + smoothing / 2
+        expected = float(reference(torch.tensor(logits), torch.tensor(soft, dtype=torch.float32)))
+        given = b | {"label": jnp.asarray(soft, jnp.float32)} if smoothing else b
+        assert float(loss(params, rows, given)[0]) == pytest.approx(expected, rel=1e-5)
+        scores = class_scores(jnp.asarray(logits), jnp.asarray(y), smoothing, weights)  # of `text_classification`
+        assert float(jnp.mean(scores)) == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_array_equal(positive_weights([[4, 0], [0, 4]]), [1, 1])  # nothing to weigh
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -327,9 +361,6 @@ def test_class_balanced_sampling_needs_one_class_an_example(folder):
     dataset = build("images", section(f"csv:{folder / 'cells.csv'}", label_separator="|"))
     with pytest.raises(UserError, match="its examples have several classes"):
         ClassBalanced(dataset, 0)
-    with pytest.raises(UserError, match="task.class_weights: .* an example may have several classes"):
-        settings = section(f"csv:{folder / 'cells.csv'}", label_separator="|")
-        build("images", settings, task_section=dict(class_weights="balanced"))
 
 
 # The commands -------------------------------------------------------------------------------------------------------

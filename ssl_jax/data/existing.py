@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ssl_jax.cache import user_cache
+from ssl_jax.data.labels import without_and_with
 from ssl_jax.data.pipeline import Dataset, Part, subset, whole
 from ssl_jax.data.sources import MISSING, BadExample, Source
 from ssl_jax.errors import UserError
@@ -60,16 +61,19 @@ def existing(dataset: Dataset, *, scan: bool, augmented: bool = False, unlabelle
 def with_class_counts(dataset: Dataset, task_section: Any) -> Dataset:
     """Return a training set with info.extra["class_counts"], its examples of each class, if the task weights its classes.
 
-    Raise UserError where they cannot be known.
+    Where an example may have several classes, for each class how many do not have it and how many do. Raise UserError where
+    the counts cannot be known.
     """
     if not (task_section or {}).get("class_weights"):
         return dataset
     labels = None if whole(dataset.source).all_labelled else dataset.labels()
-    if labels is None or labels.ndim == 2:
-        why = "an example may have several classes" if labels is not None else "its labels are not known before training"
-        raise UserError(f"task.class_weights: {dataset.source.name}: {why}; leave it out")
-    counts = np.bincount(labels[labels >= 0], minlength=len(dataset.info.classes)).tolist()
-    info = dataclasses.replace(dataset.info, extra={**dataset.info.extra, "class_counts": counts})
+    if labels is None:
+        raise UserError(f"task.class_weights: {dataset.source.name}: its labels are not known before training; leave it out")
+    if labels.ndim == 2:
+        counts = without_and_with(labels)
+    else:
+        counts = np.bincount(labels[labels >= 0], minlength=len(dataset.info.classes))
+    info = dataclasses.replace(dataset.info, extra={**dataset.info.extra, "class_counts": counts.tolist()})
     return dataclasses.replace(dataset, info=info)
 
 

@@ -46,6 +46,12 @@ def multi_hot(
     return found, classes
 
 
+def without_and_with(labels: Shaped[np.ndarray, "examples classes"]) -> Int[np.ndarray, "classes 2"]:
+    """Return for each class how many examples do not have it, and how many do; `labels` are 0 and 1."""
+    having = np.count_nonzero(labels, axis=0)
+    return np.stack([len(labels) - having, having], axis=1)
+
+
 def rarest_class(labels: Shaped[np.ndarray, "examples classes"]) -> Int[np.ndarray, "examples"]:
     """Return of each example's classes the one with the fewest examples, MISSING where it has none.
 

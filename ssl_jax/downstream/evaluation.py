@@ -113,6 +113,6 @@ def check_number_of_classes(name: str, evaluator: Evaluator, data: EvaluationDat
     if not evaluator.several_classes and any(splits[name].labels().ndim == 2 for name in evaluator.requires_labels):
         taking = [known for known in EVALUATORS if look_up(EVALUATORS, known, "downstream").several_classes]
         raise UserError(
-            f"takes one class an example, but here an example may have several; leave it out by "
-            f"--config.downstream.{name}=None. Those that take several are {', '.join(taking)}"
+            f"takes one class an example{evaluator.one_class_because}, but here an example may have several; leave it out "
+            f"by --config.downstream.{name}=None. Those that take several are {', '.join(taking)}"
         )

@@ -57,6 +57,7 @@ class Evaluator:
 
     requires_labels: ClassVar[tuple[str, ...]] = ()  # of "train", "test": splits without whose labels nothing is measured
     several_classes: ClassVar[bool] = False  # whether an example may have several classes
+    one_class_because: ClassVar[str] = ""  # why it may not
     notes: ClassVar[Mapping[str, str]] = {}  # by the name of a task: a caution printed beside its result
 
     def __post_init__(self):

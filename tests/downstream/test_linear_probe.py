@@ -112,13 +112,14 @@ def descend_by_hand(x, y, classes, settings, seed, head):
     mean, std, running = x.mean(0), x.std(0), [np.zeros(x.shape[1]), np.ones(x.shape[1])]
     for step in range(steps):
         index = order[step * batch : (step + 1) * batch]
-        xb, yb = x[index].astype(np.float64), np.eye(classes)[y[index]]
+        xb, yb = x[index].astype(np.float64), np.eye(classes)[y[index]] if y.ndim == 1 else y[index]
         if settings.norm == "batch":
             running = [0.9 * running[0] + 0.1 * xb.mean(0), 0.9 * running[1] + 0.1 * xb.var(0, ddof=1)]
             xb = (xb - xb.mean(0)) / np.sqrt(xb.var(0) + 1e-6)
         else:
             xb = (xb - mean) / std
-        error = (metrics.softmax(xb @ w + b) - yb) / batch
+        logits = xb @ w + b
+        error = ((metrics.softmax(logits) if y.ndim == 1 else 1 / (1 + np.exp(-logits))) - yb) / batch
         gw, gb = xb.T @ error + decay * w, error.sum(0)
         if settings.optimizer == "lars":
             gw = gw * 0.001 * np.linalg.norm(w) / np.linalg.norm(gw)
@@ -145,8 +146,10 @@ def descend_by_hand(x, y, classes, settings, seed, head):
     ],
     ids=["sgd", "mae", "lars with decay"],
 )
-def test_descent_is_the_published_formula(settings):
+@pytest.mark.parametrize("several", [False, True], ids=["one class", "several classes"])
+def test_descent_is_the_published_formula(settings, several):
     x, y = problem(300)
+    y = np.stack([y == 0, y < 2, y > 1, y % 2], axis=1).astype(np.int32) if several else y
     heads = train_linear_heads(x, y, 4, settings, seed=3)
     assert len(heads) == len(settings.heads)
     for i, head in enumerate(heads):

@@ -25,6 +25,7 @@ from ssl_jax.downstream.evaluators.finetune import FineTune, FineTuner, Scratch
 from ssl_jax.downstream.evaluators.knn import KNN, knn_votes
 from ssl_jax.downstream.evaluators.label_efficiency import LabelEfficiency
 from ssl_jax.downstream.evaluators.linear_probe import LinearProbe, probe
+from ssl_jax.downstream.evaluators.zero_shot import ZeroShot
 from ssl_jax.downstream.metrics import classification as metrics
 from ssl_jax.downstream.supervised.text_classification import TextClassification, TextClassificationMetrics
 from ssl_jax.errors import UserError
@@ -164,18 +165,35 @@ def test_a_class_that_training_does_not_have_is_named_or_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "task", "message"),
+    ("options", "message"),
     [
-        (dict(), dict(class_weights="balanced"), "task.class_weights: .*an example may have several classes; leave it out"),
-        (dict(label_separator=""), {}, "must be at least one character"),
-        (dict(label_separator=None), {}, "expected one class; for several set data.label_separator"),
+        (dict(label_separator=""), "must be at least one character"),
+        (dict(label_separator=None), "expected one class; for several set data.label_separator"),
     ],
 )
-def test_what_texts_of_several_classes_refuse(tmp_path, options, task, message):
+def test_what_texts_of_several_classes_refuse(tmp_path, options, message):
     (tmp_path / "lists.jsonl").write_text(WRITTEN["lists.jsonl"])
     section = text_toys.section(f"jsonl:{tmp_path / 'lists.jsonl'}", label_separator=",") | options
     with pytest.raises(UserError, match=message):
-        labelled_text(section, split="train", train=True, task_section=task)
+        labelled_text(section, split="train", train=True)
+
+
+def test_class_weights_of_texts_with_several_classes(tmp_path):
+    """Weighted by the counts of the examples trained on: torch's loss with `pos_weight`."""
+    torch = pytest.importorskip("torch")
+    (tmp_path / "cells.csv").write_text(WRITTEN["cells.csv"])
+    section = dict(name="text_classification", pooling="mean", dropout=0.0, class_weights="balanced")
+    settings = text_toys.section(f"csv:{tmp_path / 'cells.csv'}", label_separator=",")
+    data = labelled_text(settings, split="train", train=True, task_section=section)
+    assert data.info.extra["class_counts"] == [[3, 2]] * 3
+    task = TextClassification.from_config(text_toys.config(section, dropout=0.0), data.info)
+    batch = text_toys.batch_of(data, 5)
+    params = jax.jit(task.init)(jax.random.key(0), batch)
+    logits = torch.tensor(np.asarray(jax.jit(task.features)(params, batch)["logits"]))
+    target = torch.tensor(np.asarray(batch["label"]), dtype=torch.float32)
+    expected = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor([1.5, 1.5, 1.5]))(logits, target)
+    loss, _ = jax.jit(functools.partial(task.loss, train=True))(params, batch, jax.random.key(1))
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_the_loss_and_the_metrics_of_texts_with_several_classes(tmp_path):
@@ -252,6 +270,47 @@ def test_knn_measures_average_precision():
     assert found["mean_average_precision"] == found["k=5/mean_average_precision"]
     assert found["chance/mean_average_precision"] == pytest.approx(targets[:30].mean())
     assert found["raw_pixels/k=1/mean_average_precision"] == 1 and "majority/accuracy" not in found
+
+
+@pytest.mark.parametrize("protocol", ["grid", "mae"])
+def test_probes_by_gradient_descent_measure_average_precision(protocol):
+    """Of the test split, and in selection among the rates of a grid."""
+    images, targets = toys()
+    names = ("red", "green", "blue")
+    data = EvaluationData(dataset(images, targets, names), dataset(images[:30], targets[:30], names, "memory:test"))
+    encoder = with_baselines(ToyTask(), toy_params(data))
+    rates = (1e-6, 1.0) if protocol == "grid" else (30.0,)
+    evaluator = LinearProbe(protocol=protocol, epochs=20, warmup_epochs=2, batch_size=20, learning_rates=rates)
+    evaluator.check(data)
+    found = flat(evaluator(encoder, data))
+    train, test = (encoder.extract(split, ("mean",))["mean"] for split in (data.train, data.test))
+    choice = probe([train], targets, 3, evaluator)[0]
+    expected = average_precision_score(targets[:30], choice.head(test), average="macro")
+    assert found["mean_average_precision"] == pytest.approx(expected)
+    assert found["raw_pixels/mean_average_precision"] > 0.9 and "majority/accuracy" not in found
+    held = metrics.held_out(targets, 0.1, 0)[1]
+    if protocol == "grid":
+        measured = average_precision_score(targets[held], choice.head(train[held]), average="macro")
+        assert found["held_out_mean_average_precision"] == pytest.approx(measured)
+
+
+def test_zero_shot_classification_of_several_classes_ranks_the_images_of_each(monkeypatch):
+    images, targets = toys(20)
+    names, random = ("red", "green", "blue"), np.random.default_rng(5)
+    data = EvaluationData(dataset(images, targets, names), dataset(images, targets, names, "memory:test"))
+    found, texts = random.standard_normal((20, 4)).astype(np.float32), random.standard_normal((3, 4)).astype(np.float32)
+
+    class Embedded(Encoder):
+        def extract(self, dataset, names, batch_size=256):
+            return {"image_embedding": found, "label": targets}
+
+    monkeypatch.setattr("ssl_jax.downstream.evaluators.zero_shot.embed_texts", lambda *_: texts)
+    values = flat(ZeroShot()(Embedded(None), data))
+    scores = found @ (texts / np.linalg.norm(texts, axis=1, keepdims=True)).T
+    assert values["mean_average_precision"] == pytest.approx(average_precision_score(targets, scores, average="macro"))
+    assert values["per_class_average_precision/green"] == pytest.approx(average_precision_score(targets[:, 1], scores[:, 1]))
+    assert values["chance/mean_average_precision"] == pytest.approx(targets.mean())
+    assert not any("accuracy" in name for name in values)
 
 
 def test_a_probe_with_class_weights_is_selected_by_balanced_accuracy():

@@ -32,6 +32,7 @@ class FewShot(Evaluator):
     seed: int = 0
 
     requires_labels = ("train", "test")
+    one_class_because = " (an example of several classes would be a shot of each, so that no class has N shots)"
 
     def __post_init__(self):
         super().__post_init__()

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from ssl_jax.downstream.class_weights import binary_cross_entropy
 from ssl_jax.errors import UserError
 
 
@@ -60,19 +61,26 @@ class LogisticRegression:
     """Logistic regression by L-BFGS, for several strengths on one data set: multinomial, or for multi-hot labels
     [examples, classes] one independent binary regression per class.
 
-    Minimises mean_i w_i CE_i + l2 / 2 |W|^2 (with several classes per example CE_i is their sum) over standardised
-    features (scikit-learn's C is 1 / (l2 * examples)); the bias is not penalised. As a preconditioner, each direction
-    along an eigenvector of the features' covariance is divided by its expected curvature, e / classes + l2 (for independent
-    classes e / 4 + l2), so that differences of the features' variances do not slow L-BFGS. The optimum does not change: the
-    rotation preserves |W|, and the penalty undoes the scaling.
+    Minimises mean_i w_i CE_i + l2 / 2 |W|^2 (with several classes per example CE_i is their sum, positives weighted by
+    `positive`) over standardised features (scikit-learn's C is 1 / (l2 * examples)); the bias is not penalised. As a
+    preconditioner, each direction along an eigenvector of the features' covariance is divided by its expected curvature,
+    e / classes + l2 (for independent classes e / 4 + l2), so that differences of the features' variances do not slow L-BFGS.
+    The optimum does not change: the rotation preserves |W|, and the penalty undoes the scaling.
 
     The eigenvectors are those of the covariance or, with fewer examples than features, of the Gram matrix, and the features
     are rotated onto them once. If both numbers exceed WIDE, the first RANK eigenvectors of WIDE examples precondition
     the problem, and the features are not rotated: time and memory grow linearly in examples and in features.
     """
 
-    def __init__(self, x: Float[np.ndarray, "examples dim"], labels: Int[np.ndarray, "examples ..."], classes: int):
+    def __init__(
+        self,
+        x: Float[np.ndarray, "examples dim"],
+        labels: Int[np.ndarray, "examples ..."],
+        classes: int,
+        positive: Float[np.ndarray, "classes"] | None = None,
+    ):
         self.classes, self.labels = classes, jnp.asarray(labels)
+        self.positive = np.ones(classes, np.float32) if positive is None else positive.astype(np.float32)
         self.spread = classes if labels.ndim == 1 else 4
         self.mean, self.std = moments(x)
         if min(x.shape) > WIDE:
@@ -118,7 +126,8 @@ class LogisticRegression:
         scale = 1 / np.sqrt(self.curvature / self.spread + l2)
         rest = scale if self.rotation is not None else np.float32(1 / np.sqrt(self.rest / self.spread + l2))
         basis = (self.top, scale[: self.top.shape[1]], rest)
-        return _lbfgs(start, self.z, self.shift, self.divisor, self.labels, weights, basis, l2, iterations, tolerance)
+        data = self.z, self.shift, self.divisor, self.labels, weights, self.positive
+        return _lbfgs(start, *data, basis, l2, iterations, tolerance)
 
     def logits(self, head) -> Float[np.ndarray, "examples classes"]:
         """Return the logits of the examples given at construction."""
@@ -138,7 +147,7 @@ def _logits(head, z, shift, divisor):
 
 
 @jax.jit
-def _lbfgs(start, z, shift, divisor, labels, weights, basis, l2, iterations, tolerance):
+def _lbfgs(start, z, shift, divisor, labels, weights, positive, basis, l2, iterations, tolerance):
     """L-BFGS on v, where W = scaled(v): times `scale` along the columns of `top`, and times `rest` across them."""
     top, scale, rest = basis
     weights = weights / jnp.sum(weights)
@@ -152,7 +161,7 @@ def _lbfgs(start, z, shift, divisor, labels, weights, basis, l2, iterations, tol
         weight = scaled(head[0])
         logits = _logits((weight, head[1]), z, shift, divisor)
         if labels.ndim == 2:
-            error = jnp.sum(optax.sigmoid_binary_cross_entropy(logits, labels), axis=1)
+            error = jnp.sum(binary_cross_entropy(logits, labels, positive), axis=1)
         else:
             own = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
             error = jax.nn.logsumexp(logits, axis=1) - own
@@ -209,13 +218,14 @@ class Descent:
 
 def train_linear_heads(
     x: Float[np.ndarray, "examples dim"] | Sequence[Float[np.ndarray, "examples _"]],
-    labels: Int[np.ndarray, "examples"],
+    labels: Int[np.ndarray, "examples ..."],
     classes: int,
     settings: Descent,
     seed: int,
 ) -> list[Linear] | list[list[Linear]]:
     """One head for each of `settings.heads`, all trained in one program on the same stream of batches.
 
+    With `labels` [examples, classes] of 0 and 1, each class is a binary logistic regression: the loss is their sum.
     Of several representations of the same examples, a list for each; a head does not depend on which others are trained.
     """
     if not isinstance(x, np.ndarray):
@@ -281,7 +291,8 @@ def _run_descent(xs, labels, starts, order, schedule, rates, decays, scales, *, 
     def update(head, momentum, xb, own, rate):
         weight, bias = head
         logits = (xb @ weight.reshape(len(weight), -1)).reshape(-1, classes, heads) + bias
-        error = (jax.nn.softmax(logits, axis=1) - own) / len(xb)  # of the mean cross entropy
+        said = jax.nn.softmax(logits, axis=1) if labels.ndim == 1 else jax.nn.sigmoid(logits)
+        error = (said - own) / len(xb)  # of the mean cross entropy
         grad = (xb.T @ error.reshape(len(xb), -1)).reshape(weight.shape) + decays * weight
         if optimizer == "lars":
             grad = grad * lars_ratio(weight, grad)
@@ -290,7 +301,7 @@ def _run_descent(xs, labels, starts, order, schedule, rates, decays, scales, *, 
 
     def step(carry, now):
         index, factor = now
-        own = jax.nn.one_hot(labels[index], classes)[:, :, None]
+        own = (jax.nn.one_hot(labels[index], classes) if labels.ndim == 1 else labels[index])[:, :, None]
         after = []
         for x, (head, momentum, scale) in zip(xs, carry, strict=True):
             xb, scale = normalised(x[index], scale)

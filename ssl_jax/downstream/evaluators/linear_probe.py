@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from ssl_jax.data.labels import without_and_with
+from ssl_jax.downstream.class_weights import balanced_weights, positive_weights
 from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
 from ssl_jax.downstream.evaluators.baselines import flat, majority
 from ssl_jax.downstream.evaluators.features import Encoder
@@ -32,9 +34,10 @@ class LinearProbe(Evaluator):
 
     A head with non-finite weights has diverged: it is named in the log and never selected.
 
-    With several classes per example, "lbfgs" fits one logistic regression per class, and the strength is selected by mean
-    average precision; the other protocols refuse such data. With class_weights="balanced" ("lbfgs" only) every class has the
-    same total weight, as in scikit-learn, and the strength is selected by balanced accuracy.
+    With several classes per example every protocol fits one binary logistic regression per class, and the head is selected by
+    mean average precision. With class_weights="balanced" ("lbfgs" only) every class has the same total weight, as in
+    scikit-learn, and the strength is selected by balanced accuracy; with several classes per example the examples of a class
+    weigh as much as those without it (`positive_weights`).
 
     Yields `metrics.classification` (`metrics.several_classes`), the selected settings, and each baseline's headline metric.
     """
@@ -142,9 +145,6 @@ class LinearProbe(Evaluator):
 
     def check(self, data: EvaluationData) -> None:
         metrics.check_labels(data.train.labels(), data.test.labels(), data.classes)
-        if data.train.labels().ndim == 2 and (self.protocol != "lbfgs" or self.class_weights):
-            option = "class_weights" if self.class_weights else f"protocol={self.protocol!r}"
-            raise UserError(f'{option}: here an example may have several classes; use protocol="lbfgs" without class_weights')
         if self.augment is not None:
             self._tuner(data)
 
@@ -233,10 +233,12 @@ def _choose(
 
 
 def _logistic(x, labels, classes, settings: LinearProbe, held, log) -> Choice:
-    problem, strengths = LogisticRegression(x, labels, classes), settings.l2
-    whole = np.ones(len(labels), np.float32)
-    if settings.class_weights:
-        whole = metrics.balanced_weights(np.bincount(labels, minlength=classes))[labels]
+    whole, positive, strengths = np.ones(len(labels), np.float32), None, settings.l2
+    if settings.class_weights and labels.ndim == 2:
+        positive = positive_weights(without_and_with(labels))
+    elif settings.class_weights:
+        whole = balanced_weights(np.bincount(labels, minlength=classes))[labels]
+    problem = LogisticRegression(x, labels, classes, positive)
     weights = whole.copy()
     weights[held] = 0
     strengths = sorted(strengths, reverse=True) if len(held) else strengths[:1]

@@ -10,7 +10,7 @@ from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
 from ssl_jax.downstream.evaluators.baselines import majority
 from ssl_jax.downstream.evaluators.cross_modal import embed_texts, hit_chance
 from ssl_jax.downstream.evaluators.features import Encoder
-from ssl_jax.downstream.metrics.classification import check_finite
+from ssl_jax.downstream.metrics.classification import SEVERAL, check_finite, several_classes
 from ssl_jax.errors import UserError
 from ssl_jax.reports.records import Record, over_examples
 
@@ -23,6 +23,10 @@ class ZeroShot(Evaluator):
     texts: `class_texts`, or else those of the data set, or else the class's name. Yields "accuracy", also under "top5"
     (for more than five classes) and "balanced" (the mean over classes), and the baselines "chance" (a random class) and
     "majority" (the training split's most frequent class). Ties count by their expectation under random tie-breaking.
+
+    Where an image may have several classes, each class ranks the images by their similarity to it: yields
+    `metrics.several_classes`, of which "mean_average_precision" is the headline (as for VOC 2007 in Radford et al. 2021,
+    table 9, without the interpolation at 11 points).
     """
 
     templates: tuple = ("{}",)
@@ -30,6 +34,7 @@ class ZeroShot(Evaluator):
     batch_size: int = 256
 
     requires_labels = ("test",)
+    several_classes = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -51,8 +56,11 @@ class ZeroShot(Evaluator):
         """Raise UserError if there are no classes or no texts for them."""
         labels = data.test.labels()
         classes = self.classes(data)
-        if labels.max() >= len(classes):
-            raise UserError(f"{data.test.source.name} has label {labels.max()} but {len(classes)} class names")
+        count = labels.shape[1] if labels.ndim == 2 else labels.max() + 1
+        if count > len(classes):
+            raise UserError(f"{data.test.source.name} has label {count - 1} but {len(classes)} class names")
+        if not labels.any() and labels.ndim == 2:
+            raise UserError(f"{data.test.source.name}: no image has a class; nothing can be measured on it")
 
     def classes(self, data: EvaluationData) -> list[tuple[str, ...]]:
         """Return the texts of each class."""
@@ -63,7 +71,7 @@ class ZeroShot(Evaluator):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return ("accuracy", "top5/accuracy", "balanced/accuracy", "chance/accuracy", "majority/accuracy")
+        return ("accuracy", "top5/accuracy", "balanced/accuracy", "chance/accuracy", "majority/accuracy", *SEVERAL)
 
     def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
         self.check(data)
@@ -71,6 +79,9 @@ class ZeroShot(Evaluator):
         found = encoder.extract(data.test, ("image_embedding",), self.batch_size)
         labels, scores = found["label"], found["image_embedding"] @ vectors.T
         check_finite(scores, "similarities to the classes")
+        if labels.ndim == 2:
+            yield from several_classes(scores, labels, data.test.info.classes or data.classes, calibrated=False)
+            return
         own = scores[np.arange(len(labels)), labels][:, None]
         higher, tied = np.sum(scores > own, axis=1), np.sum(scores == own, axis=1) - 1
         hits = hit_chance(higher, tied, np.ones_like(tied), 1)

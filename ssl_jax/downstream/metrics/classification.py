@@ -136,15 +136,6 @@ def check_finite(values: Float[np.ndarray, "examples ..."], what: str) -> None:
         raise UserError(f"{what} of {bad:,} of {len(values):,} examples are NaN or infinite; lower the learning rate")
 
 
-def balanced_weights(counts: Sequence[int] | Int[np.ndarray, "classes"]) -> Float[np.ndarray, "classes"]:
-    """Return examples / (classes * count) of each class, whose mean over the examples is 1 (scikit-learn's "balanced").
-
-    A class without examples has weight 0, and does not count among the classes.
-    """
-    counts = np.asarray(counts, np.float64)
-    return np.divide(counts.sum() / np.count_nonzero(counts), counts, out=np.zeros_like(counts), where=counts > 0)
-
-
 NAMES = ("accuracy", "top5", "balanced_accuracy", "f1_macro", "ece", "per_class*")  # of `classification`
 
 
@@ -215,11 +206,15 @@ def jackknife(without: Float[np.ndarray, "examples classes"]) -> float | None:
 
 
 def several_classes(
-    logits: Float[np.ndarray, "examples classes"], targets: Int[np.ndarray, "examples classes"], classes: Sequence[str] = ()
+    logits: Float[np.ndarray, "examples classes"],
+    targets: Int[np.ndarray, "examples classes"],
+    classes: Sequence[str] = (),
+    *,
+    calibrated: bool = True,
 ) -> Iterator[Record]:
     """Yield the records of examples with several classes each: "mean_average_precision" with each class's, and that of a
     random order (the classes' shares); and "subset_accuracy", the share of examples whose classes, those of probability above
-    0.5, are all right.
+    0.5, are all right. With calibrated=False `logits` are scores that only rank, and there is no subset accuracy.
 
     Standard errors of average precisions are by the jackknife over the examples. Raises UserError for logits that are not
     finite.
@@ -230,7 +225,8 @@ def several_classes(
     mean = Record("mean_average_precision", float(found[present].mean()), n=len(targets), stderr=jackknife(without))
     yield mean.of(headline=True)
     yield mean.of(value=float(targets[:, present].mean()), baseline="chance", stderr=None)
-    yield over_examples("subset_accuracy", ((logits > 0) == (targets > 0)).all(axis=1))
+    if calibrated:
+        yield over_examples("subset_accuracy", ((logits > 0) == (targets > 0)).all(axis=1))
     for c in present:
         name, stderr = str(classes[c]) if classes else str(c), jackknife(without[:, [c]])
         count = int(targets[:, c].sum())

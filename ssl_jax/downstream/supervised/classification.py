@@ -19,7 +19,7 @@ from ssl_jax import models
 from ssl_jax.config import read
 from ssl_jax.data.images.augment import Mix, mix
 from ssl_jax.data.labels import several_classes
-from ssl_jax.downstream.metrics.classification import balanced_weights
+from ssl_jax.downstream.class_weights import balanced_weights, binary_cross_entropy, positive_weights
 from ssl_jax.errors import UserError
 from ssl_jax.models.layers import truncated_normal
 from ssl_jax.randomness import example_keys, substream
@@ -34,7 +34,7 @@ class ClassificationSettings:
     head_std: float = 2e-5  # the head's initial weights; small, so that early gradients barely disturb the encoder
     head_norm: str = "none"  # "batch": batch norm without affine, eps 1e-6, before the head (MAE's linear probe)
     mix: Mix | None = None  # mixup, cutmix, label smoothing
-    class_weights: str | None = None  # "balanced": examples weigh examples / (classes * those of their class)
+    class_weights: str | None = None  # "balanced": classes weigh the same, whatever their sizes
 
     def __post_init__(self):
         options = (("pooling", ("mean", "cls")), ("head_norm", ("none", "batch")), ("class_weights", (None, "balanced")))
@@ -50,7 +50,8 @@ class Classification(Task):
     """Parameters: "encoder" and "head". Batches: {"image", "label"}, labels i32[batch] or soft f32[batch, classes].
 
     Where an example may have several classes (`several_classes`) labels are i32[batch, classes] of 0 and 1, and each class is
-    a yes or no of its own: the loss is the binary cross-entropy, the mean over examples and classes.
+    a yes or no of its own: the loss is the binary cross-entropy, the mean over examples and classes. Class weights are
+    `balanced_weights`, or of several classes `positive_weights`.
     """
 
     settings: ClassificationSettings
@@ -130,7 +131,8 @@ class Classification(Task):
         logits, target = self._logits(params, rows), batch["label"]
         if self.several_classes:
             right = jnp.all((logits > 0) == (batch.get("hard_label", target) > 0), axis=-1)
-            loss = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, target.astype(jnp.float32)))
+            positive = positive_weights(self.info.extra["class_counts"]) if self.settings.class_weights else 1.0
+            loss = jnp.mean(binary_cross_entropy(logits, target, jnp.asarray(positive, jnp.float32)))
             return loss, {"subset_accuracy": jnp.mean(right.astype(jnp.float32))}
         best = batch.get("hard_label", target if target.ndim == 1 else jnp.argmax(target, axis=-1))
         accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == best).astype(jnp.float32))

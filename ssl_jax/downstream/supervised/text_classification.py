@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from ssl_jax import models
 from ssl_jax.config import read
 from ssl_jax.data.labels import several_classes
+from ssl_jax.downstream.class_weights import balanced_weights, positive_weights
 from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
 from ssl_jax.downstream.evaluators.baselines import majority
 from ssl_jax.downstream.evaluators.features import Encoder
@@ -39,7 +40,7 @@ class TextClassificationSettings:
     causal: bool = False  # True to start from a next-token model
     dropout: float = 0.1  # before the head
     label_smoothing: float = 0.0
-    class_weights: str | None = None  # "balanced": examples weigh examples / (classes * those of their class)
+    class_weights: str | None = None  # "balanced": classes weigh the same, whatever their sizes
 
     def __post_init__(self):
         if self.pooling not in POOLINGS:
@@ -112,11 +113,12 @@ class TextClassification(Task):
         smoothing = self.settings.label_smoothing if train else 0.0
         if self.several_classes:
             right = jnp.all((logits > 0) == (batch["label"] > 0), axis=-1)
-            loss = jnp.mean(class_scores(logits, batch["label"], smoothing))
+            positive = positive_weights(self.info.extra["class_counts"]) if self.settings.class_weights else 1.0
+            loss = jnp.mean(class_scores(logits, batch["label"], smoothing, jnp.asarray(positive, jnp.float32)))
             return loss, {"subset_accuracy": jnp.mean(right.astype(jnp.float32))}
         scores = label_scores(logits, batch["label"], smoothing)
         if self.settings.class_weights:
-            scores *= jnp.asarray(metrics.balanced_weights(self.info.extra["class_counts"]), jnp.float32)[batch["label"]]
+            scores *= jnp.asarray(balanced_weights(self.info.extra["class_counts"]), jnp.float32)[batch["label"]]
         return jnp.mean(scores), {"accuracy": jnp.mean((jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32))}
 
     def features(self, params: Params, batch: Batch) -> dict[str, Array]:

@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int, Key
 
+from ssl_jax.downstream.class_weights import binary_cross_entropy
 from ssl_jax.models.language import Transformer
 from ssl_jax.task import Batch, Params
 
@@ -14,11 +14,14 @@ def init_transformer(model: Transformer, key: Key[Array, ""], batch: Batch) -> P
 
 
 def class_scores(
-    logits: Float[Array, "batch classes"], targets: Int[Array, "batch classes"], smoothing: float
+    logits: Float[Array, "batch classes"],
+    targets: Int[Array, "batch classes"],
+    smoothing: float,
+    positive: Float[Array, "..."] | float = 1.0,
 ) -> Float[Array, "batch"]:
     """Binary cross entropy of each class, the mean over classes, against (1 - smoothing) of the target and smoothing / 2."""
     soft = (1 - smoothing) * targets.astype(jnp.float32) + smoothing / 2
-    return jnp.mean(optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), soft), axis=-1)
+    return jnp.mean(binary_cross_entropy(logits.astype(jnp.float32), soft, positive), axis=-1)
 
 
 def label_scores(logits: Float[Array, "*batch classes"], labels: Array, smoothing: float) -> Float[Array, "*batch"]:
