@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes over which a batch is split
@@ -42,6 +43,39 @@ def rows(x: Float[Array, "batch *rest"]) -> Float[Array, "batch *rest"]:
     return jax.lax.with_sharding_constraint(x, P(axes)) if axes else x
 
 
+def fsdp_axis(shape: tuple[int, ...], count: int, taken: tuple[int, ...] = ()) -> int | None:
+    """Return the axis that a parameter is split over `count` devices of fsdp: the largest that they divide, not `taken`."""
+    axes = [i for i, size in enumerate(shape) if i not in taken and size % count == 0 and size >= count]
+    return max(axes, key=lambda i: shape[i]) if count > 1 and axes else None
+
+
+def copies(x: Float[Array, "rows dim"], batch: int) -> Float[Array, "*devices rows dim"]:
+    """Return a copy of a table for each device that has its own examples of the batch, [devices, rows, dim].
+
+    For a table with several uses, such as an embedding and the output layer tied to it: each device adds the gradients of its
+    uses before they are summed over devices, once. XLA would sum each use's, and a lookup's whole. `take` and
+    `models.cross_entropy` accept the result. Return `x` itself if the batch is not split, or the table is split over tensor.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = free_axes(ROWS, batch)
+    if not axes or free_axes(HEADS):
+        return x
+    axis = fsdp_axis(x.shape, mesh.shape["fsdp"]) if "fsdp" in axes else None
+    spec = P() if axis is None else P(*[None] * axis, "fsdp")
+    own = lambda x: x[None] if axis is None else jax.lax.all_gather(x, "fsdp", axis=axis, tiled=True)[None]
+    names = {name for name in mesh.auto_axes if name in axes or mesh.shape[name] == 1}
+    return jax.shard_map(own, in_specs=spec, out_specs=P(axes), axis_names=names, check_vma=False)(x)
+
+
+def take(table: Float[Array, "*devices rows dim"], indices: Int[Array, "batch *rest"]) -> Float[Array, "batch *rest dim"]:
+    """Return rows of a table, or of its `copies`, each device from its own."""
+    if table.ndim == 2:
+        return rows(jnp.take(gathered(table), indices, axis=0))
+    if not free_axes(ROWS, indices.shape[0]):
+        return jnp.take(table[0], indices, axis=0)
+    return by_rows(lambda gather, split, whole: jnp.take(split[0][0], split[1], axis=0), (table, indices))
+
+
 @jax.custom_vjp
 def gathered(x: Array) -> Array:
     """Return `x` replicated on every device; XLA chooses the sharding of its gradient."""
@@ -62,19 +96,20 @@ def over_rows(function: Callable[..., Any], split: tuple, parts: tuple) -> tuple
 
     split: a tree of arrays [batch, ...]; parts: a tree of arrays [rows, ...], split over the mesh's axes `across` ("tensor",
     if it divides the rows) or else replicated. The function must sum over `across` itself whatever needs all rows; a sum with
-    one or more axes has the device's own rows. A sum with two or more axes is left split over "fsdp" if that divides it, like
-    a parameter's gradient.
+    one or more axes has the device's own rows. A sum with two or more axes is left split over "fsdp" like the parameter
+    (`fsdp_axis`) whose gradient it is.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = free_axes(ROWS, *(x.shape[0] for x in jax.tree.leaves(split)))
     across = free_axes(HEADS, *(x.shape[0] for x in jax.tree.leaves(parts)))
     if not axes + across:
         return function(split, parts, ())
-    fsdp, axis = mesh.shape["fsdp"] if "fsdp" in axes else 1, len(across)
-    scattered = lambda x: x.ndim > 1 and fsdp > 1 and x.shape[axis] % fsdp == 0
+    fsdp, taken = mesh.shape["fsdp"] if "fsdp" in axes else 1, (0,) if across else ()
+    scattered = lambda x: fsdp_axis(x.shape, fsdp, taken) if x.ndim > 1 else None
 
     def total(x: Array) -> Array:
-        if not scattered(x):
+        axis = scattered(x)
+        if axis is None:
             return jax.lax.psum(x, axes) if axes else x
         x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=axis, tiled=True)
         return jax.lax.psum(x, others) if others else x
@@ -84,8 +119,9 @@ def over_rows(function: Callable[..., Any], split: tuple, parts: tuple) -> tuple
         return jax.tree.map(total, sums), results
 
     def spec(x: Any) -> P:
-        rows = [across] if across and x.ndim else []
-        return P(*rows, "fsdp") if scattered(x) else P(*rows)
+        names: list[Any] = [across] if across and x.ndim else []
+        axis = scattered(x)
+        return P(*names) if axis is None else P(*names, *[None] * (axis - len(names)), "fsdp")
 
     others = tuple(name for name in axes if name != "fsdp")
     sums, results = jax.eval_shape(lambda *arrays: function(*arrays, ()), split, parts)

@@ -151,3 +151,39 @@ print(json.dumps(found))
 def test_an_output_layer_split_over_devices_is_that_of_one(child):
     """Loss, metrics and gradients, with rows split over data and fsdp and the vocabulary over tensor."""
     assert_all_equal_the_first(child(OUTPUT_LAYER, devices=4))
+
+
+TIED = (
+    MESHES
+    + """
+from ssl_jax.models.cross_entropy import cross_entropy, logits
+
+draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)
+found = {}
+for rows in (24, 23):  # split over four devices by rows, and by columns
+    given, tokens, labels = (draw(0, rows, 8), draw(1, rows)), *(jnp.arange(48).reshape(8, 6) * n % rows for n in (5, 7))
+    def value(table, bias):
+        table = partition.copies(table, 8)
+        assert table.ndim == (3 if split else 2)
+        hidden = jnp.tanh(partition.take(table, tokens))
+        loss = cross_entropy(hidden, table, labels, bias, chunks=chunks)[0]
+        few = partition.take(table, tokens[:3])  # rows that the devices do not divide
+        return loss + jnp.mean(jnp.sin(logits(hidden, table, bias))) + jnp.mean(jnp.sin(few))
+    run = lambda: jax.jit(lambda *x: jax.value_and_grad(value, (0, 1))(*x))(*given)
+    values = lambda: [np.asarray(x, float).tolist() for x in jax.tree.leaves(run())]
+    chunks, split = 1, False
+    found[rows] = [values()]
+    for shape in ((4, 1, 1), (2, 2, 1), (1, 4, 1), (1, 1, 4), (1, 2, 2)):
+        with jax.set_mesh(mesh_of(*shape)):
+            split = shape[2] == 1
+            for chunks in (1, 3):
+                found[rows].append(values())
+print(json.dumps(found))
+"""
+)
+
+
+@pytest.mark.slow
+def test_a_tied_table_copied_to_devices_has_the_gradient_of_one(child):
+    """Of the lookup, the loss and the logits together, and of a lookup of fewer rows than there are devices."""
+    assert_all_equal_the_first(child(TIED, devices=4))

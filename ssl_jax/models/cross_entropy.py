@@ -14,9 +14,17 @@ SHARE = 32  # logits get 1 / SHARE of a device's memory; large chunks pay, as ea
 
 
 def logits(
-    features: Float[Array, "*batch dim"], weight: Float[Array, "vocabulary dim"], bias: Float[Array, "vocabulary"] | None = None
+    features: Float[Array, "*batch dim"],
+    weight: Float[Array, "*devices vocabulary dim"],
+    bias: Float[Array, "vocabulary"] | None = None,
 ) -> Float[Array, "*batch vocabulary"]:
-    """Return f32 logits `features @ weight.T + bias`, multiplied in the dtype of `features` and accumulated in f32."""
+    """Return f32 logits `features @ weight.T + bias`, multiplied in the dtype of `features` and accumulated in f32.
+
+    weight: a matrix or its `partition.copies`.
+    """
+    if weight.ndim == 3:
+        own = lambda gather, split, bias: logits(split[0], split[1][0], bias)
+        return partition.by_rows(own, (features, weight), bias)
     contract = (((features.ndim - 1,), (1,)), ((), ()))
     out = jax.lax.dot_general(features, weight.astype(features.dtype), contract, preferred_element_type=jnp.float32)
     return out if bias is None else out + bias.astype(jnp.float32)
@@ -72,7 +80,7 @@ def _at(scores: Float[Array, "... vocabulary"], labels: Int[Array, "..."]) -> Fl
 
 def cross_entropy(
     features: Float[Array, "batch time dim"],
-    weight: Float[Array, "vocabulary dim"],
+    weight: Float[Array, "*devices vocabulary dim"],
     labels: Int[Array, "batch time"],
     bias: Float[Array, "vocabulary"] | None = None,
     *,
@@ -84,13 +92,13 @@ def cross_entropy(
 
     Metrics, without gradient: "cross_entropy" (nats, without the z loss), "accuracy" (k equally likely best tokens count 1 / k
     each), and "weight", the number of terms. The loss has no gradient in `label_weights`. The time axis is cut into `chunks`
-    (default: `chunks_of`).
+    (default: `chunks_of`). weight: a matrix or its `partition.copies`.
     """
     w = jnp.ones(labels.shape, jnp.float32) if label_weights is None else label_weights.astype(jnp.float32)
     total = jnp.sum(w)
     scale = 1 / jnp.maximum(total, 1e-9)
     if chunks is None:
-        chunks = chunks_of(*labels.shape, weight.shape[0])
+        chunks = chunks_of(*labels.shape, weight.shape[-2])
     loss, nll, right = _summed(z_loss, min(chunks, labels.shape[1]), features, weight, bias, labels, w)
     nll, right = jax.lax.stop_gradient((nll, right))
     return loss * scale, {"cross_entropy": nll * scale, "accuracy": right * scale, "weight": total}
@@ -125,11 +133,11 @@ _summed.defvjp(_forward, _backward)
 def _run(z_loss, chunks, differentiate, features, weight, bias, labels, w):
     """Return (sums over all devices, (gradients with respect to features, weight and bias) or None).
 
-    Each device holds a part of the vocabulary if the mesh's "tensor" axis divides it.
+    Each device holds a part of the vocabulary if the mesh's "tensor" axis divides it. With copies of the weight, their
+    gradients are each device's own.
     """
 
-    def local(split, parts, across):
-        (features, labels, w), (weight, bias) = split, parts
+    def summed(features, labels, w, weight, bias, across):
         piece = functools.partial(_piece, z_loss, differentiate, across, weight, bias)
         if chunks <= 1:
             sums, d_features = piece(features, labels, w)
@@ -147,8 +155,16 @@ def _run(z_loss, chunks, differentiate, features, weight, bias, labels, w):
             d_features = _sum(jnp.moveaxis(d_features, 0, 1).reshape(batch, -1, width)[:, :time], across)
         return sums, d_features
 
-    parts = (weight.astype(features.dtype), bias)
-    (sums, d_weight, d_bias), d_features = partition.over_rows(local, (features, labels, w), parts)
+    def with_copy(split, bias, across):
+        (sums, d_weight, d_bias), d_features = summed(*split[:3], split[3][0], bias, across)
+        return (sums, d_bias), (d_features, d_weight[None] if differentiate else None)
+
+    split, weight = (features, labels, w), weight.astype(features.dtype)
+    if weight.ndim == 3:
+        (sums, d_bias), (d_features, d_weight) = partition.over_rows(with_copy, (*split, weight), bias)
+    else:
+        local = lambda split, parts, across: summed(*split, *parts, across)
+        (sums, d_weight, d_bias), d_features = partition.over_rows(local, split, (weight, bias))
     return sums, (d_features, d_weight, d_bias)
 
 

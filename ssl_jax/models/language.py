@@ -127,8 +127,10 @@ class Transformer(nn.Module):
     ) -> tuple[Float[Array, "batch time dim"], dict]:
         c = self.config
         init = nn.initializers.normal(c.init_std)
-        table = self.param("token_embedding", init, (c.padded(self.vocabulary), c.width))
-        x = partition.rows(jnp.take(partition.gathered(table), tokens, axis=0))
+        table = self.get_variable("params", "token_embedding")
+        if table is None or table.ndim == 2:  # not the devices' `partition.copies`
+            table = self.param("token_embedding", init, (c.padded(self.vocabulary), c.width))
+        x = partition.take(table, tokens)
         rows = places(tokens, positions, c.position_offset)
         if positions is None:
             positions = jnp.arange(tokens.shape[1])[None]
@@ -214,8 +216,8 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(
-        self, hidden: Float[Array, "*batch dim"], embedding: Float[Array, "vocabulary dim"]
-    ) -> tuple[Float[Array, "*batch dim"], Float[Array, "vocabulary dim"], Float[Array, "vocabulary"] | None]:
+        self, hidden: Float[Array, "*batch dim"], embedding: Float[Array, "*devices vocabulary dim"]
+    ) -> tuple[Float[Array, "*batch dim"], Float[Array, "*devices vocabulary dim"], Float[Array, "vocabulary"] | None]:
         c = self.config
         x = hidden
         if c.head_transform:

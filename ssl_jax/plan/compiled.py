@@ -92,7 +92,8 @@ def compile_step(program: Program, topology: Topology) -> Compiled:
         lowered = program.lowered(1, program.stream.resident)
     attention = "; ".join(dict.fromkeys(line.partition("attention kernel: ")[2] for line in said if "attention kernel" in line))
     try:
-        compiled = lowered.compile()
+        with topology.compiling():
+            compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if not TOO_BIG.search(str(error)):
             raise UserError(f"--topology={topology.text}: does not compile: {str(error).splitlines()[0]}") from error

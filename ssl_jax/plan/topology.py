@@ -74,6 +74,17 @@ class Topology:
         with target.told(self.target), without_cudnn() if away else contextlib.nullcontext():
             yield
 
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Compile programs for these devices within this context: libtpu ends the process at a flag in XLA_FLAGS, which are
+        this machine's, that it does not know."""
+        flags = os.environ.pop("XLA_FLAGS", None) if self.target.platform == "tpu" and not self.local else None
+        try:
+            yield
+        finally:
+            if flags is not None:
+                os.environ["XLA_FLAGS"] = flags
+
     @functools.cached_property
     def devices(self) -> Sequence[Any]:
         """JAX's devices, or descriptions of them that programs can be compiled for."""

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ssl_jax import cpu
 from ssl_jax.errors import UserError
-from ssl_jax.partition import AXES, ROWS
+from ssl_jax.partition import AXES, ROWS, fsdp_axis
 from ssl_jax.training import rules
 from ssl_jax.training.settings import MeshSettings
 
@@ -106,10 +106,10 @@ def spec_of(shape: tuple[int, ...], axes: tuple, mesh: Mesh) -> PartitionSpec:
         if name is not None and (name not in AXES or mesh.shape[name] == 1 or shape[i] % mesh.shape[name]):
             names[i] = None  # free for fsdp
     fsdp = mesh.shape["fsdp"]
-    if fsdp > 1 and "fsdp" not in names:
-        free = [i for i, size in enumerate(shape) if names[i] is None and size % fsdp == 0 and size >= fsdp]
-        if free:
-            names[max(free, key=lambda i: shape[i])] = "fsdp"
+    if "fsdp" not in names:
+        axis = fsdp_axis(shape, fsdp, tuple(i for i, name in enumerate(names) if name is not None))
+        if axis is not None:
+            names[axis] = "fsdp"
     return PartitionSpec(*names)
 
 

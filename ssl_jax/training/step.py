@@ -1,6 +1,7 @@
 """One training step: gradients of a task's loss, accumulated, guarded and applied. Pure; `jax.vmap` over the state is legal."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from ssl_jax import randomness
+from ssl_jax import partition, randomness
 from ssl_jax.cpu import no_inline
 from ssl_jax.task import Batch, Context, Metrics, Task
 from ssl_jax.training import rules
@@ -23,6 +24,7 @@ from ssl_jax.training.schedules import NO_SCHEDULES, Schedules
 from ssl_jax.training.state import State
 
 OUTLIER_MEMORY = 128  # steps over which the gradient norm's mean and variance are averaged
+TABLES = r"(.*/)?token_embedding"  # a model looks up their rows; its output layer may be tied to them
 GROUP = "norm/"  # prefix of the metrics that hold a parameter group's gradient norm
 
 
@@ -97,7 +99,7 @@ class TrainStep:
 
         def loss(params, batch, key, context):
             trained = jax.tree.map(lambda p, f: jax.lax.stop_gradient(p) if f else p, params, frozen)
-            return self.loss(trained, batch, key, context)
+            return self.loss(self.with_copies(trained, batch), batch, key, context)
 
         gradient = jax.value_and_grad(loss, has_aux=True)
         n = 1 if self.task.relates_examples else self.accumulation
@@ -131,6 +133,15 @@ class TrainStep:
         metrics, grads = jax.tree.map(lambda x: x / jnp.maximum(weight, 1e-9), (sums, grads))
         value = metrics.pop("loss")
         return value, metrics | ({"weight": weight} if weighs else {}), grads
+
+    def with_copies(self, params: Any, batch: Batch) -> Any:
+        """Return the parameters with a copy of each embedding table for each device, if XLA splits the batch over devices."""
+        if self.replicas is not None:
+            return params
+        size = len(jax.tree.leaves(batch)[0]) // (self.accumulation if self.task.relates_examples else 1)
+        is_table = lambda path: re.fullmatch(TABLES, rules.path_of(path)) is not None
+        copied = lambda path, p: partition.copies(p, size) if is_table(path) else p
+        return jax.tree_util.tree_map_with_path(copied, params)
 
     def loss(self, params: Any, batch: Batch, key: Array, context: Context) -> tuple[Array, Metrics]:
         """Return the task's loss. The rows of a joint loss are embedded in pieces: with `replicas`, each device's own, whose

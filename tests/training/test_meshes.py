@@ -33,6 +33,7 @@ FAMILIES = (
     "masked_image",
     "next_token",
     "masked_token",
+    "translation",
     "image_text",
     "joint_embedding",
     "self_distillation",
