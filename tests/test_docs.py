@@ -12,6 +12,7 @@ import pytest
 from ssl_jax import config as configs
 from ssl_jax import pretext, runs
 from ssl_jax.evidence import panel_batch
+from tests.keys import toy_key
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -55,7 +56,7 @@ def rotation(tmp_path, monkeypatch):
 def test_the_task_of_the_document_learns(rotation):
     parts = runs.prepare(rotation)
     batch = panel_batch(parts.dataset("train", False), 8) | {"position": np.arange(8, dtype=np.int32)}
-    params = jax.jit(parts.task.init)(jax.random.key(0), batch)
+    params = jax.jit(parts.task.init)(toy_key(0), batch)
     of = lambda p: parts.task.loss(p, batch, jax.random.key(1), train=True)
     (loss, metrics), gradient = jax.jit(jax.value_and_grad(of, has_aux=True))(params)
     assert 0.5 < loss < 3 and 0 <= metrics["accuracy"] <= 1

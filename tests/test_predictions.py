@@ -19,9 +19,9 @@ from ssl_jax.downstream.supervised.text_classification import TextClassification
 from ssl_jax.downstream.supervised.translation import Translation
 from ssl_jax.errors import UserError
 from ssl_jax.interop.convert import exported
-from ssl_jax.randomness import stream
 from tests.downstream import text_toys as toys
 from tests.interop.interop_toys import params_of, task_of, write
+from tests.keys import toy_key
 
 CONTEXT = "ab cd ef gh ab cd"
 
@@ -90,7 +90,7 @@ def test_what_cannot_be_read_is_named(classifier, tmp_path, capsys):
 def started(cls, name, data, **model):
     config = ConfigDict(dict(task=dict(name=name), model=toys.MODEL | model, training={}))
     task = cls.from_config(config, data.info)
-    return Pretrained(task, jax.jit(task.init)(stream(0, "init"), toys.batch_of(data, 2)), data.info)
+    return Pretrained(task, jax.jit(task.init)(toy_key(0), toys.batch_of(data, 2)), data.info)
 
 
 @pytest.fixture

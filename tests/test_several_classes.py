@@ -39,6 +39,7 @@ from ssl_jax.interop.convert import exported
 from ssl_jax.predictions import class_rows
 from ssl_jax.task import DataInfo
 from tests.downstream import text_toys
+from tests.keys import toy_key
 
 CLASSES = ("blue", "green", "red")
 TARGETS = ((0, 1, 1), (0, 0, 0), (1, 0, 0), (0, 1, 0))
@@ -251,7 +252,7 @@ def batch(labels):
 
 def test_the_loss_of_several_classes_is_binary_cross_entropy():
     t, b = task(), batch(np.array(TARGETS * 2, np.int32))
-    params = jax.jit(t.init)(jax.random.key(0), b)
+    params = jax.jit(t.init)(toy_key(0), b)
     logits = np.asarray(jax.jit(t.forward)(params, b)["logits"], np.float64)
     p, y = 1 / (1 + np.exp(-logits)), np.array(TARGETS * 2)
     loss, found = jax.jit(functools.partial(t.loss, train=True))(params, b, jax.random.key(1))
@@ -289,7 +290,7 @@ def test_class_weights_are_scikit_learns(soft):
     labels = np.array([0, 0, 0, 0, 1, 2, 2, 0], np.int32)
     counts = np.bincount(labels).tolist()
     t, b = task((), counts, class_weights="balanced"), batch(labels)
-    params = jax.jit(t.init)(jax.random.key(0), b)
+    params = jax.jit(t.init)(toy_key(0), b)
     p = np.asarray(jax.nn.softmax(jax.jit(t.forward)(params, b)["logits"]), np.float64)
     given = b | {"label": jax.nn.one_hot(b["label"], 3)} if soft else b
     expected = log_loss(labels, p / p.sum(1, keepdims=True), sample_weight=compute_sample_weight("balanced", labels))
@@ -304,7 +305,7 @@ def test_class_weights_of_text_count_the_examples_that_are_trained_on(tmp_path):
     assert data.info.extra["class_counts"] == np.bincount(data.labels()).tolist() == [24, 8, 8]
     t = TextClassification.from_config(text_toys.config(section), data.info)
     b = text_toys.batch_of(data, 40)
-    params = jax.jit(t.init)(jax.random.key(0), b)
+    params = jax.jit(t.init)(toy_key(0), b)
     p = np.asarray(jax.nn.softmax(jax.jit(t.features)(params, b)["logits"]), np.float64)
     weights = compute_sample_weight("balanced", np.asarray(b["label"]))
     loss = float(jax.jit(functools.partial(t.loss, train=False))(params, b, jax.random.key(1))[0])
@@ -326,12 +327,10 @@ def test_several_classes_are_mixed_like_one():
 
 def test_transformers_reads_that_examples_have_several_classes():
     t = task(pooling="cls")
-    _, theirs, _ = exported(t, jax.device_get(jax.jit(t.init)(jax.random.key(0), batch(np.array(TARGETS, np.int32)))))
+    _, theirs, _ = exported(t, jax.device_get(jax.jit(t.init)(toy_key(0), batch(np.array(TARGETS, np.int32)))))
     assert theirs["problem_type"] == "multi_label_classification"
     t = task((), pooling="cls")
-    assert (
-        "problem_type" not in exported(t, jax.device_get(jax.jit(t.init)(jax.random.key(0), batch(np.zeros(4, np.int32)))))[1]
-    )
+    assert "problem_type" not in exported(t, jax.device_get(jax.jit(t.init)(toy_key(0), batch(np.zeros(4, np.int32)))))[1]
 
 
 # Sampling -----------------------------------------------------------------------------------------------------------

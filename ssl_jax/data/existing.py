@@ -1,4 +1,4 @@
-"""Which examples of a source a run has: the one place that decides it."""
+"""Select the examples that a run uses: labelled where labels are needed, of a known class, and readable."""
 
 import concurrent.futures
 import contextlib
@@ -18,25 +18,27 @@ from ssl_jax.data.pipeline import Dataset, Part, subset, whole
 from ssl_jax.data.sources import MISSING, BadExample, Source
 from ssl_jax.errors import UserError
 
-LARGE = 10_000  # examples from which on reading them shows a bar, and its outcome is stored
+LARGE = 10_000  # with at least so many examples, the check shows a progress bar and its result is stored on disk
 _READABLE: weakref.WeakKeyDictionary[Source, dict[str, np.ndarray]] = weakref.WeakKeyDictionary()
 _UNCHECKED, _GOOD, _BAD = 0, 1, 2
 
 
 def existing(dataset: Dataset, *, scan: bool, augmented: bool = False, unlabelled: bool = False) -> Dataset:
-    """Return the examples that a run has: with a label where the source has labels, of a known class, and readable.
+    """Return the examples that a run uses: with a label if the source has labels, of a known class, and readable.
 
-    This is the one place that decides it: size, labels, order and subsets of what is returned are those of these examples, so
-    that features and labels are always of equal length. `left_out` says how many are not there and why.
+    Every command selects examples here. Size, labels, order and subsets of the result refer to the selected examples only, so
+    features and labels always have equal length. `left_out` counts the others by reason.
 
-    With `scan` every example is read once, if bad ones are skipped; the outcome is shared by all data sets of the source in
-    this process, and of a large source by later ones. Without it (an unlabelled training set, which may be too large to read
-    before training) a bad example is found when it is read, and the next one takes its place. Raise UserError for a missing
-    label unless bad examples are skipped or `unlabelled` ones are kept, and where no example is left.
+    scan: if bad examples are skipped, read every example once to find them. The result is shared by all data sets of this
+    source in the process; that of a large source is also stored on disk. Without `scan` (an unlabelled training set may be
+    too large to read before training), a bad example is found when it is read, and is replaced by the next one.
+    augmented: examples are read under a training transform. unlabelled: also keep examples without a label.
+
+    Raise UserError for a missing label, unless bad examples are skipped or `unlabelled` is set, and if no example is left.
     """
     keep, left_out, source = np.ones(dataset.size, bool), dict(dataset.left_out), dataset.source
     labels = None if unlabelled or whole(source).all_labelled else dataset.labels()
-    if labels is not None and labels.ndim == 1:  # of several classes an example, having none is an answer
+    if labels is not None and labels.ndim == 1:  # with several classes per example, "none" is a valid label
         missing, unknown = labels == MISSING, labels < MISSING
         if missing.any() and not dataset.skip_bad:
             raise UserError(
@@ -50,7 +52,7 @@ def existing(dataset: Dataset, *, scan: bool, augmented: bool = False, unlabelle
         bad = candidates[~readable(dataset, candidates)]
         keep[bad] = False
         left_out["that cannot be read"] = left_out.get("that cannot be read", 0) + len(bad)
-        if not augmented:  # what breaks from now on must not change the number of features
+        if not augmented:  # an example that fails later must raise: the number of features is fixed
             dataset = dataclasses.replace(dataset, skip_bad=False)
     if not keep.any():
         raise UserError(f"{source.name}: not one of its {dataset.size:,} examples can be read")
@@ -59,10 +61,10 @@ def existing(dataset: Dataset, *, scan: bool, augmented: bool = False, unlabelle
 
 
 def with_class_counts(dataset: Dataset, task_section: Any) -> Dataset:
-    """Return a training set with info.extra["class_counts"], its examples of each class, if the task weights its classes.
+    """Add info.extra["class_counts"], the number of examples of each class, if the task has `class_weights`.
 
-    Where an example may have several classes, for each class how many do not have it and how many do. Raise UserError where
-    the counts cannot be known.
+    With several classes per example: for each class, the numbers of examples without it and with it. Raise UserError if the
+    counts are unknown before training.
     """
     if not (task_section or {}).get("class_weights"):
         return dataset
@@ -78,9 +80,9 @@ def with_class_counts(dataset: Dataset, task_section: Any) -> Dataset:
 
 
 def readable(dataset: Dataset, indices: np.ndarray) -> np.ndarray:
-    """Return bool[len(indices)]: whether each example can be read, by reading it under the evaluation transform.
+    """Return bool[len(indices)]: whether each example can be read and transformed for evaluation.
 
-    What was found of a large source is stored in the user's cache: what was bad is read again, what was good is not.
+    The result for a large source is stored in the user's cache. A later process reads only the bad examples again.
     """
     places, root = dataset.places()[indices], dataset
     while isinstance(root.source, Part):
@@ -115,7 +117,7 @@ def _file(source: Source, kind: str) -> pathlib.Path:
 
 
 def _stored(source: Source, kind: str) -> np.ndarray:
-    """Return u8[len(source)]: what is known of each example from an earlier process."""
+    """Return u8[len(source)]: _GOOD for examples that an earlier process could read, else _UNCHECKED."""
     if len(source) >= LARGE:
         with contextlib.suppress(OSError, ValueError, EOFError):
             states = np.load(_file(source, kind), allow_pickle=False)

@@ -7,17 +7,16 @@ import numpy as np
 
 
 def held_out(keys: Iterable[bytes], share: float, labels: np.ndarray | None = None, *, seed: int = 0) -> np.ndarray:
-    """Return bool[examples]: which examples a random share is held out of training.
+    """Return bool[examples]: True for the examples held out of training, in expectation the given share.
 
-    Whether an example is held out depends on its key alone (its name within the source, or its content): a keyed hash of it
-    is compared with `share`. So the split stays what it was when examples are added, removed or put in another order, and
-    equal examples are on one side. With `labels` (i32[examples], or of several classes an example bool[examples, classes])
-    this holds in every class, which makes the split stratified in expectation.
+    An example is held out if the hash of its key (its name within the source, or its content) is below `share`. The split
+    therefore does not change when examples are added, removed or reordered, and equal examples are on the same side. As the
+    hash is independent of the class, the split is stratified in expectation.
 
-    Each class of two examples or more has at least one on either side: if need be the one with the lowest hash is held out,
-    and the one with the highest is kept. As a class grows its lowest hash can only fall to a new example, so that no example
-    that was trained on moves into the test set. An example of several classes that is the lowest of one and the highest of
-    another is kept: every class has an example to train on.
+    labels: i32[examples], or bool[examples, classes] with several classes per example. Each class with at least two examples
+    has one on either side: the example with the lowest hash is held out, and the one with the highest hash is kept. When a
+    class grows, only a new example can take over the lowest hash, so this rule moves no training example into the test set.
+    An example that is the lowest of one class and the highest of another is kept: every class keeps a training example.
     """
     hashes = np.array([_hash(key, seed) for key in keys], np.uint64)
     if share <= 0 or len(hashes) < 2:
@@ -31,7 +30,7 @@ def held_out(keys: Iterable[bytes], share: float, labels: np.ndarray | None = No
 
 
 def _classes(labels: np.ndarray | None, count: int) -> Iterator[np.ndarray]:
-    """Yield the indices of the examples of each class that occurs; of several classes an example, of none as well."""
+    """Yield the indices of the examples of each class; with several classes per example also of those without any class."""
     if labels is None:
         yield np.arange(count)
     elif labels.ndim == 1:
@@ -43,7 +42,7 @@ def _classes(labels: np.ndarray | None, count: int) -> Iterator[np.ndarray]:
 
 
 def is_below(key: bytes, share: float, *, seed: int = 0) -> bool:
-    """Return whether the hash of `key` lies below `share`: `held_out` of one example, without the rule for small sets."""
+    """Return whether the hash of `key` is below `share`: `held_out` for one example, without the minimum per class."""
     return _hash(key, seed) < _threshold(share)
 
 

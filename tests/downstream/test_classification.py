@@ -14,6 +14,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.randomness import example_keys
 from ssl_jax.task import DataInfo
 from ssl_jax.training import optimizer, rules
+from tests.keys import toy_key
 
 MODEL = dict(name="vit", patch_size=4, width=16, depth=3, heads=2)
 
@@ -48,7 +49,7 @@ def test_mean_pooling_has_its_own_norm_and_no_final_one_and_cls_the_other_way_ro
 
 
 def fresh(t, size=8):
-    return jax.jit(t.init)(jax.random.key(0), batch(size))
+    return jax.jit(t.init)(toy_key(0), batch(size))
 
 
 def test_the_head_starts_small():
@@ -60,49 +61,53 @@ def test_the_head_starts_small():
 # The loss -----------------------------------------------------------------------------------------------------------
 
 
+def loss_of(task):
+    return jax.jit(task.loss, static_argnames="train")
+
+
 def test_the_loss_is_cross_entropy_of_integer_and_of_soft_labels():
     t, b = task(head_std=0.5), batch()
     params = fresh(t)
-    logits = np.asarray(t.forward(params, b)["logits"], np.float64)
+    logits = np.asarray(jax.jit(t.forward)(params, b)["logits"], np.float64)
     logp = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     soft = np.random.default_rng(0).dirichlet(np.ones(3), 6).astype(np.float32)
-    loss, metrics = t.loss(params, b, jax.random.key(1), train=True)
+    loss, metrics = loss_of(t)(params, b, jax.random.key(1), train=True)
     assert float(loss) == pytest.approx(-logp[np.arange(6), b["label"]].mean(), abs=1e-5)
     assert float(metrics["accuracy"]) == pytest.approx((logits.argmax(1) == b["label"]).mean())
-    loss, _ = t.loss(params, b | {"label": jnp.asarray(soft)}, jax.random.key(1), train=True)
+    loss, _ = loss_of(t)(params, b | {"label": jnp.asarray(soft)}, jax.random.key(1), train=True)
     assert float(loss) == pytest.approx(-(soft * logp).sum(1).mean(), abs=1e-5)
 
 
 def training_loss(task, params, batch, key):
     """The loss of a training batch, mixed as the trainer has it mixed."""
-    return task.loss(params, task.prepare(batch, key, train=True), key, train=True)[0]
+    return jax.jit(lambda p: task.loss(p, task.prepare(batch, key, train=True), key, train=True)[0])(params)
 
 
 def test_label_smoothing_is_the_published_formula_and_acts_in_training_only():
     smooth, plain, b = task(head_std=0.5, mix=dict(mixup=0, cutmix=0, smoothing=0.1)), task(head_std=0.5), batch()
     params = fresh(plain)
     key = jax.random.key(1)
-    logits = plain.forward(params, b)["logits"]
+    logits = jax.jit(plain.forward)(params, b)["logits"]
     uniform = -float(jnp.mean(jax.nn.log_softmax(logits)))
-    expected = 0.9 * float(plain.loss(params, b, key, train=True)[0]) + 0.1 * uniform
+    expected = 0.9 * float(loss_of(plain)(params, b, key, train=True)[0]) + 0.1 * uniform
     assert float(training_loss(smooth, params, b, key)) == pytest.approx(expected, abs=1e-5)
-    assert float(smooth.loss(params, b, key, train=False)[0]) == float(plain.loss(params, b, key, train=False)[0])
+    assert float(loss_of(smooth)(params, b, key, train=False)[0]) == float(loss_of(plain)(params, b, key, train=False)[0])
 
 
 def test_mixing_changes_the_training_loss_only():
     mixed, plain, b = task(head_std=0.5, mix=dict()), task(head_std=0.5), batch()
     params, key = fresh(plain), jax.random.key(1)
     assert float(training_loss(mixed, params, b, key)) != float(training_loss(plain, params, b, key))
-    assert float(mixed.loss(params, b, key, train=False)[0]) == float(plain.loss(params, b, key, train=False)[0])
+    assert float(loss_of(mixed)(params, b, key, train=False)[0]) == float(loss_of(plain)(params, b, key, train=False)[0])
 
 
 def test_drop_path_acts_in_training_only_and_by_position():
     """An example's noise follows its position in the global batch, not its place in a microbatch."""
     t, b = task(head_std=0.5, model=dict(drop_path=0.5)), batch()
     params, key = fresh(t), jax.random.key(1)
-    assert float(t.loss(params, b, key, train=True)[0]) != float(t.loss(params, b, key, train=False)[0])
-    half = lambda rows: float(t.loss(params, {n: v[rows] for n, v in b.items()}, key, train=True)[0])
-    whole = float(t.loss(params, b, key, train=True)[0])
+    assert float(loss_of(t)(params, b, key, train=True)[0]) != float(loss_of(t)(params, b, key, train=False)[0])
+    half = lambda rows: float(loss_of(t)(params, {n: v[rows] for n, v in b.items()}, key, train=True)[0])
+    whole = float(loss_of(t)(params, b, key, train=True)[0])
     assert (half(slice(0, 3)) + half(slice(3, 6))) / 2 == pytest.approx(whole, abs=1e-5)
 
 
@@ -121,10 +126,10 @@ def test_drop_path_grows_linearly_with_depth_and_drops_each_branch_by_itself():
 def test_batch_norm_before_the_head_is_affine_free():
     t, b = task(head_norm="batch", head_std=0.9), batch()
     params = fresh(t)
-    x = np.asarray(t.features(params, b)["pooled"], np.float64)
+    x = np.asarray(jax.jit(t.features)(params, b)["pooled"], np.float64)
     x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-6)
     expected = x @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])
-    np.testing.assert_allclose(t.forward(params, b)["logits"], expected, atol=1e-3)
+    np.testing.assert_allclose(jax.jit(t.forward)(params, b)["logits"], expected, atol=1e-3)
 
 
 # What is trained ----------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from ssl_jax.pretext.next_token import NextToken
 from ssl_jax.reports.records import flat
 from ssl_jax.task import Task
 from tests.downstream import text_toys as toys
+from tests.keys import toy_key
 
 TABLES = ("tsv", "csv", "jsonl", "parquet")
 NULL, BROKEN = object(), object()  # a text that is null; a line that is not UTF-8
@@ -227,7 +228,7 @@ def model(name):
         ConfigDict(dict(task=dict(name=name), model=MODEL, training={})), info
     )
     length = 16 + (name == "next_token")
-    return task, jax.jit(task.init)(jax.random.key(0), {"tokens": jnp.zeros((1, length), jnp.int32)})
+    return task, jax.jit(task.init)(toy_key(0), {"tokens": jnp.zeros((1, length), jnp.int32)})
 
 
 def _section(uri, **keys):

@@ -35,6 +35,7 @@ from ssl_jax.reports.records import flat
 from ssl_jax.task import Task
 from tests.data.test_defects import KINDS, LEVELS, picture, write
 from tests.downstream.test_defective_data import NAMES, Projected, readable
+from tests.keys import toy_key
 
 SECTION = dict(batch_size=4, image_size=4, eval_crop=1.0, normalize=None, on_bad_example="skip")
 MODEL = dict(name="vit", patch_size=2, width=8, depth=1, heads=2)
@@ -68,7 +69,7 @@ def evaluation(kind, folder, seed):
 def encoder_of(data):
     """The fixed projection, with a vision transformer's parameters for fine-tuning to start from."""
     task = Classification.from_config(ConfigDict(data.config.to_dict() | dict(task={})), data.train.info)
-    return Encoder(Projected(), task.init(jax.random.key(0), {"image": jnp.zeros((1, 4, 4, 3))}))
+    return Encoder(Projected(), jax.jit(task.init)(toy_key(0), {"image": jnp.zeros((1, 4, 4, 3))}))
 
 
 def pictures(kind, examples):

@@ -20,6 +20,7 @@ from ssl_jax.pretext.masked_image import MaskedImage
 from ssl_jax.reports.figures import label_efficiency
 from ssl_jax.reports.records import Record, flat
 from tests.downstream.downstream_toys import blobs
+from tests.keys import toy_key
 
 ADAM = dict(name="adamw", lr=3e-3, weight_decay=0.05)
 SHORT = Recipe(training=dict(duration="6 steps"), optimizer=ADAM | dict(layer_decay=0.75), batch_size=16)
@@ -42,7 +43,7 @@ def given(tmp_path_factory):
     )
     train, test = (kinds.build("images", config.data, split=split, train=False) for split in ("train", "test"))
     task = MaskedImage.from_config(config, train.info)
-    params = jax.jit(task.init)(jax.random.key(0), {"image": np.zeros((1, 8, 8, 1), np.float32)})
+    params = jax.jit(task.init)(toy_key(0), {"image": np.zeros((1, 8, 8, 1), np.float32)})
     return with_baselines(task, params), EvaluationData(train, test, config=config)
 
 

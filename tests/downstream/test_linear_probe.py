@@ -18,6 +18,7 @@ from ssl_jax.models.vit import ViT, ViTSettings
 from ssl_jax.reports.records import flat
 from ssl_jax.task import Task
 from tests.downstream.downstream_toys import ToyTask, blobs, toy_params
+from tests.keys import toy_key
 
 
 def problem(count=600, dim=9, classes=4, seed=0):
@@ -206,7 +207,7 @@ def test_39_heads_cost_at_most_three_times_one():
     A failure means that heads no longer share them.
     """
     data, task, passes = blobs(train=2000, test=400, size=16), ViTTask(), []
-    encoder = with_baselines(task, task.init(jax.random.key(0), {"image": jnp.zeros((1, 16, 16, 1))}))
+    encoder = with_baselines(task, jax.jit(task.init)(toy_key(0), {"image": jnp.zeros((1, 16, 16, 1))}))
     compute = encoder._compute
     encoder._compute = lambda dataset, names, size: passes.append(names) or compute(dataset, names, size)
 

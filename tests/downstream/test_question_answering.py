@@ -18,9 +18,9 @@ from ssl_jax.downstream.evaluators.features import Encoder
 from ssl_jax.downstream.supervised.question_answering import QuestionAnswering, QuestionAnsweringMetrics
 from ssl_jax.downstream.supervised.spans import answers, likeliest_sentence
 from ssl_jax.errors import UserError
-from ssl_jax.randomness import stream
 from ssl_jax.reports.records import flat
 from tests.downstream import text_toys as toys
+from tests.keys import toy_key
 
 TOKENIZER = ByteTokenizer(toys.SPECIAL)
 
@@ -115,7 +115,7 @@ def build(info, **task):
 def test_only_the_context_and_the_first_token_can_be_an_answer(tmp_path):
     train, _ = finders(tmp_path)
     task, batch = build(train.info), toys.batch_of(train)
-    params = jax.jit(task.init)(stream(0, "init"), batch)
+    params = jax.jit(task.init)(toy_key(0), batch)
     found = jax.jit(task.features)(params, batch)
     for name in ("start_logits", "end_logits"):
         np.testing.assert_array_equal(np.asarray(found[name]) > -1e8, np.asarray(batch["answerable"]) > 0)
@@ -132,7 +132,7 @@ def test_it_learns_to_find_answers_over_windows(tmp_path, empty):
     train, test = finders(tmp_path, empty=empty)
     task, batch = build(train.info), toys.batch_of(train, train.size)
     assert train.size > 40  # more windows than questions
-    params = jax.jit(task.init)(stream(0, "init"), batch)
+    params = jax.jit(task.init)(toy_key(0), batch)
     optimizer = optax.adam(2e-2)
 
     @jax.jit

@@ -19,6 +19,7 @@ from ssl_jax.pretext.next_token import NextToken
 from ssl_jax.reports.records import flat
 from ssl_jax.task import DataInfo
 from tests import tokenizer_toys as toys
+from tests.keys import toy_key
 
 CONTEXT = 64
 CAUSAL = ("metaspace", "llama3", "gpt2", "roberta")
@@ -40,7 +41,7 @@ def setup(tokenizer, context=CONTEXT):
     info = DataInfo(shapes={"tokens": jax.ShapeDtypeStruct((context + 1,), jnp.int32)}, tokenizer=tokenizer)
     config = dict(task=dict(name="next_token"), model=dict(width=16, depth=1, heads=2, init_std=0.4), training={})
     task = NextToken.from_config(ConfigDict(config), info)
-    params = jax.jit(task.init)(jax.random.key(1), {"tokens": jnp.zeros((1, context + 1), jnp.int32)})
+    params = jax.jit(task.init)(toy_key(1), {"tokens": jnp.zeros((1, context + 1), jnp.int32)})
     return Encoder(task, params), EvaluationData(Data(info), Data(info))
 
 

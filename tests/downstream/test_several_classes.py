@@ -32,6 +32,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.reports.records import flat
 from tests.downstream import text_toys
 from tests.downstream.downstream_toys import ToyTask, dataset, toy_params
+from tests.keys import toy_key
 
 
 def given(count=60, classes=3, seed=0, ties=False):
@@ -201,7 +202,7 @@ def test_the_loss_and_the_metrics_of_texts_with_several_classes(tmp_path):
     data = text(tmp_path, "cells.csv")
     config = text_toys.config(dict(name="text_classification", pooling="mean", dropout=0.0, label_smoothing=0.2), dropout=0.0)
     task, batch, y = TextClassification.from_config(config, data.info), text_toys.batch_of(data, 5), np.array(TARGETS)
-    params = jax.jit(task.init)(jax.random.key(0), batch)
+    params = jax.jit(task.init)(toy_key(0), batch)
     logits = np.asarray(jax.jit(task.features)(params, batch)["logits"], np.float64)
     p = 1 / (1 + np.exp(-logits))
     for train, soft in ((False, y), (True, y * 0.8 + 0.1)):

@@ -19,9 +19,9 @@ from ssl_jax.downstream.evaluators.linear_probe import LinearProbe
 from ssl_jax.downstream.supervised.text_classification import TextClassification, TextClassificationMetrics, text_metrics
 from ssl_jax.downstream.supervised.text_encoder import label_scores
 from ssl_jax.errors import UserError
-from ssl_jax.randomness import stream
 from ssl_jax.reports.records import flat
 from tests.downstream import text_toys as toys
+from tests.keys import toy_key
 
 
 def build(info, **task):
@@ -30,7 +30,7 @@ def build(info, **task):
 
 
 def started(task, batch, seed=0):
-    return jax.jit(task.init)(stream(seed, "init"), batch)
+    return jax.jit(task.init)(toy_key(seed), batch)
 
 
 # Metrics ------------------------------------------------------------------------------------------------------------

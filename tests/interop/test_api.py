@@ -14,6 +14,7 @@ from ssl_jax.interop.convert import task_class
 from ssl_jax.task import DataInfo
 from tests import tokenizer_toys as toys
 from tests.interop.interop_toys import OURS, params_of, task_of
+from tests.keys import toy_key
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 6, 8, 3)).astype(np.float32)
 TOKENS = np.array([[1, 5, 6, 7, 22], [1, 8, 9, 22, 0]])
@@ -257,7 +258,7 @@ def test_padding_is_not_read_by_a_text_classifier():
         task = dict(name=name) | ({} if pooling is None else dict(pooling=pooling))
         config = ConfigDict(dict(task=task, model=model, data={}, training={}))
         made = task_class(config).from_config(config, info)
-        loaded = Pretrained(made, jax.jit(made.init)(jax.random.key(0), {"tokens": np.zeros((1, 16), np.int32)}), info)
+        loaded = Pretrained(made, jax.jit(made.init)(toy_key(0), {"tokens": np.zeros((1, 16), np.int32)}), info)
         alone = loaded.features({"text": "the cat"})
         beside = loaded.features({"text": ["the cat", "the dog sat on the mat"]})
         for key in ("mean", "last", *(("pooled", "logits") if pooling else ())):

@@ -21,6 +21,7 @@ from ssl_jax.training.rules import flatten
 from ssl_jax.training.settings import CheckpointSettings
 from ssl_jax.workdir import Workdir
 from tests.interop.interop_toys import OURS, params_of, task_of, write
+from tests.keys import toy_key
 
 
 @pytest.fixture
@@ -218,7 +219,7 @@ def test_the_teacher_of_a_task_goes_out_as_an_encoder(name, model, architecture,
         {key: jax.ShapeDtypeStruct(shape, np.float32) for key, shape in shapes.items()}, mean=(0.5,) * 3, std=(0.2,) * 3
     )
     task = task_class(config).from_config(config, info)
-    student, teacher = (jax.jit(task.init)(jax.random.key(i), {}) for i in (0, 1))
+    student, teacher = (jax.jit(task.init)(toy_key(i), {}) for i in (0, 1))
     Workdir(tmp_path / "run").start(config, info)
     checkpoints = Checkpoints(tmp_path / "run/checkpoints", CheckpointSettings())
     checkpoints.save(3, {"params": student, "ema": teacher}, {})

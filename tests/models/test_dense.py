@@ -14,6 +14,7 @@ from ssl_jax.models.attention import attend
 from ssl_jax.models.dense import Dense
 from ssl_jax.partition import AXES
 from ssl_jax.target import Target
+from tests.keys import toy_key
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -56,7 +57,7 @@ def test_every_product_of_bf16_is_a_call_with_an_f32_result_of_unturned_factors(
 def test_a_bias_in_bf16_is_added_and_its_gradient_summed_in_f32():
     """To f32's rounding; flax adds it, and sums its gradient, in bf16."""
     layer, x = Dense(4, dtype=jnp.bfloat16), jax.random.normal(jax.random.key(0), (3, 500, 8), jnp.bfloat16)
-    params = layer.init(jax.random.key(1), x)["params"] | {"bias": jnp.float32([0.1, -1e-3, 3.0, 0.0])}
+    params = jax.jit(layer.init)(toy_key(1), x)["params"] | {"bias": jnp.float32([0.1, -1e-3, 3.0, 0.0])}
     weight = jax.random.normal(jax.random.key(2), (3, 500, 4), jnp.bfloat16)
     exact = np.asarray(x, np.float64) @ np.asarray(params["kernel"].astype(jnp.bfloat16), np.float64) + params["bias"]
     np.testing.assert_allclose(layer.apply({"params": params}, x).astype(jnp.float32), exact, rtol=2**-8, atol=1e-6)
@@ -78,7 +79,7 @@ def products(function, *arrays):
 def test_where_devices_share_a_batch_a_gradient_is_computed_in_f32(axis):
     """Also in bf16: XLA sums each device's part in the dtype of the product. Without a mesh, products stay in bf16."""
     layer, x = Dense(4, dtype=jnp.bfloat16), jax.random.normal(jax.random.key(0), (4, 500, 8), jnp.bfloat16)
-    params = layer.init(jax.random.key(1), x)["params"]
+    params = jax.jit(layer.init)(toy_key(1), x)["params"]
     weight = jax.random.normal(jax.random.key(2), (4, 500, 4), jnp.bfloat16)
     loss = lambda p, x: jnp.sum((weight * layer.apply({"params": p}, x)).astype(jnp.float32))
     gradient = jax.grad(loss, argnums=(0, 1))
@@ -95,7 +96,7 @@ def test_where_devices_share_a_batch_a_gradient_is_computed_in_f32(axis):
 def test_recomputation_can_keep_the_product_of_a_dense_layer(policy, count):
     """remat="dots" computes the activation again, not the product; remat="full" both."""
     layer, x = Dense(8, dtype=jnp.bfloat16), jnp.ones((4, 5, 8), jnp.bfloat16)
-    params = layer.init(jax.random.key(0), x)
+    params = jax.jit(layer.init)(toy_key(0), x)
     block = jax.checkpoint(lambda p, x: jax.nn.silu(layer.apply(p, x)), policy=policy)
     gradient = jax.grad(lambda p, x: jnp.sum(block(p, x).astype(jnp.float32)), argnums=(0, 1))
     with jax.sharding.use_abstract_mesh(mesh_of("fsdp")):

@@ -10,6 +10,7 @@ from ssl_jax import target
 from ssl_jax.errors import UserError
 from ssl_jax.models import dense, layers
 from ssl_jax.models.layers import ACTIVATIONS, Norm, Stack, TransformerSettings, drop_path, dropout, rotate
+from tests.keys import toy_key
 
 KEY = jax.random.key(0)
 
@@ -21,7 +22,7 @@ def config(**options) -> TransformerSettings:
 def build(causal: bool = False, **options):
     stack = Stack(config(**options), causal=causal)
     x = jax.random.normal(KEY, (2, 6, 16))
-    return stack, jax.jit(stack.init)(jax.random.key(1), x), x
+    return stack, jax.jit(stack.init)(toy_key(1), x), x
 
 
 def run(stack, params, x, **options):
@@ -154,7 +155,7 @@ def test_dropout_and_drop_path_keep_the_mean():
 def test_norms_are_their_equations(kind):
     x = np.random.default_rng(0).normal(3.0, 2.0, size=(4, 9))
     module = Norm(kind, eps=1e-3)
-    params = module.init(KEY, jnp.asarray(x, jnp.float32))
+    params = jax.jit(module.init)(toy_key(0), jnp.asarray(x, jnp.float32))
     centred = x - x.mean(-1, keepdims=True) if kind == "layer" else x
     expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-3)
     np.testing.assert_allclose(module.apply(params, jnp.asarray(x, jnp.float32)), expected, atol=2e-6)
@@ -186,7 +187,7 @@ def test_flops_by_hand():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_dense_layers_own_gradient_is_autodiffs(dtype):
     x, layer = jax.random.normal(KEY, (3, 5, 7)), dense.Dense(4, use_bias=dtype == "float32", dtype=dtype)
-    params = layer.init(KEY, x)
+    params = jax.jit(layer.init)(toy_key(0), x)
     value = lambda p, x: jnp.sum(jnp.sin(layer.apply(p, x).astype(jnp.float32)))
     ours = jax.value_and_grad(value, argnums=(0, 1))(params, x)
     with target.told(target.Target("gpu")):

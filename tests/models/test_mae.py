@@ -7,6 +7,7 @@ import pytest
 
 from ssl_jax.errors import UserError
 from ssl_jax.models.mae import Decoder, DecoderSettings
+from tests.keys import toy_key
 
 TINY = DecoderSettings(width=16, depth=1, heads=2)
 
@@ -29,7 +30,7 @@ def test_the_order_of_the_visible_tokens_does_not_matter(positions):
     decoder = Decoder(DecoderSettings(width=16, depth=1, heads=2, positions=positions), (2, 3), 5, prefix=1)
     tokens = jax.random.normal(jax.random.key(0), (2, 4, 8))
     visible = jnp.asarray([[5, 0, 2], [1, 2, 3]], jnp.int32)
-    params = jax.jit(decoder.init)(jax.random.key(1), tokens, visible=visible)
+    params = jax.jit(decoder.init)(toy_key(1), tokens, visible=visible)
     order = jnp.asarray([2, 0, 1])
     shuffled = jnp.concatenate([tokens[:, :1], tokens[:, 1:][:, order]], axis=1)
     expected = jax.jit(decoder.apply)(params, tokens, visible=visible)
@@ -41,7 +42,7 @@ def test_all_patches_visible_equals_no_mask_at_all():
     decoder = Decoder(TINY, (2, 2), 3, prefix=1)
     tokens = jax.random.normal(jax.random.key(0), (1, 5, 8))
     visible = jnp.arange(4)[None]
-    params = jax.jit(decoder.init)(jax.random.key(1), tokens, visible=visible)
+    params = jax.jit(decoder.init)(toy_key(1), tokens, visible=visible)
     np.testing.assert_allclose(
         jax.jit(decoder.apply)(params, tokens), jax.jit(decoder.apply)(params, tokens, visible=visible), atol=1e-6
     )
@@ -50,7 +51,7 @@ def test_all_patches_visible_equals_no_mask_at_all():
 def test_depth_zero_is_one_linear_layer_on_the_patch_tokens():
     decoder = Decoder(DecoderSettings(depth=0), (2, 2), 3, prefix=1)
     tokens = jax.random.normal(jax.random.key(0), (1, 5, 8))
-    params = jax.jit(decoder.init)(jax.random.key(1), tokens)
+    params = jax.jit(decoder.init)(toy_key(1), tokens)
     assert set(params["params"]) == {"prediction"}
     expected = tokens[:, 1:] @ params["params"]["prediction"]["kernel"]
     np.testing.assert_allclose(jax.jit(decoder.apply)(params, tokens), expected, atol=1e-6)

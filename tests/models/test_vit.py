@@ -13,6 +13,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.models.patches import inverse_of, patchify, pick, relative_index, sincos2d, unpatchify
 from ssl_jax.models.vit import SIZES, ViT, ViTSettings, build
 from ssl_jax.task import DataInfo
+from tests.keys import toy_key
 
 
 def tiny(**options) -> ViTSettings:
@@ -21,7 +22,7 @@ def tiny(**options) -> ViTSettings:
 
 def init(model: ViT, batch: int = 2, **options):
     images = jax.random.normal(jax.random.key(1), (batch, *model.image_size, model.channels))
-    return jax.jit(model.init)(jax.random.key(0), images, **options)["params"], images
+    return jax.jit(model.init)(toy_key(0), images, **options)["params"], images
 
 
 def images_of(*shape: int) -> DataInfo:
@@ -284,7 +285,7 @@ def test_relative_positions_depend_on_offsets_alone():
 def test_relative_positions_take_whole_images_of_one_size():
     model = ViT(tiny(positions="relative"), (8, 8), 1)
     images = jnp.zeros((2, 8, 8, 1))
-    params = model.init(jax.random.key(0), images)["params"]
+    params = jax.jit(model.init)(toy_key(0), images)["params"]
     moved = {**params, "relative_positions": jax.random.normal(jax.random.key(1), params["relative_positions"].shape)}
     apply = jax.jit(lambda p: model.apply({"params": p}, jnp.ones_like(images))[0])
     assert np.abs(apply(moved) - apply(params)).max() > 1e-3

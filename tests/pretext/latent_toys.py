@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax.task import DataInfo
+from tests.keys import toy_key
 
 VIT = dict(name="vit", patch_size=2, width=8, depth=1, heads=2)
 SHAPES = {"image": (8, 8, 1), "pair": (2, 8, 8, 1), "globals": (2, 8, 8, 1), "locals": (3, 4, 4, 1)}
@@ -27,7 +28,7 @@ def batch_of(rows=6, seed=0):
 
 
 def parameters(task, seed=0):
-    return jax.jit(task.init)(jax.random.key(seed), batch_of(1))
+    return jax.jit(task.init)(toy_key(seed), batch_of(1))
 
 
 def loss_of(task):

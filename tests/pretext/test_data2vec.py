@@ -12,6 +12,7 @@ from ssl_jax.data import build
 from ssl_jax.errors import UserError
 from ssl_jax.pretext.data2vec import Data2VecImage, Data2VecText
 from ssl_jax.randomness import example_keys, substream
+from tests.keys import toy_key
 from tests.pretext.latent_toys import batch_of, loss_of, parameters, task_of, teacher_gradient
 from tests.task_examples import BYTES
 
@@ -86,7 +87,7 @@ def test_the_loss_on_text_is_the_papers(text):
     task = Data2VecText.from_config(ConfigDict(sections), text.info)
     raw = text.rows(np.arange(4))
     batch = {name: jnp.asarray(value) for name, value in text.on_device(raw, None).items()} | {"position": jnp.arange(4)}
-    params, teacher = (jax.jit(task.init)(jax.random.key(i), batch) for i in (0, 1))
+    params, teacher = (jax.jit(task.init)(toy_key(i), batch) for i in (0, 1))
     loss, _ = loss_of(task)(params, batch, jax.random.key(2), task.context(teacher))
 
     @jax.jit

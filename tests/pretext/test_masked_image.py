@@ -12,6 +12,7 @@ from ssl_jax.errors import UserError
 from ssl_jax.models.patches import patchify
 from ssl_jax.pretext.masked_image import MaskedImage, moments, principal_components
 from ssl_jax.task import Context, DataInfo, Task
+from tests.keys import toy_key
 
 KEY = jax.random.key(3)
 INFO = DataInfo({"image": jax.ShapeDtypeStruct((8, 12, 2), jnp.float32)}, mean=(0.4, 0.5), std=(0.2, 0.3))
@@ -48,7 +49,7 @@ ARMS = {
 
 def fitted(task, data):
     """(parameters, context with the PCA basis of these images)."""
-    params = jax.jit(task.init)(KEY, data)
+    params = jax.jit(task.init)(toy_key(3), data)
     return params, Context(variables=task.fit(task.variables(params), lambda count: data))
 
 
@@ -82,7 +83,7 @@ def test_the_loss_is_the_papers_equation_in_float64(arm):
 @pytest.mark.parametrize("arm", ARMS)
 def test_visible_pixels_alone_decide_the_prediction(arm):
     task, data = build(**ARMS[arm]), batch()
-    params = jax.jit(task.init)(KEY, data)
+    params = jax.jit(task.init)(toy_key(3), data)
     mask = task.config.mask(jax.random.split(KEY, 4), (2, 3))
     spoiled = jnp.where(mask.hidden[..., None], 50.0, patchify(data["image"], (4, 4)))
     images = spoiled.reshape(4, 2, 3, 4, 4, 2).swapaxes(2, 3).reshape(4, 8, 12, 2)
@@ -108,7 +109,7 @@ def test_every_trained_parameter_gets_a_gradient_and_a_few_steps_reduce_the_loss
 
 def test_masks_differ_between_examples_and_steps_but_not_between_batch_splits():
     task, data = build(), batch(8)
-    params = jax.jit(task.init)(KEY, data)
+    params = jax.jit(task.init)(toy_key(3), data)
     compute = jax.jit(task.loss, static_argnames="train")
     whole, _ = compute(params, data, KEY, train=True)
     parts = [compute(params, jax.tree.map(lambda x, i=i: x[i : i + 4], data), KEY, train=True)[0] for i in (0, 4)]
@@ -119,7 +120,7 @@ def test_masks_differ_between_examples_and_steps_but_not_between_batch_splits():
 
 def test_evaluation_masks_but_drops_nothing():
     task, data = build(model=dict(dropout=0.5, drop_path=0.5, depth=2)), batch()
-    params = jax.jit(task.init)(KEY, data)
+    params = jax.jit(task.init)(toy_key(3), data)
     compute = lambda task, train: float(jax.jit(task.loss, static_argnames="train")(params, data, KEY, train=train)[0])
     assert compute(task, False) != compute(task, True)
     quiet = build(model=dict(depth=2))
@@ -162,7 +163,7 @@ def test_scan_and_remat_change_no_value():
     """The encoder's blocks compiled once, and recomputed in the backward pass (the stack's own tests have every pair)."""
     data, plain = batch(), build(model=dict(depth=2, drop_path=0.3))
     other = build(model=dict(depth=2, drop_path=0.3, scan=True, remat="full"))
-    params = jax.jit(plain.init)(KEY, data)
+    params = jax.jit(plain.init)(toy_key(3), data)
     value = lambda task: jax.jit(jax.value_and_grad(lambda p: task.loss(p, data, KEY, train=True)[0]))(params)
     for a, b in zip(jax.tree.leaves(value(plain)), jax.tree.leaves(value(other)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
@@ -170,7 +171,7 @@ def test_scan_and_remat_change_no_value():
 
 def test_bfloat16_stays_near_float32():
     data, exact, rounded = batch(), build(), build(dtype="bfloat16")
-    params = jax.jit(exact.init)(KEY, data)
+    params = jax.jit(exact.init)(toy_key(3), data)
     losses = [float(jax.jit(t.loss, static_argnames="train")(params, data, KEY, train=True)[0]) for t in (exact, rounded)]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(jax.eval_shape(rounded.init, KEY, data)))

@@ -14,6 +14,7 @@ from ssl_jax.pretext.masked_token import MaskedToken, masked_token_baselines
 from ssl_jax.pretext.token_masking import TokenMaskSettings, mask_tokens, sample_places
 from ssl_jax.task import DataInfo, Task
 from tests import tokenizer_toys as toys
+from tests.keys import toy_key
 
 TIME, VOCABULARY, MASK = 128, 1000, 999
 
@@ -100,8 +101,8 @@ def test_span_lengths_are_geometric():
     from ssl_jax.pretext.token_masking import span_rank
 
     rank = jax.random.uniform(key, (rows, time))
-    spread = jax.vmap(lambda k, r: span_rank(k, r, settings))(jax.random.split(key, rows), rank)
-    best = np.asarray(spread == spread.min(axis=1, keepdims=True)).sum(1)  # words in the span of the lowest rank
+    spread = np.asarray(jax.jit(jax.vmap(lambda k, r: span_rank(k, r, settings)))(jax.random.split(key, rows), rank))
+    best = (spread == spread.min(axis=1, keepdims=True)).sum(1)  # words in the span of the lowest rank
     lengths = np.arange(1, 11)
     p = 0.2 * 0.8 ** (lengths - 1)
     p /= p.sum()
@@ -128,13 +129,12 @@ def test_counts_are_berts(maximum):
 
 def test_short_sequences_hide_fewer_and_padding_never():
     settings = TokenMaskSettings()
-    lengths = jnp.array([3, 10, 40, 64])
-    place = jnp.arange(64)[None]
+    lengths = np.array([3, 10, 40, 64])
+    place = np.arange(64)[None]
     eligible = (place > 0) & (place < lengths[:, None] - 1)
     tokens = jnp.ones((4, 64), jnp.int32)
-    masked = mask_tokens(
-        jax.random.split(jax.random.key(0), 4), tokens, eligible, lengths, settings=settings, mask_id=9, vocabulary=10
-    )
+    hide = jax.jit(functools.partial(mask_tokens, settings=settings, mask_id=9, vocabulary=10))
+    masked = jax.device_get(hide(jax.random.split(jax.random.key(0), 4), tokens, eligible, lengths))
     assert masked.real.sum(1).tolist() == [1, 2, 6, 10]
     for row in range(4):
         shown = np.asarray(masked.places[row])[np.asarray(masked.real[row]) > 0]
@@ -160,7 +160,7 @@ def make(extra=(), time=32, **model):
         task=dict(name="masked_token", **{k: dict(v) if isinstance(v, tuple) else v for k, v in extra}), model=settings
     )
     task = MaskedToken.from_config(ConfigDict(config | dict(training={})), info)
-    return task, jax.jit(task.init)(jax.random.key(0), make_batch(task, 1))
+    return task, jax.jit(task.init)(toy_key(0), make_batch(task, 1))
 
 
 def make_batch(task, size=4):
@@ -182,9 +182,11 @@ def test_loss_is_that_of_the_hidden_tokens_alone():
     """From logits of every place, written out: the mean over the hidden places of minus log p of the hidden token."""
     task, params = make()
     batch, key = make_batch(task), jax.random.key(7)
-    loss, metrics = task.loss(params, batch, key, train=False)
-    masked = task.masked(batch, key)
-    log_p = np.asarray(jax.nn.log_softmax(task.forward(params, {"tokens": masked.tokens})["logits"]))
+    loss, metrics = jax.jit(functools.partial(task.loss, train=False))(params, batch, key)
+    masked = jax.jit(task.masked)(batch, key)
+    log_p = np.asarray(
+        jax.jit(lambda tokens: jax.nn.log_softmax(task.forward(params, {"tokens": tokens})["logits"]))(masked.tokens)
+    )
     rows = np.arange(4)[:, None]
     expected = -log_p[rows, np.asarray(masked.places), np.asarray(masked.labels)].mean()
     np.testing.assert_allclose(loss, expected, rtol=2e-5)

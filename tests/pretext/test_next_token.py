@@ -12,6 +12,7 @@ from ssl_jax.data.text.tokenizers import CharacterTokenizer
 from ssl_jax.errors import UserError
 from ssl_jax.pretext.next_token import NextToken
 from ssl_jax.task import DataInfo, Task
+from tests.keys import toy_key
 
 TIME = 16
 
@@ -23,12 +24,16 @@ def make(task=(), **model):
         task=dict(name="next_token", **dict(task)), model=dict(width=16, depth=2, heads=2, init_std=0.3) | model, training={}
     )
     task = NextToken.from_config(ConfigDict(config), info)
-    return task, jax.jit(task.init)(jax.random.key(0), {"tokens": jnp.zeros((1, TIME + 1), jnp.int32)})
+    return task, jax.jit(task.init)(toy_key(0), {"tokens": jnp.zeros((1, TIME + 1), jnp.int32)})
 
 
 def make_batch(size=4, seed=1, **extra):
     tokens = jax.random.randint(jax.random.key(seed), (size, TIME + 1), 0, 10)
     return {"tokens": tokens, "position": jnp.arange(size), **extra}
+
+
+def loss_of(task):
+    return jax.jit(task.loss, static_argnames="train")
 
 
 def test_it_is_a_task():
@@ -43,12 +48,12 @@ def test_no_logit_depends_on_a_later_token(packed):
     batch = make_batch(**extra)
     cut = {name: value[:, :TIME] if name != "position" else value for name, value in batch.items()}
     changed = {**cut, "tokens": cut["tokens"].at[:, 9].set((cut["tokens"][:, 9] + 1) % 10)}
-    before, after = task.forward(params, cut)["logits"], task.forward(params, changed)["logits"]
+    before, after = jax.jit(task.forward)(params, cut)["logits"], jax.jit(task.forward)(params, changed)["logits"]
     np.testing.assert_array_equal(before[:, :9], after[:, :9])
     assert (jnp.abs(before - after)[:, 9].max(-1) > 1e-3).all()
     if packed:
         np.testing.assert_array_equal(
-            before[:, :6], task.forward(params, {**cut, "segments": cut["segments"] * 3})["logits"][:, :6]
+            before[:, :6], jax.jit(task.forward)(params, {**cut, "segments": cut["segments"] * 3})["logits"][:, :6]
         )
 
 
@@ -56,15 +61,15 @@ def test_loss_is_the_mean_negative_log_likelihood_of_the_labels():
     """From the task's own logits, written out."""
     task, params = make()
     batch = make_batch()
-    loss, metrics = task.loss(params, batch, jax.random.key(0), train=False)
-    logits = task.forward(params, {"tokens": batch["tokens"][:, :-1]})["logits"]
+    loss, metrics = loss_of(task)(params, batch, jax.random.key(0), train=False)
+    logits = jax.jit(task.forward)(params, {"tokens": batch["tokens"][:, :-1]})["logits"]
     log_p = jax.nn.log_softmax(logits)
     nll = -np.take_along_axis(np.asarray(log_p), np.asarray(batch["tokens"])[:, 1:, None], -1)[..., 0]
     np.testing.assert_allclose(loss, nll.mean(), rtol=1e-5)
     assert metrics["weight"] == 4 * TIME
     weights = np.zeros((4, TIME), np.float32)
     weights[0, 3], weights[2, 5] = 1, 3
-    loss, metrics = task.loss(params, {**batch, "label_weights": jnp.array(weights)}, jax.random.key(0), train=False)
+    loss, metrics = loss_of(task)(params, {**batch, "label_weights": jnp.array(weights)}, jax.random.key(0), train=False)
     np.testing.assert_allclose(loss, (nll[0, 3] + 3 * nll[2, 5]) / 4, rtol=1e-5)
 
 
@@ -78,10 +83,10 @@ def test_packed_documents_are_scored_as_if_alone():
         "segments": jnp.array([[1] * 7 + [2] * 10]),
         "positions": jnp.array([[*range(7), *range(10)]]),
     }
-    loss, metrics = task.loss(params, packed, jax.random.key(0), train=False)
+    loss, metrics = loss_of(task)(params, packed, jax.random.key(0), train=False)
     total = 0.0
     for part in (tokens[:, :7], tokens[:, 7:]):
-        one, m = task.loss(params, {"tokens": part, "position": batch["position"]}, jax.random.key(0), train=False)
+        one, m = loss_of(task)(params, {"tokens": part, "position": batch["position"]}, jax.random.key(0), train=False)
         total += float(one * m["weight"])
     assert metrics["weight"] == 6 + 9
     np.testing.assert_allclose(loss, total / 15, rtol=1e-5)
@@ -91,11 +96,11 @@ def test_z_loss_is_added():
     plain, params = make()
     with_z, _ = make(task=(("z_loss", 0.1),))
     batch, key = make_batch(), jax.random.key(0)
-    logits = plain.forward(params, {"tokens": batch["tokens"][:, :-1]})["logits"]
+    logits = jax.jit(plain.forward)(params, {"tokens": batch["tokens"][:, :-1]})["logits"]
     extra = 0.1 * jnp.mean(jax.nn.logsumexp(logits, axis=-1) ** 2)
-    loss, metrics = with_z.loss(params, batch, key, train=False)
+    loss, metrics = loss_of(with_z)(params, batch, key, train=False)
     np.testing.assert_allclose(loss - metrics["cross_entropy"], extra, rtol=1e-5)
-    np.testing.assert_allclose(metrics["cross_entropy"], plain.loss(params, batch, key, train=False)[0], rtol=1e-6)
+    np.testing.assert_allclose(metrics["cross_entropy"], loss_of(plain)(params, batch, key, train=False)[0], rtol=1e-6)
 
 
 def test_dropout_depends_on_the_place_in_the_global_batch_only():
