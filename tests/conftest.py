@@ -14,11 +14,11 @@ import jaxlib.version
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Most tests compile for longer than they compute. Without LLVM's optimizations, and with XLA's older code generator for
-# fusions, they take far less processor time and are as exact.
+# Most tests compile longer than they compute. Without LLVM's optimizations, with XLA's older code generator for fusions, and
+# with one LLVM module a program instead of one a thread, they take far less processor time and are as exact.
 FLAGS = "--xla_backend_optimization_level=0"
 if jaxlib.version.__version_info__ < (0, 11):  # XLA ends the process at a flag that a later version no longer knows
-    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+    FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # programs need not say which lines they were traced from
 gc.set_threshold(50_000, 20, 20)  # tracing makes many objects, few of them garbage, and looking for it takes time

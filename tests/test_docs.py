@@ -61,7 +61,7 @@ def test_the_task_of_the_document_learns(rotation):
     (loss, metrics), gradient = jax.jit(jax.value_and_grad(of, has_aux=True))(params)
     assert 0.5 < loss < 3 and 0 <= metrics["accuracy"] <= 1
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient["head"]))
-    assert parts.task.features(params, batch)["mean"].shape == (8, 16)
+    assert jax.eval_shape(parts.task.features, params, batch)["mean"].shape == (8, 16)
 
 
 @pytest.mark.slow

@@ -60,8 +60,13 @@ def test_the_encoder_sees_no_target_and_no_padding(given):
     """Changing the pixels of all patches outside the context changes no prediction."""
     task, params, _, batch = given
     key = jax.random.key(3)
-    keys = example_keys(key, batch["position"])
-    blocks = task.config.mask(substream(key, "blocks"), substream(keys, "blocks"), task.encoder.grid)
+
+    @jax.jit
+    def draw(key):
+        keys = example_keys(key, batch["position"])
+        return task.config.mask(substream(key, "blocks"), substream(keys, "blocks"), task.encoder.grid)
+
+    blocks = draw(key)
 
     def predictions(images):
         return task.predict(params, task.encode(params, images, visible=blocks.context, segments=blocks.seen), blocks)
@@ -78,7 +83,8 @@ def test_the_encoder_sees_no_target_and_no_padding(given):
 
 def test_targets_are_the_tokens_at_their_places(given):
     task, _, _, batch = given
-    blocks = task.config.mask(jax.random.key(1), jax.random.split(jax.random.key(2), 6), task.encoder.grid)
+    draw = jax.jit(task.config.mask, static_argnums=2)
+    blocks = draw(jax.random.key(1), jax.random.split(jax.random.key(2), 6), task.encoder.grid)
     tokens = jnp.arange(6 * 16.0).reshape(6, 16, 1)
     np.testing.assert_array_equal(of_targets(tokens, blocks)[..., 0], 16 * np.arange(6)[:, None, None] + blocks.targets)
 

@@ -45,8 +45,8 @@ def siglip_formula(x, y, scale, bias):
 def test_losses_are_the_papers_formulas(seed, scale, bias):
     x, y = unit_vectors(seed)
     a, b = jnp.float32(x), jnp.float32(y)
-    np.testing.assert_allclose(infonce(a, b, scale), clip_formula(x, y, scale), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(sigmoid(a, b, scale, bias), siglip_formula(x, y, scale, bias), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(infonce)(a, b, scale), clip_formula(x, y, scale), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(sigmoid)(a, b, scale, bias), siglip_formula(x, y, scale, bias), rtol=1e-5, atol=1e-6)
 
 
 LOSSES = {
@@ -94,7 +94,7 @@ def test_equal_texts_are_negatives_or_left_out():
 @given(st.lists(st.lists(st.integers(0, 49407), min_size=5, max_size=5), min_size=2, max_size=6))
 @settings(deadline=None, max_examples=50)
 def test_fingerprints_are_equal_for_equal_rows_only(rows):
-    marks = np.asarray(fingerprints(jnp.array(rows, jnp.int32)))
+    marks = np.asarray(jax.jit(fingerprints)(np.array(rows, np.int32)))
     for i, a in enumerate(rows):
         for j, b in enumerate(rows):
             assert (a == b) == bool(np.all(marks[i] == marks[j]))

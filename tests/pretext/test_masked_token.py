@@ -207,7 +207,7 @@ def test_dynamic_masks_follow_the_key_and_static_ones_the_example():
     dynamic, _ = make()
     static, _ = make(extra=(("mask", (("static", True),)),))
     batch = make_batch(dynamic)
-    places = lambda task, seed, batch=batch: np.asarray(task.masked(batch, jax.random.key(seed)).places)
+    places = lambda task, seed, batch=batch: np.asarray(jax.jit(task.masked)(batch, jax.random.key(seed)).places)
     assert (places(dynamic, 0) != places(dynamic, 1)).any()
     np.testing.assert_array_equal(places(static, 0), places(static, 1))
     moved = {**batch, "position": batch["position"] + 8}
@@ -221,7 +221,7 @@ def test_padding_changes_nothing():
     task, params = make()
     batch, key = make_batch(task), jax.random.key(0)
     segments = jnp.array([[1] * 20 + [0] * 12] * 4)
-    loss = lambda tokens: task.loss(params, {**batch, "tokens": tokens, "segments": segments}, key, train=False)[0]
+    loss = jax.jit(lambda tokens: task.loss(params, {**batch, "tokens": tokens, "segments": segments}, key, train=False)[0])
     tokens = batch["tokens"].at[:, 19].set(task.info.tokenizer.sep_id)
     np.testing.assert_allclose(loss(tokens), loss(tokens.at[:, 20:].set(0)), rtol=1e-6)
 
@@ -235,7 +235,7 @@ def test_next_sentence_prediction_adds_its_loss():
     assert jnp.abs(grads["next_sentence"]["pooler"]["dense"]["kernel"]).max() > 0
     other = {**batch, "is_random": 1 - batch["is_random"]}
     assert evaluated(params, other)[1]["next_sentence_accuracy"] == 1 - metrics["next_sentence_accuracy"]
-    assert task.features(params, batch)["pooled"].shape == (4, 16)
+    assert jax.eval_shape(task.features, params, batch)["pooled"].shape == (4, 16)
 
 
 def test_baselines_know_frequencies_only():
@@ -281,16 +281,16 @@ def test_whole_words_of_every_vocabulary_are_hidden_equally_often(make):
     """All pieces of a word together, and each word as often as any other, whatever marks where words begin."""
     tokenizer = make()
     ids = tokenizer.encode("the cat rams happy rats on hats under a tent")
-    tokens = jnp.array(tokenizer.template(pair=False).fill(ids)[0], jnp.int32)
-    eligible = ~jnp.isin(tokens, jnp.array([tokenizer.cls_id, tokenizer.sep_id], jnp.int32))
-    starts = ~jnp.array(tokenizer.continues)[tokens]
-    count, most = jnp.int32(4), len(ids)
+    tokens = np.array(tokenizer.template(pair=False).fill(ids)[0], np.int32)
+    eligible = ~np.isin(tokens, [tokenizer.cls_id, tokenizer.sep_id])
+    starts = ~np.array(tokenizer.continues)[tokens]
+    count, most = np.int32(4), len(ids)
     run = jax.jit(jax.vmap(lambda key: sample_places(key, eligible, starts, count, most, TokenMaskSettings(unit="word"))))
     places, real = map(np.asarray, run(jax.random.split(jax.random.key(0), 2000)))
     hidden = np.zeros((2000, len(tokens)), bool)
     np.put_along_axis(hidden, np.where(real, places, 0), real, axis=1)
-    word = np.cumsum(np.asarray(starts | ~eligible)) - 1
-    words = np.unique(word[np.asarray(eligible)])
+    word = np.cumsum(starts | ~eligible) - 1
+    words = np.unique(word[eligible])
     assert len(words) == 10 and (hidden.sum(axis=1) == 4).all()
     share = np.array([hidden[:, word == w].any(axis=1).mean() for w in words])
     assert share.min() > 0.5 * share.max() > 0.05  # long words fill the count alone, and are cut more often

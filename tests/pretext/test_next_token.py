@@ -119,11 +119,12 @@ def test_dropout_depends_on_the_place_in_the_global_batch_only():
 def test_features_have_their_names_and_ignore_the_padding():
     task, params = make()
     batch = {"tokens": make_batch()["tokens"][:, :TIME], "attention_mask": jnp.array([[1] * 5 + [0] * 11] * 4)}
-    names = task.features(params, batch)
+    features = jax.jit(task.features)
+    names = features(params, batch)
     assert {"last", "mean", "cls", "tokens", "block00/mean", "block01/last"} <= set(names)
     other = {**batch, "tokens": batch["tokens"].at[:, 5:].set(0)}
     for name in ("last", "mean", "cls"):
-        np.testing.assert_allclose(names[name], task.features(params, other)[name], atol=1e-6)
+        np.testing.assert_allclose(names[name], features(params, other)[name], atol=1e-6)
     np.testing.assert_allclose(names["last"], names["tokens"][:, 4], atol=1e-6)
 
 

@@ -161,7 +161,7 @@ class Classification(Task):
 
     def panels(self, params: Params, batch: Batch, key: Key[Array, ""], *, context: Context | None = None) -> dict[str, Text]:
         """What the model says of each example, and how sure it is."""
-        logits = self.forward(params, batch)["logits"]
+        logits = jax.jit(self.forward)(params, dict(batch))["logits"]
         names, lines = self.info.classes, []
         if self.several_classes:
             listed = lambda row: ", ".join(names[c] for c in np.flatnonzero(row)) or "none"

@@ -6,6 +6,7 @@ import pathlib
 from typing import ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
@@ -100,7 +101,7 @@ class QuestionAnswering(Task):
 
     def panels(self, params: Params, batch: Batch, key: Key[Array, ""], *, context: Context | None = None) -> dict[str, Text]:
         """Windows with the likeliest start and end marked as [[answer]]."""
-        found = self.features(params, batch)
+        found = jax.jit(self.features)(params, dict(batch))
         start, end = (np.argmax(np.asarray(found[name]), axis=-1) for name in ("start_logits", "end_logits"))
         decode, lines = lambda ids: self.info.tokenizer.decode(ids.tolist()), []
         for tokens, segments, a, b in zip(*(np.asarray(batch[n]) for n in ("tokens", "segments")), start, end, strict=True):

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
@@ -133,7 +134,7 @@ class TextClassification(Task):
 
     def panels(self, params: Params, batch: Batch, key: Key[Array, ""], *, context: Context | None = None) -> dict[str, Text]:
         """Sentences with their predicted and their true class."""
-        logits, labels = np.asarray(self.features(params, batch)["logits"]), np.asarray(batch["label"])
+        logits, labels = np.asarray(jax.jit(self.features)(params, dict(batch))["logits"]), np.asarray(batch["label"])
         if self.several_classes:
             named = lambda row: ", ".join(self.info.classes[c] for c in np.flatnonzero(row)) or "none"
             said, true = map(named, logits > 0), map(named, labels)
