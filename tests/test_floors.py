@@ -20,7 +20,7 @@ FLOORS = (
         "resume", "validation", "evidence", "overview", "plan", "runs", "stand_in", "sweeps", "planning", "slurm", "inference",
         "predictions", "preview", "bench", "bench_peer", "api", "start",
     },
-    {"cli"},
+    {"cli", "__main__"},
 )  # fmt: skip
 # Settings of a section may be read by the room itself; what a pretext task is, training must not know, and so on.
 FORBIDDEN = {"training": {"pretext"}, "models": {"data", "reports", "workdir"}, "data": {"models", "reports", "workdir"}}
