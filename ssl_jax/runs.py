@@ -288,6 +288,7 @@ def start(parts: Parts, wd: Workdir, warnings: list[str], *, evaluate: bool = Tr
     tested = bool(parts.evaluators) and (evaluate or parts.training.evaluate_every is not None)
     splits = {"train": parts.stream.dataset, **({"test": parts.evaluation.data.test} if tested else {})}
     warnings += dict.fromkeys(line for dataset in splits.values() for line in dataset.notes())
+    warnings += parts.evaluation.cautions() if tested else []
     begin_anew(wd, parts.config)
     if extended(wd, parts.config):
         set_results_aside(wd)
@@ -490,6 +491,7 @@ def evaluate(
         raise UserError(f"--workdir={workdir}: its config names no evaluators; give --config=FILE with `downstream`")
     check_evaluation(parts)
     with locked(wd.path):
+        warn_and_record(wd, parts.evaluation.cautions())
         final = best_checkpoint(wd, parts.checkpoint) or wd.status().get("trained")
         step, params = load_params(wd.path / "checkpoints", final if checkpoint is None else checkpoint)
         is_final = checkpoint is None or step == final

@@ -87,6 +87,19 @@ class Evaluation:
             if missing is not None:
                 self.data.log(f"{name}: skipped, {missing} has no labels")
 
+    def cautions(self) -> list[str]:
+        """Return a warning for each source whose test split is its training split, naming the evaluators that read it."""
+        found: dict[str, list[str]] = {}
+        for name, evaluator in self.evaluators.items():
+            data = self.data_of(name)
+            if data.same_split and not evaluator.excludes_itself:
+                found.setdefault(data.test.source.name, []).append(name)
+        return [
+            f"{source} is both data.train and data.test: {', '.join(names)} will be measured on training examples; give other"
+            " data as data.test, or data.holdout in its place"
+            for source, names in found.items()
+        ]
+
     def measure(self, name: str, encoders: Mapping[str, Encoder], **changes: Any) -> list[Record]:
         """Return the records of the evaluator `name`; none where labels are missing.
 

@@ -1,5 +1,6 @@
 """Which weights and which data an evaluator reads."""
 
+import dataclasses
 import types
 
 import jax
@@ -13,6 +14,7 @@ from ssl_jax.data.text.tokenizers import CharacterTokenizer
 from ssl_jax.downstream.evaluation import Evaluation
 from ssl_jax.downstream.evaluator import EvaluationData
 from ssl_jax.downstream.evaluators.features import Encoder
+from ssl_jax.downstream.evaluators.few_shot import FewShot
 from ssl_jax.downstream.evaluators.knn import KNN
 from ssl_jax.errors import UserError
 from ssl_jax.reports.records import flat
@@ -31,6 +33,15 @@ def test_the_weights_an_evaluator_names_are_those_it_reads():
     assert found == alone and found["ema"] != found["student"]
     with pytest.raises(UserError, match='weights=\'teacher\': must be "ema" or "student"'):
         KNN(weights="teacher")
+
+
+def test_a_test_split_that_is_the_training_split_is_named():
+    """kNN, which leaves out the example itself, measures no training example."""
+    data, evaluators = blobs(), {"knn": KNN(k=3), "few_shot": FewShot(shots=(1,))}
+    cautions = lambda data: Evaluation(evaluators, ToyTask(), data, build=None).cautions()
+    assert cautions(data) == []
+    (line,) = cautions(dataclasses.replace(data, test=data.train))
+    assert line.startswith(f"{data.train.source.name} is both data.train and data.test: few_shot will be measured on")
 
 
 class MeanColour(Task):

@@ -37,6 +37,7 @@ class KNN(Evaluator):
 
     requires_labels = ("train", "test")
     several_classes = True
+    excludes_itself = True
     notes = {"masked_image": "kNN says little about masked autoencoders; judge them by fine-tuning and the linear probe"}
 
     def __post_init__(self):
