@@ -46,7 +46,7 @@ def resolve(config: ConfigDict, here: Target) -> tuple[ConfigDict, dict[str, Any
 
 def _settings(remats: list[str], count: int) -> Iterator[dict[str, Any]]:
     """Yield settings, the cheapest in time first."""
-    splits = [{"mesh.data": count // n, "mesh.fsdp": n} for n in (4, 8, 16, 32, 64, 128, 256) if n <= count and count % n == 0]
+    splits = fit.splits(count)
     remat = lambda how: dict.fromkeys(remats, how)
     yield {}
     if remats:

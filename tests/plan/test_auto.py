@@ -6,7 +6,7 @@ import pytest
 
 from ssl_jax import config as configs
 from ssl_jax import runs
-from ssl_jax.plan import auto
+from ssl_jax.plan import auto, fit
 from ssl_jax.target import Target
 from ssl_jax.workdir import Workdir
 
@@ -38,6 +38,13 @@ def test_a_large_state_is_split():
     found = chosen(GPT, Target("tpu", V5E, 16), model__depth=6, model__width=4096, model__heads=32, model__scan=False,
                    data__batch_size=64, data__block=128, training__accumulation=1)  # fmt: skip
     assert found["mesh.fsdp"] >= 4 and found["mesh.fsdp"] * found["mesh.data"] == 16
+
+
+@pytest.mark.parametrize("count, first", [(256, (32, 8)), (8, (1, 8)), (12, (3, 4))])
+def test_parameters_are_split_over_eight_devices_first(count, first):
+    """They then sum 1 + 1/8 times the gradient; over four devices it would be 1 + 1/4."""
+    assert list(fit.splits(count)[0].values()) == list(first)
+    assert all(mesh["mesh.data"] * mesh["mesh.fsdp"] == count for mesh in fit.splits(count))
 
 
 def test_deep_stacks_of_equal_blocks_are_scanned():
