@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,41 +82,89 @@ def evaluate_all(
 
     Results of other evaluators are not changed. again: repeat completed evaluators. name: the file of the results.
     """
-    from ssl_jax.reports import records
-    from ssl_jax.training.checkpoint import load_params
+    run = RunEvaluation(parts, wd, params, step, name=name, log=(lambda text: None) if quiet else say)
+    for key in parts.evaluators:
+        if again or not run.done(key):
+            started = time.monotonic()
+            run.record(key, run.measure(key), time.monotonic() - started)
 
-    file, log = name.replace("results", "records", 1), (lambda text: None) if quiet else say
-    stored, done = wd.read(file, {}), dict(wd.status().get("evaluated", {}))
-    timings, sections = wd.read("timings.json", {}), evaluator_sections(parts.config)
-    cache = wd.path / "features" if parts.checkpoint.features else None
-    if parts.evaluators:
-        evaluation = parts.evaluation
-        encoders = {"ema": evaluation.encoder(params, cache, f"step {step}")}
+
+def evaluate_together(runs: Sequence["RunEvaluation"], devices: Sequence[Any]) -> list[Exception | None]:
+    """Run every evaluator for runs that share a program, one evaluator after another; return the error of each run, if any.
+
+    Each pass over the data and each fine-tuning serves all runs, over `devices` (see `features.join`). Each run's time is
+    its share of the total.
+    """
+    from ssl_jax.downstream.evaluators.features import FAILURES, join
+
+    for weights in runs[0].encoders:
+        join([run.encoders[weights] for run in runs], devices)
+    errors: list[Exception | None] = [None] * len(runs)
+    for key in runs[0].parts.evaluators:
+        left = [k for k, run in enumerate(runs) if errors[k] is None and not run.done(key)]
+        started, found = time.monotonic(), {}
+        for k in left:
+            try:
+                found[k] = runs[k].measure(key)
+            except FAILURES as error:
+                errors[k] = error
+        for k, records in found.items():
+            runs[k].record(key, records, (time.monotonic() - started) / len(left))
+    return errors
+
+
+class RunEvaluation:
+    """The evaluators of one run at one checkpoint, and the files of their results."""
+
+    def __init__(
+        self, parts: Any, wd: Workdir, params: Params, step: int, *, name: str = "results.json",
+        log: Callable[[str], None] = lambda text: None,
+    ):  # fmt: skip
+        from ssl_jax.training.checkpoint import load_params
+
+        self.parts, self.wd, self.params, self.step, self.name, self.log = parts, wd, params, step, name, log
+        self.file, self.sections = name.replace("results", "records", 1), evaluator_sections(parts.config)
+        self.encoders = {}
+        if not parts.evaluators:
+            if name == "results.json":
+                wd.write(self.file, {})
+                wd.write(name, {})
+                wd.write("status.json", {**wd.status(), "evaluated": {}})
+            return
+        cache = wd.path / "features" if parts.checkpoint.features else None
+        self.encoders["ema"] = parts.evaluation.encoder(params, cache, f"step {step}")
         if any(evaluator.weights == "student" for evaluator in parts.evaluators.values()):
             _, student = load_params(wd.path / "checkpoints", step, average=False)
-            encoders["student"] = evaluation.encoder(student, cache, f"step {step} student")
-    for key, evaluator in parts.evaluators.items():
-        mark = fingerprint(sections[key] if key in sections else dataclasses.asdict(evaluator))
-        if not again and done.get(key) == mark and key in stored:
-            continue
-        started = time.monotonic()
-        found = evaluation.measure(key, encoders, workdir=str(wd.path), log=log)
-        stored |= {key: []} | records.to_json(found)
-        timings[key] = time.monotonic() - started
-        stored |= records.to_json(skipped_examples(evaluation.data))
-        done[key] = mark
-        wd.write(file, stored)
-        wd.write(name, records.flat(records.from_json(stored)))
-        if name == "results.json":
-            wd.write("timings.json", timings)
-            wd.write("status.json", {**wd.status(), "evaluated": done})
+            self.encoders["student"] = parts.evaluation.encoder(student, cache, f"step {step} student")
+
+    def mark(self, key: str) -> str:
+        """Return the fingerprint of an evaluator's settings."""
+        return fingerprint(self.sections.get(key, dataclasses.asdict(self.parts.evaluators[key])))
+
+    def done(self, key: str) -> bool:
+        """Return whether an evaluator's results are stored, measured with the same settings."""
+        done = self.wd.status().get("evaluated", {})
+        return done.get(key) == self.mark(key) and key in self.wd.read(self.file, {})
+
+    def measure(self, key: str) -> list[Any]:
+        """Return the records of an evaluator."""
+        return self.parts.evaluation.measure(key, self.encoders, workdir=str(self.wd.path), log=self.log)
+
+    def record(self, key: str, found: list[Any], seconds: float) -> None:
+        """Write and print the results of an evaluator."""
+        from ssl_jax.reports import records
+
+        wd, evaluator = self.wd, self.parts.evaluators[key]
+        stored = wd.read(self.file, {}) | {key: []} | records.to_json(found)
+        stored |= records.to_json(skipped_examples(self.parts.evaluation.data))
+        wd.write(self.file, stored)
+        wd.write(self.name, records.flat(records.from_json(stored)))
+        if self.name == "results.json":
+            wd.write("timings.json", {**wd.read("timings.json", {}), key: seconds})
+            wd.write("status.json", {**wd.status(), "evaluated": {**wd.status().get("evaluated", {}), key: self.mark(key)}})
         if found:
-            note = evaluator.notes.get(parts.task.name)
-            log(f"{found[0].name} {found[0].value:.4g}  ({timings[key]:.1f} s){f'; {note}' if note else ''}")
-    if not parts.evaluators and name == "results.json":
-        wd.write(file, {})
-        wd.write(name, {})
-        wd.write("status.json", {**wd.status(), "evaluated": {}})
+            note = evaluator.notes.get(self.parts.task.name)
+            self.log(f"{found[0].name} {found[0].value:.4g}  ({seconds:.1f} s){f'; {note}' if note else ''}")
 
 
 def skipped_examples(evaluation: Any) -> list[Any]:

@@ -17,13 +17,13 @@ WARM_STEPS, SECONDS = 3, 2.0  # of the measured step
 
 def replicas_of(program: Any, saving: Any, wanted: int | None) -> int:
     """Return how many runs of a program train together: `wanted`, else one per core on a CPU, or as many as fit elsewhere."""
-    from ssl_jax.training.replicas import can_be_replicated
+    from ssl_jax.training.replicas import can_be_replicated, replica_devices
 
     if not can_be_replicated(program, saving):
         return 1
     if wanted is not None:
         return wanted
-    devices = jax.local_devices() if program.layout.data == -1 else list(program.mesh.devices.flat)
+    devices = replica_devices(program)
     if devices[0].platform == "cpu":  # measured: a second replica on a core costs as much as it saves
         return len(devices)
     limit = (devices[0].memory_stats() or {}).get("bytes_limit")

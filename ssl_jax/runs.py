@@ -61,6 +61,7 @@ class Parts:
     part: Callable[[str, bool], Any] | None = None  # with checkpoint.best: ("train" or "validation", augmented) -> Dataset
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the command, the config's file and its overrides
     chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # automatic choices, by key
+    shared: dict[Any, Any] = dataclasses.field(default_factory=dict)  # `EvaluationData.shared` of all runs of one program
 
     @property
     def info(self) -> DataInfo:
@@ -73,7 +74,7 @@ class Parts:
         from ssl_jax.downstream.evaluator import EvaluationData
 
         train, test = self.dataset("train", False), self.dataset("test", False)
-        own = EvaluationData(train, test, config=self.config, mesh=self.mesh, log=say)
+        own = EvaluationData(train, test, config=self.config, mesh=self.mesh, log=say, shared=self.shared)
         other = functools.partial(other_data, self, own)
         return Evaluation(self.evaluators, self.task, own, other, seed=self.config.get("seed", 0))
 
@@ -92,7 +93,7 @@ class Parts:
         if self.part is None:
             return None
         chosen = {name: self.evaluators[name] for name in self.training.evaluators or self.evaluators}
-        own = EvaluationData(self.part("train", False), self.part("validation", False), mesh=self.mesh)
+        own = EvaluationData(self.part("train", False), self.part("validation", False), mesh=self.mesh, shared=self.shared)
         return Evaluation(chosen, self.task, own, refuse_other_data, seed=self.config.get("seed", 0))
 
 

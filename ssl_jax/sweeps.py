@@ -22,7 +22,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ssl_jax import cpu, planning, resume, runs
+from ssl_jax import cpu, evidence, planning, resume, runs
 from ssl_jax.config import nearest
 from ssl_jax.errors import UserError
 from ssl_jax.experiments import Arm, Experiment
@@ -33,7 +33,8 @@ from ssl_jax.training.exceptions import Diverged
 from ssl_jax.training.lock import Busy, locked
 from ssl_jax.workdir import Workdir, differences
 
-STACKS = ".stacks"  # folder with the checkpoints of runs that train together
+STACKS = ".stacks"  # folder with the members and checkpoints of runs that train and are evaluated together
+MOST_TOGETHER = 8  # runs that are evaluated together, whose features are in memory at once
 NUMBERS = ("seed", "optimizer.lr", "optimizer.base_lr", "optimizer.weight_decay")  # inputs of a compiled program
 
 
@@ -228,13 +229,24 @@ class Running:
 
     def run(self, group: Group, parts: Parts, trainer: Any) -> None:
         """Run the unfinished jobs of a group with one trainer."""
+        from ssl_jax.training.replicas import forget
+
         size = planning.replicas_of(trainer.program, parts.checkpoint, self.replicas)
         for chunk in chunks_of(group, size, self.folder):
+            tried: list[Job] = []
             if len(chunk) > 1:
                 self.attempt(chunk, lambda chunk=chunk: self.train_together(chunk, parts, trainer))
+                trained = [job for job in chunk if resume.trained(job.workdir) and "diverged" not in job.workdir.status()]
+                for start in range(0, len(trained), MOST_TOGETHER):
+                    jobs = trained[start : start + MOST_TOGETHER]
+                    if len(jobs) > 1 and not any(job in self.busy for job in chunk):
+                        self.attempt(jobs, lambda jobs=jobs: self.evaluate_together(jobs, parts, trainer))
+                        tried += jobs
             for job in chunk:
-                if not job.finished and job not in self.busy:
+                if not job.finished and job not in tried and job not in self.busy:
                     self.attempt([job], lambda job=job: self.complete(job, parts, trainer))
+            if len(chunk) > 1 and not any(job in self.busy for job in chunk):
+                forget(stack_of(self.folder, chunk))
 
     def attempt(self, jobs: Sequence[Job], work: Callable[[], None]) -> None:
         """Call `work` for `jobs`; report and record a divergence or failure, so that other jobs continue."""
@@ -263,6 +275,10 @@ class Running:
                 trained = resume.trained(job.workdir)
                 console = self.progress.console(job.name)
                 runs.complete(own, job.workdir, None if trained else trainer, quiet=True, console=console)
+        self.ended(job)
+
+    def ended(self, job: Job) -> None:
+        """Check and print the results of a run."""
         check_results(self.experiment, job)
         results, columns = job.workdir.results(), self.experiment.settings.columns.items()
         self.progress.ended(job, ", ".join(f"{heading} {results[metric]:.4g}" for metric, heading in columns))
@@ -282,6 +298,8 @@ class Running:
                 if not job.finished:
                     clear_failure(job)
                     runs.start(own, job.workdir, runs.questionable_settings(own))
+            if all(resume.trained(job.workdir) or "diverged" in job.workdir.status() for job in chunk):
+                return
             Workdir(stack).write("members.json", {"members": [job.key for job in chunk]})
             replicas = [
                 Replica(own.config.seed, own.stream, job.workdir.path, own.optimizer.peak(own.stream.batch_size),
@@ -301,7 +319,33 @@ class Running:
                 elif "trained" not in job.workdir.status():
                     runs.record_training(job.workdir, int(state.step), own.training.duration, seconds)
                     runs.warn_and_record(job.workdir, checks.skipped_updates(own.training, state))
-            forget(stack)
+            forget(stack / "checkpoints")
+
+    def evaluate_together(self, jobs: Sequence[Job], parts: Parts, trainer: Any) -> None:
+        """Evaluate trained runs, those that are evaluated already included: every start joins the same runs."""
+        from ssl_jax.training import preemption
+        from ssl_jax.training.checkpoint import load_params
+        from ssl_jax.training.replicas import replica_devices
+
+        with contextlib.ExitStack() as locks:
+            for job in jobs:
+                locks.enter_context(locked(job.workdir.path))
+            locks.enter_context(preemption.active(parts.checkpoint.grace))
+            left, members = [job for job in jobs if not job.finished], []
+            if not left:
+                return
+            for job in jobs:
+                step, params = load_params(job.workdir.path / "checkpoints", job.workdir.status()["trained"])
+                members.append(evidence.RunEvaluation(with_numbers(parts, job.config), job.workdir, params, step))
+            errors = evidence.evaluate_together(members, replica_devices(trainer.program))
+            for job, run, error in zip(jobs, members, errors, strict=True):
+                if error is not None:
+                    self.fail([job], error)
+                elif job in left:
+                    evidence.write_panels(run.parts, job.workdir, run.params, run.step)
+        for job in left:
+            if job.finished:
+                self.ended(job)
 
 
 def chunks_of(group: Group, size: int, folder: pathlib.Path) -> list[list[Job]]:

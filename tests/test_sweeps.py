@@ -12,7 +12,8 @@ import weakref
 import numpy as np
 import pytest
 
-from ssl_jax import cli, sweeps
+from ssl_jax import cli, evidence, sweeps
+from ssl_jax.downstream.evaluators import features
 from tests.test_runs import two_kinds
 
 DATA = ("report.json", "report_figure.png", "report_figure.svg", "report_curves.png")
@@ -134,6 +135,26 @@ def test_an_arm_that_diverges_is_named_and_the_others_are_unharmed(folder, finis
             assert (own / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
     assert sweep(folder, "diverging", settings=settings) == 0  # and not tried again
     assert "6 of them done" in capsys.readouterr().out
+
+
+def test_runs_that_train_and_are_evaluated_together_are_single_runs(folder, finished, monkeypatch, capsys):
+    """Also when the sweep stopped after the evaluation of one of them: the same runs are joined again."""
+    settings, joined = 'arms=product({"optimizer.lr": (1e-3,)}), figure=None', []
+    join = features.join
+    monkeypatch.setattr(features, "join", lambda encoders, devices: joined.append(len(encoders)) or join(encoders, devices))
+    record = evidence.RunEvaluation.record
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        stop = lambda self, *arguments: record(self, *arguments) if self.wd.path.name == "seed0" else 1 / 0
+        patch.setattr(evidence.RunEvaluation, "record", stop)
+        sweep(folder, "together", "--replicas=2", settings=settings)
+    assert (folder / "together/lr=0.001/seed0/results.json").exists()
+    assert not (folder / "together/lr=0.001/seed1/results.json").exists()
+    assert sweep(folder, "together", "--replicas=2", settings=settings) == 0
+    assert joined == [2, 2, 2, 2]  # encoders and their random baselines, at both starts
+    for seed in (0, 1):
+        own, alone = (root / f"lr=0.001/seed{seed}" for root in (folder / "together", finished))
+        assert (own / "results.json").read_text() == (alone / "results.json").read_text()
+    assert not list((folder / "together/.stacks").iterdir())
 
 
 def test_the_plan_is_printed_and_nothing_is_written(folder, capsys):

@@ -10,7 +10,7 @@ from typing import Any
 from ssl_jax.config import look_up
 from ssl_jax.downstream import EVALUATORS
 from ssl_jax.downstream.evaluator import EvaluationData, Evaluator
-from ssl_jax.downstream.evaluators.baselines import baselines
+from ssl_jax.downstream.evaluators.baselines import InputEncoder, baselines
 from ssl_jax.downstream.evaluators.features import Encoder
 from ssl_jax.errors import UserError
 from ssl_jax.reports.records import Record
@@ -40,7 +40,6 @@ class Evaluation:
         seed: int = 0,
     ):
         self.evaluators, self.task, self.data, self.build, self.seed = evaluators, task, data, build, seed
-        self._built: dict[str, EvaluationData] = {}
 
     @functools.cached_property
     def planned(self) -> tuple[str, ...]:
@@ -49,8 +48,13 @@ class Evaluation:
 
     @functools.cached_property
     def baselines(self) -> dict[str, Encoder]:
-        """Encoders that learnt nothing; they stay as they are while training goes on, and so do their features."""
-        return baselines(self.task, self.data.mesh, seed=self.seed, planned=self.planned)
+        """Encoders that learnt nothing; they stay as they are while training goes on, and so do their features.
+
+        Runs that share a program share the one that returns its input.
+        """
+        found = baselines(self.task, self.data.mesh, seed=self.seed, planned=self.planned)
+        shared = lambda name, encoder: self.data.once(("baseline", name), lambda: encoder)
+        return {name: shared(name, e) if isinstance(e, InputEncoder) else e for name, e in found.items()}
 
     def encoder(self, params: Any, cache: Any = None, checkpoint: str | None = None) -> Encoder:
         """Return the encoder with `params` beside its baselines; `cache` and `checkpoint` as in `Encoder`."""
@@ -65,9 +69,7 @@ class Evaluation:
         data = self.data
         if set(sources) - set(AUGMENTATION):
             key = json.dumps(sources, sort_keys=True, default=str)
-            if key not in self._built:
-                self._built[key] = self.build(sources)
-            data = self._built[key]
+            data = self.data.once(("data", key), lambda: self.build(sources))
         return data
 
     def check(self) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,6 +25,18 @@ class EvaluationData:
     mesh: Mesh | None = None
     workdir: str | None = None
     log: Callable[[str], None] = lambda text: None  # one line of progress
+    shared: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)  # see `once`; of all copies
+
+    def once(self, key: Hashable, compute: Callable[[], Any]) -> Any:
+        """Return `compute()`, called once for these splits; runs that share a program share it.
+
+        The value must not depend on the encoder, nor on the numbers in which such runs differ (seed, learning rate, weight
+        decay).
+        """
+        place = (key, id(self.train), id(self.test))
+        if place not in self.shared:
+            self.shared[place] = compute(), self  # the reference keeps the ids of the splits unique
+        return self.shared[place][0]
 
     @property
     def classes(self) -> tuple[str, ...]:

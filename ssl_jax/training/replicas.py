@@ -97,7 +97,7 @@ class ReplicaProgram(Program):
     def __init__(self, single: Program, replicas: int):  # all other attributes are the single program's
         vars(self).update(vars(single))
         self.single, self.replicas = single, replicas
-        self.mesh = replica_mesh(single, replicas)
+        self.mesh = replica_mesh(replica_devices(single), replicas)
         self.lead = NamedSharding(self.mesh, PartitionSpec(AXIS))
         stacked = lambda x: jax.ShapeDtypeStruct((replicas, *x.shape), x.dtype, sharding=self.lead)
         self.abstract = jax.tree.map(stacked, single.abstract)
@@ -131,11 +131,15 @@ class ReplicaProgram(Program):
         return self.lead if count == 1 else NamedSharding(self.mesh, PartitionSpec(None, AXIS))
 
 
-def replica_mesh(program: Program, replicas: int) -> Mesh:
-    """Return a mesh for the replicas: as many of the program's devices as divide the number of replicas."""
-    allowed = jax.local_devices() if program.layout.data == -1 else list(program.mesh.devices.flat)
-    count = max(n for n in range(1, len(allowed) + 1) if replicas % n == 0)
-    return Mesh(np.array(allowed[:count]), (AXIS,))
+def replica_devices(program: Program) -> list[jax.Device]:
+    """Return the devices that replicas of a program may use."""
+    return jax.local_devices() if program.layout.data == -1 else list(program.mesh.devices.flat)
+
+
+def replica_mesh(devices: Sequence[jax.Device], replicas: int) -> Mesh:
+    """Return a mesh for the replicas: as many of `devices` as divide the number of replicas."""
+    count = max(n for n in range(1, len(devices) + 1) if replicas % n == 0)
+    return Mesh(np.array(devices[:count]), (AXIS,))
 
 
 def over_replicas(step: TrainStep, mesh: Mesh) -> Callable:
@@ -283,5 +287,5 @@ class ReplicaLog:
 
 
 def forget(workdir: pathlib.Path) -> None:
-    """Remove the common checkpoints after each replica has its own."""
+    """Remove the folder of common checkpoints after each replica has its own."""
     shutil.rmtree(workdir, ignore_errors=True)

@@ -154,8 +154,8 @@ def test_masked_token_loss_at_a_ratio_that_is_not_the_models(folder):
     found = flat(MaskedTokenLoss(ratio=0.5)(encoder, data))
     own = flat(MaskedTokenLoss()(encoder, data))
     mask = dataclasses.replace(encoder.task.settings.mask, ratio=0.5)
-    encoder.task = dataclasses.replace(encoder.task, settings=dataclasses.replace(encoder.task.settings, mask=mask))
-    assert found == flat(MaskedTokenLoss()(encoder, data)) and found["loss"] != own["loss"]
+    task = dataclasses.replace(encoder.task, settings=dataclasses.replace(encoder.task.settings, mask=mask))
+    assert found == flat(MaskedTokenLoss()(Encoder(task, encoder.params), data)) and found["loss"] != own["loss"]
     with pytest.raises(UserError, match="ratio=1.5: must lie in"):
         MaskedTokenLoss(ratio=1.5)
 

@@ -1,10 +1,10 @@
-"""Features of a frozen encoder: one pass over each data set, shared by every evaluator."""
+"""Features of a frozen encoder: one pass over each data set serves every evaluator, and every encoder joined to it."""
 
 import hashlib
 import os
 import pathlib
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ssl_jax.config import nearest
-from ssl_jax.downstream.evaluator import identity
+from ssl_jax.downstream.evaluator import EvaluationData, identity
 from ssl_jax.errors import UserError
+from ssl_jax.training.exceptions import Diverged
+from ssl_jax.training.replicas import AXIS, over_replicas, replica_mesh
 
+FAILURES = (UserError, Diverged)  # of one encoder; others go on
 _PROGRAMS: dict[Any, tuple[Any, dict]] = {}  # of each task (kept, so that its id stays its own) and mesh: by names
 
 
@@ -48,7 +51,10 @@ class Encoder:
         self.task, self.params, self.mesh, self.seed = task, params, mesh, seed
         self.baselines, self.planned = dict(baselines or {}), tuple(planned)
         self.cache, self.checkpoint = pathlib.Path(cache) if cache and checkpoint else None, checkpoint
+        self.joined: tuple[Encoder, ...] = (self,)  # see `join`
+        self.devices: tuple[jax.Device, ...] = ()
         self._memory: dict[int, dict[str, np.ndarray]] = {}
+        self._results: dict[Any, tuple[Any, EvaluationData]] = {}
         self._programs = _PROGRAMS.setdefault((id(task), mesh), (task, {}))[1]
 
     def extract(self, dataset, names: Iterable[str], batch_size: int = 128) -> dict[str, np.ndarray]:
@@ -72,9 +78,28 @@ class Encoder:
             result["label"] = known["label"]
         return result
 
+    def result(
+        self, data: EvaluationData, key: Hashable, compute: "Callable[[Sequence[Encoder]], Sequence[Any]]", keep: bool = True
+    ) -> Any:
+        """Return this encoder's entry of `compute(encoders)`, which is called once for all joined encoders.
+
+        An entry depends on its encoder, the splits of `data` and what `key` names. It is stored with its encoder, until it is
+        first asked for or, with `keep`, as long as the encoder. An error as an entry is raised, for its encoder only.
+        """
+        place = (key, id(data.train), id(data.test))
+        if place not in self._results:
+            encoders = [encoder for encoder in self.joined if place not in encoder._results]
+            for encoder, entry in zip(encoders, compute(encoders), strict=True):
+                encoder._results[place] = entry, data  # the reference keeps the ids of the splits unique
+        entry, _ = self._results[place] if keep else self._results.pop(place)
+        if isinstance(entry, FAILURES):
+            raise entry
+        return entry
+
     def forget(self) -> None:
-        """Drop the features held in memory: the parameters have changed."""
+        """Drop the features and results held in memory: the parameters have changed."""
         self._memory.clear()
+        self._results.clear()
         for encoder in self.baselines.values():
             encoder.forget()
 
@@ -94,41 +119,45 @@ class Encoder:
         return self.task.features
 
     def _compute(self, dataset, names: tuple[str, ...], batch_size: int) -> dict[str, np.ndarray | None]:
+        """Compute features in one pass, for this encoder and for joined encoders that lack them; return its own."""
         from ssl_jax.data.pipeline import eval_batches
 
         if not names and not dataset.skip_bad:
             return self._read(dataset, np.arange(dataset.size))
-        split = 1 if self.mesh is None else int(np.prod([self.mesh.shape[a] for a in _axes(self.mesh)]))
-        batch_size = -(-min(batch_size, dataset.size) // split) * split
-        outputs: dict[str, np.ndarray] = {}
-        seen, place, run, params, pending = [], 0, None, None, None
+        encoders = [e for e in self.joined if e is self or (names and not e._cached(dataset).keys() >= set(names))]
+        encoders.sort(key=lambda encoder: encoder is not self)
+        outputs: list[dict[str, np.ndarray]] = [{} for _ in encoders]
+        seen, place, program, pending = [], 0, None, None
 
         def read(values, mask):
             nonlocal place
             count = int(mask.sum())
             for name, value in values.items():
-                value = np.asarray(value)
-                if name not in outputs:
-                    outputs[name] = np.empty((dataset.size, *value.shape[1:]), np.float32)
-                outputs[name][place : place + count] = value[mask]
+                for output, own in zip(outputs, program.each(value), strict=True):
+                    if name not in output:
+                        output[name] = np.empty((dataset.size, *own.shape[1:]), np.float32)
+                    output[name][place : place + count] = own[mask]
             place += count
 
-        for raw, mask in eval_batches(dataset, batch_size):
+        for raw, mask in eval_batches(dataset, rows_of_batch(encoders, min(batch_size, dataset.size))):
             seen.append(raw["index"][mask])
             if not names:  # even without names, reading finds the readable examples
                 continue
-            if run is None:
-                params = self._parameters(jax.eval_shape(lambda b: prepare(dataset, b), raw))
-                run = self._compiled(dataset, params, raw, names)
-            values = run(params, jax.device_put(raw, self._sharding()))
+            if program is None:
+                program = self._program(dataset, encoders, raw, names)
+            values = program(raw)
             if pending is not None:  # fetched one batch later, so that the device never waits
                 read(*pending)
             pending = values, mask
         if pending is not None:
             read(*pending)
         index = np.concatenate(seen)
-        outputs = {name: value[: len(index)] for name, value in outputs.items()}  # fewer where unreadable ones are skipped
-        for name, value in outputs.items():
+        places = self._read(dataset, index)
+        own, *others = [{name: value[: len(index)] for name, value in output.items()} for output in outputs]
+        for encoder, output in zip(encoders[1:], others, strict=True):
+            if all(np.isfinite(value).all() for value in output.values()):  # else it computes them itself, and raises
+                encoder._cached(dataset).update(encoder._store(dataset, output | places))
+        for name, value in own.items():
             bad = np.flatnonzero(~np.isfinite(value.reshape(len(value), -1)).all(axis=1))
             if len(bad):
                 mend = "training diverged: lower optimizer.lr, or evaluate an earlier checkpoint"
@@ -138,7 +167,7 @@ class Encoder:
                     f"features {name!r} of {dataset.source.name}: {len(bad)} of {len(value)} examples hold NaN or infinity;"
                     f" {mend}"
                 )
-        return outputs | self._read(dataset, index)
+        return own | places
 
     @staticmethod
     def _read(dataset, index: np.ndarray) -> dict[str, np.ndarray | None]:
@@ -146,13 +175,11 @@ class Encoder:
         labels = dataset.labels()
         return {"index": index.astype(np.int32), "label": None if labels is None else np.asarray(labels, np.int32)[index]}
 
-    def _sharding(self):
-        return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec(_axes(self.mesh)))
-
-    def _compiled(self, dataset, params, raw, names) -> Callable:
-        """Return the jitted function raw batch -> features, which computes only the given names. Checks the names."""
+    def _program(self, dataset, encoders: "Sequence[Encoder]", raw, names) -> "EncoderProgram":
+        """Return the program raw batch -> features of `encoders`, which computes only the given names. Checks the names."""
         batch, function = jax.eval_shape(lambda b: prepare(dataset, b), raw), self._features
-        available = jax.eval_shape(function, params, batch)
+        params = [encoder._parameters(batch) for encoder in encoders]
+        available = jax.eval_shape(function, params[0], batch)
         for name in names:
             for part in name.split("+"):
                 if part not in available:
@@ -162,11 +189,7 @@ class Encoder:
             found = function(params, batch)
             return {name: _joined([found[part] for part in name.split("+")]) for name in names}
 
-        if names not in self._programs:
-            replicated = None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
-            self._programs[names] = jax.jit(features, out_shardings=replicated)
-        prepared, program = jax.jit(lambda b: prepare(dataset, b)), self._programs[names]  # data sets differ in the first only
-        return lambda params, raw: program(params, prepared(raw))
+        return EncoderProgram(encoders, dataset, features, params, names)
 
     # On disk ----------------------------------------------------------------------------------------------------------
 
@@ -199,6 +222,85 @@ class Encoder:
                 np.save(partial, np.zeros(0, np.int32) if value is None else value)
                 partial.replace(file)
         return arrays
+
+
+class EncoderProgram:
+    """`function(own, batch)` of one encoder, its batches split over the encoder's mesh, or of several joined encoders.
+
+    Several are split over their `devices` instead, like replicas in training, and each device computes the whole batch.
+    The compiled program is shared by all encoders of a task that name it the same.
+
+    Args:
+        function: (own, the task's batch) -> a tree of arrays.
+        owns: for each encoder, what is its own: a tree of parameters and numbers, copied to the devices once.
+        name: of `function`, hashable.
+    """
+
+    def __init__(self, encoders: Sequence[Encoder], dataset: Any, function: Callable, owns: Sequence[Any], name: Hashable):
+        first, self.count = encoders[0], len(encoders)
+        self.prepared = jax.jit(lambda raw: prepare(dataset, raw))  # the only part that differs between data sets
+        if self.count == 1:
+            self.rows = None if first.mesh is None else NamedSharding(first.mesh, PartitionSpec(_axes(first.mesh)))
+            whole = None if first.mesh is None else NamedSharding(first.mesh, PartitionSpec())
+            self.own = jax.tree.map(lambda x: jax.device_put(x, whole) if isinstance(x, np.ndarray) else x, owns[0])
+            build = lambda: jax.jit(function, out_shardings=whole)
+        else:
+            mesh = replica_mesh(first.devices, self.count)
+            self.rows = NamedSharding(mesh, PartitionSpec())
+            stacked = jax.tree.map(lambda *parts: np.stack(parts), *jax.device_get(list(owns)))
+            self.own = jax.device_put(stacked, NamedSharding(mesh, PartitionSpec(AXIS)))
+            build = lambda: jax.jit(over_replicas(lambda own, _, batch: function(own, batch), mesh))
+        key = (name, self.count, first.devices if self.count > 1 else ())
+        if key not in first._programs:
+            first._programs[key] = build()
+        self.program = first._programs[key]
+
+    def __call__(self, raw: Mapping[str, Any], **more: Any) -> Any:
+        """Return the values of a raw batch, with a leading axis of encoders if there are several.
+
+        more: arrays that are added to the task's batch.
+        """
+        raw, more = jax.device_put((raw, more), self.rows)
+        batch = self.prepared(raw) | more
+        return self.program(self.own, batch) if self.count == 1 else self.program(self.own, {}, batch)
+
+    def each(self, value: Any) -> list[np.ndarray]:
+        """Return the value of each encoder."""
+        value = np.asarray(value)
+        return [value] if self.count == 1 else list(value)
+
+
+def join(encoders: Sequence[Encoder], devices: Sequence[jax.Device]) -> None:
+    """Let encoders of one task compute together: what is asked of one is computed for all in one program over `devices`.
+
+    Their values are those of the single encoders up to the order of sums. So are those of their baselines, which are
+    joined too.
+    """
+    for encoder in encoders:
+        encoder.joined, encoder.devices = tuple(encoders), tuple(devices)
+    for name, baseline in encoders[0].baselines.items():
+        if baseline is not encoders[-1].baselines[name]:  # else one for all
+            join([encoder.baselines[name] for encoder in encoders], devices)
+
+
+def separately(function: Callable[[Encoder], Any]) -> Callable[[Sequence[Encoder]], list[Any]]:
+    """Return `function` as one of several encoders: called for one after another; an error is the entry of its encoder."""
+
+    def entry(encoder: Encoder) -> Any:
+        try:
+            return function(encoder)
+        except FAILURES as error:
+            return error
+
+    return lambda encoders: [entry(encoder) for encoder in encoders]
+
+
+def rows_of_batch(encoders: Sequence[Encoder], batch_size: int) -> int:
+    """Return the size of a batch that splits evenly, at least `batch_size`; of several encoders, a device's part of it."""
+    mesh = encoders[0].mesh
+    split = 1 if mesh is None else int(np.prod([mesh.shape[axis] for axis in _axes(mesh)]))
+    part = -(-batch_size // split)
+    return part * split if len(encoders) == 1 else part
 
 
 def prepare(dataset, raw: Mapping[str, Any]) -> dict[str, jax.Array]:

@@ -1,7 +1,8 @@
 """Fine-tuning as an evaluator: train by a recipe with the common loop, and measure on the test split."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,18 +17,21 @@ from ssl_jax.config import Duration, read
 from ssl_jax.data.pipeline import Dataset, Stream, subset
 from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
 from ssl_jax.downstream.evaluators.baselines import majority
-from ssl_jax.downstream.evaluators.features import Encoder
+from ssl_jax.downstream.evaluators.features import FAILURES, Encoder, separately
 from ssl_jax.downstream.metrics import classification as metrics
 from ssl_jax.downstream.supervised.classification import Classification
 from ssl_jax.downstream.supervised.freezing import freeze, partial
 from ssl_jax.errors import UserError
-from ssl_jax.initialisation import Trained, match
+from ssl_jax.initialisation import Start, Trained, match
 from ssl_jax.reports.records import over_runs
 from ssl_jax.task import Params
 from ssl_jax.training import sharding
+from ssl_jax.training.exceptions import Diverged
+from ssl_jax.training.logging import Console
 from ssl_jax.training.loop import Trainer
 from ssl_jax.training.optimizer import OptimizerSettings
-from ssl_jax.training.settings import MeshSettings, TrainingSettings
+from ssl_jax.training.replicas import Replica, can_be_replicated, train_replicas
+from ssl_jax.training.settings import CheckpointSettings, MeshSettings, TrainingSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +93,10 @@ class Scratch(Recipe):
 
 
 class FineTuner:
-    """A recipe compiled once for a data set; runs may differ in seed, initialisation, learning rate, length and examples."""
+    """A recipe compiled once for a data set; runs may differ in seed, initialisation, learning rate, length and examples.
+
+    Runs from encoders that were joined (`features.join`) train together, as replicas in one program.
+    """
 
     def __init__(self, recipe: Recipe, data: EvaluationData):
         if data.config is None:
@@ -97,7 +104,7 @@ class FineTuner:
                 "fine-tuning reads all of the run's training data, and cannot be measured on a part of them; select by an "
                 "evaluator of frozen features, such as linear_probe (training.evaluators names those measured during training)"
             )
-        self.recipe, self.log, config = recipe, data.log, data.config.to_dict()
+        self.recipe, self.data, self.log, config = recipe, data, data.log, data.config.to_dict()
         section = {**config["data"], "views": {}, "sampling": "uniform", **recipe.data, "batch_size": recipe.batch_size}
         self.train = kinds.build("images", section, split="train", train=True, task_section=recipe.task, workdir=data.workdir)
         if self.train.class_balanced:
@@ -132,40 +139,69 @@ class FineTuner:
         seed: int,
         steps: int,
         source: Encoder | None = None,
-        lr: float | None = None,
+        lr: Callable[[Encoder | None], float] | float | None = None,
     ) -> Params:
-        """Train on the examples at `indices`, from `source` or from scratch; returns the moving average if one is kept."""
-        init = None
-        if source is not None:
-            trained = Trained(source.task, source.params, self.train.info, "the encoder")
-            init = match(self.task, {"": trained}, heads=False)
-        state = self.trainer.run(
-            seed=seed, total_steps=steps, stream=self._stream(indices, seed), init_params=init, lr=lr, quiet=True
-        )
-        return state.evaluated
+        """Train on the examples at `indices`, from `source` or from scratch; returns the moving average if one is kept.
+
+        lr: the peak learning rate, or a function from the source to it; by default the optimizer's.
+        """
+        replicable = can_be_replicated(self.trainer.program, CheckpointSettings())
+        if source is None or len(source.joined) == 1 or not replicable:
+            state = self.trainer.run(
+                seed=seed, total_steps=steps, stream=self._stream(indices, seed), init_params=self._initial(source),
+                lr=lr(source) if callable(lr) else lr, quiet=True,
+            )  # fmt: skip
+            return state.evaluated
+        key = ("fit", self, seed, steps, "chosen" if callable(lr) else lr, indices.tobytes())
+        train = lambda sources: self._fit_together(indices, sources, seed, steps, lr)
+        return source.result(self.data, key, train, keep=False)
+
+    def _initial(self, source: Encoder | None) -> Start | None:
+        if source is None:
+            return None
+        trained = Trained(source.task, source.params, self.train.info, "the encoder")
+        return match(self.task, {"": trained}, heads=False)
+
+    def _fit_together(self, indices, sources: Sequence[Encoder], seed: int, steps: int, lr) -> list[Params | Exception]:
+        """Train from each of `sources` in one program; return its parameters, or the error that it ended with."""
+        rates = separately(lr if callable(lr) else lambda source: lr)(sources)
+        left = [k for k, rate in enumerate(rates) if not isinstance(rate, FAILURES)]
+        stream, found = self._stream(indices, seed), list(rates)
+        replicas = [Replica(seed, stream, lr=rates[k], init_params=self._initial(sources[k])) for k in left]
+        console = Console(steps, quiet=True)
+        states = train_replicas(self.trainer, replicas, total_steps=steps, share_data=True, console=console) if left else []
+        for k, state in zip(left, states, strict=True):
+            found[k] = state if isinstance(state, Diverged) else state.evaluated
+        return found
 
     def fit_tuned(self, indices: Int[np.ndarray, "examples"], **options: Any) -> tuple[Params, float | None]:
         """Call `fit` with the best of the recipe's learning rates, selected by runs on four fifths of `indices`.
 
         Return the parameters and the rate. A rate at which training diverges is never selected.
         """
-        rates = self.recipe.learning_rates
-        if len(rates) < 2:
-            lr = rates[0] if rates else None
+        rates, source = self.recipe.learning_rates, options.get("source")
+        choose = functools.partial(self._best_rate, indices, options)
+        if len(rates) < 2 or source is None:
+            lr = choose(None) if len(rates) > 1 else (*rates, None)[0]
             return self.fit(indices, lr=lr, **options), lr
+        key = ("rate", self, options["seed"], options["steps"], indices.tobytes())
+        rate = lambda source: source.result(self.data, key, separately(choose))  # of each joined source its own
+        return self.fit(indices, lr=rate, **options), rate(source)
+
+    def _best_rate(self, indices: np.ndarray, options: dict[str, Any], source: Encoder | None) -> float:
+        rates, options = self.recipe.learning_rates, {**options, "source": source}
         kept, held = metrics.held_out(self.train.labels()[indices], 0.2, options["seed"])
         scores = [self._score(indices[kept], indices[held], lr, options) for lr in rates]
         if not np.isfinite(scores).any():
             raise UserError(f"learning_rates={rates!r}: training diverged at each of them; lower them")
-        best = rates[metrics.best(scores)]
-        return self.fit(indices, lr=best, **options), best
+        return rates[metrics.best(scores)]
 
     def _score(self, kept: np.ndarray, held: np.ndarray, lr: float, options: dict[str, Any]) -> float:
         """Return `headline_metric` on the examples `held` after training on `kept`; NaN where training diverged."""
         try:
             params = self.fit(kept, lr=lr, **options)
             return metrics.headline_metric(*self.logits(params, subset(self.plain, held))).value
-        except UserError as error:
+        except FAILURES as error:
             self.log(f"learning rate {lr:g} cannot be chosen: {error}")
             return float("nan")
 
@@ -268,7 +304,7 @@ class FineTune(Recipe, Evaluator):
     def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
         labels, everything = data.train.labels(), np.arange(data.train.size)
         metrics.check_labels(labels, data.test.labels(), data.classes)
-        tuner, baseline = self._tuners(data)
+        tuner, baseline = data.once(("tuners", repr(self)), lambda: self._tuners(data))
 
         def runs(tuner: FineTuner, source: Encoder | None) -> list[tuple[np.ndarray, np.ndarray]]:
             options = dict(steps=tuner.steps(len(everything)), source=source)
@@ -280,7 +316,8 @@ class FineTune(Recipe, Evaluator):
         yield over_runs([metrics.headline_metric(*each) for each in found], headline=True)
         yield from rest
         if baseline is not None:
-            yield over_runs([metrics.headline_metric(*each) for each in runs(baseline, None)], baseline="scratch")
+            scratch = lambda: over_runs([metrics.headline_metric(*each) for each in runs(baseline, None)], baseline="scratch")
+            yield data.once(("scratch", repr(self)), scratch)
         if not several:
             yield majority(labels, found[0][1])
 

@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 
 from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
 from ssl_jax.downstream.evaluators.baselines import flat, majority
-from ssl_jax.downstream.evaluators.features import Encoder
+from ssl_jax.downstream.evaluators.features import Encoder, separately
 from ssl_jax.downstream.metrics import classification as metrics
 from ssl_jax.errors import UserError
+from ssl_jax.reports.records import Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,15 +61,15 @@ class KNN(Evaluator):
         return ("accuracy", "balanced_accuracy", "f1_macro", "*/accuracy", *metrics.SEVERAL, "*/mean_average_precision")
 
     def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
-        yield from self._measure(encoder, data, None)
+        yield from self._measure(data, None, encoder)
         if self.baselines:
             for name, baseline in encoder.baselines.items():
-                yield from self._measure(baseline, data, name)
+                yield from baseline.result(data, repr(self), separately(functools.partial(self._measure, data, name)))
             train, test = (encoder.extract(d, (self.representation,))["label"] for d in (data.train, data.test))
             if train.ndim == 1:
                 yield majority(train, test)
 
-    def _measure(self, encoder: Encoder, data: EvaluationData, baseline: str | None) -> Records:
+    def _measure(self, data: EvaluationData, baseline: str | None, encoder: Encoder) -> list[Record]:
         train, test = (encoder.extract(d, (self.representation,), self.batch_size) for d in (data.train, data.test))
         classes = metrics.check_labels(train.get("label"), test.get("label"), data.classes)
         self._check_k(len(train["label"]) - data.same_split)
@@ -79,11 +80,14 @@ class KNN(Evaluator):
         found = (metrics.several_classes if several else metrics.classification)(votes[self.ks[0]], test["label"])
         kept = ("mean_average_precision",) if several else ("accuracy",)
         kept += ("balanced_accuracy", "f1_macro", "subset_accuracy") if baseline is None else ()
-        for record in found:
-            if record.metric in kept and record.class_name is None and None in (baseline, record.baseline):
-                yield record.of(baseline=baseline or record.baseline, headline=record.headline and baseline is None)
-        for k in self.ks:
-            yield metrics.headline_metric(votes[k], test["label"], baseline=baseline, setting=f"k={k}")
+        records = [
+            record.of(baseline=baseline or record.baseline, headline=record.headline and baseline is None)
+            for record in found
+            if record.metric in kept and record.class_name is None and None in (baseline, record.baseline)
+        ]
+        return records + [
+            metrics.headline_metric(votes[k], test["label"], baseline=baseline, setting=f"k={k}") for k in self.ks
+        ]
 
     def _check_k(self, neighbours: int) -> None:
         if max(self.ks) > neighbours:

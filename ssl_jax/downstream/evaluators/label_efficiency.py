@@ -1,6 +1,8 @@
 """How few labels a representation needs: fine-tuned, from scratch and linearly probed on parts of the labels."""
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -8,7 +10,7 @@ from ssl_jax.config import Duration
 from ssl_jax.data.pipeline import balanced_subset
 from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
 from ssl_jax.downstream.evaluators.baselines import flat, majority
-from ssl_jax.downstream.evaluators.features import Encoder
+from ssl_jax.downstream.evaluators.features import Encoder, separately
 from ssl_jax.downstream.evaluators.finetune import FineTuner, Recipe, Scratch, check_choice, same_or_longer
 from ssl_jax.downstream.evaluators.linear_probe import LinearProbe, probe
 from ssl_jax.downstream.metrics import classification as metrics
@@ -88,15 +90,18 @@ class LabelEfficiency(Evaluator):
     def __call__(self, encoder: Encoder, data: EvaluationData) -> Records:
         labels = data.train.labels()
         metrics.check_labels(labels, data.test.labels(), data.classes)
-        methods = self._tuners(data)
+        methods = data.once(("tuners", repr(self)), lambda: self._tuners(data))
         for i, fraction in enumerate(self.fractions):
             percent = f"{100 * fraction:g}%"
             parts = [self._part(labels, fraction, self.seed + n) for n in range(self.seeds)]
             duration = self.durations[i] if self.durations else None
             found = {}
             for name, tuner in methods.items():
-                source = encoder if name == "finetune" else None
-                found[name] = self._runs(tuner, source, parts, tuner.steps(len(parts[0]), duration), name, data.log)
+                options = dict(parts=parts, steps=tuner.steps(len(parts[0]), duration), name=name, log=data.log)
+                if name == "finetune":
+                    found[name] = self._runs(tuner, encoder, **options)
+                else:
+                    found[name] = data.once((repr(self), name, i), functools.partial(self._runs, tuner, None, **options))
                 baseline = None if name == "finetune" else name
                 fields = dict(setting=percent, baseline=baseline, path=f"{percent}/{name}/mean", headline=baseline is None)
                 yield over_runs(found[name], **fields)
@@ -107,7 +112,8 @@ class LabelEfficiency(Evaluator):
                 parts = parts[:1] if fraction == 1 else parts  # nothing differs between seeds
                 encoders = {None: encoder} | (encoder.baselines if self.baselines else {})
                 for name, source in encoders.items():
-                    scores = [self._probe(source, data, part) for part in parts]
+                    measure = functools.partial(self._probes, data, parts)
+                    scores = measure(source) if name is None else source.result(data, (repr(self), i), separately(measure))
                     path = f"{percent}/{name + '/' if name else ''}linear_probe/mean"
                     yield over_runs(scores, setting=f"{percent}/linear_probe", baseline=name, path=path)
         if labels.ndim == 1:
@@ -142,6 +148,9 @@ class LabelEfficiency(Evaluator):
     @staticmethod
     def _part(labels, fraction, seed):
         return np.arange(len(labels)) if fraction == 1 else balanced_subset(labels, fraction=fraction, seed=seed)
+
+    def _probes(self, data: EvaluationData, parts: Sequence[np.ndarray], encoder: Encoder) -> list[Record]:
+        return [self._probe(encoder, data, part) for part in parts]
 
     def _probe(self, encoder: Encoder, data: EvaluationData, part: np.ndarray) -> Record:
         """Return `headline_metric` of a probe that is trained on the examples `part` of the training split."""

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from ssl_jax.data.pipeline import eval_batches
 from ssl_jax.data.text.corpus_files import Documents, open_documents, whole_documents
 from ssl_jax.data.text.encoding import bucket
 from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
-from ssl_jax.downstream.evaluators.features import prepare
+from ssl_jax.downstream.evaluators.features import Encoder, EncoderProgram, rows_of_batch
 from ssl_jax.errors import UserError
 from ssl_jax.models.cross_entropy import token_losses
 from ssl_jax.pretext.masked_token import masked_token_baselines
@@ -46,42 +46,45 @@ def _documents(data: EvaluationData, uri: str, **options: Any) -> Documents:
     return open_documents(uri, skip_bad=section.get("on_bad_example") == "skip", **options)
 
 
-def _mean_over(encoder: Any, dataset: Any, batch_size: int, task: Any = None) -> dict[str, float]:
-    """Return the task's mean loss and metrics over all examples of `dataset`, weighted by their numbers of terms.
+def _mean_over(
+    encoders: Sequence[Encoder], dataset: Any, batch_size: int, task: Any = None, name: str = "mean over examples"
+) -> list[dict[str, float]]:
+    """Return for each encoder the task's mean loss and metrics over all examples, weighted by their numbers of terms.
 
-    `task`: the encoder's with other settings.
+    Args:
+        task: the encoders' with other settings.
+        name: of this task's compiled program.
     """
-    task = task or encoder.task
-    key = stream(encoder.seed, "evaluate")
+    task = task or encoders[0].task
 
-    @jax.jit
-    def run(params, raw, mask):
-        batch = prepare(dataset, raw)
+    def totals(own, batch):
+        batch, key = dict(batch), stream(own["seed"], "evaluate")
+        mask = batch.pop("mask")
         # an example's corruption depends on its place in the data set, not in the batch
-        batch = {**batch, "position": raw["index"]}
+        batch["position"] = batch["index"]
         if task.name == "next_token":
             weights = batch.get("label_weights", jnp.ones(batch["tokens"][:, 1:].shape))
             batch["label_weights"] = weights * mask[:, None]
-            loss, metrics = task.loss(params, batch, key, train=False)
+            loss, metrics = task.loss(own["params"], batch, key, train=False)
             return {"loss": loss, **metrics}
-        each = jax.vmap(lambda row: task.loss(params, jax.tree.map(lambda x: x[None], row), key, train=False))
+        each = jax.vmap(lambda row: task.loss(own["params"], jax.tree.map(lambda x: x[None], row), key, train=False))
         loss, metrics = each(batch)
         weight = metrics.get("weight", jnp.ones(mask.shape)) * mask
         total = jnp.sum(weight)
         mean = lambda x: jnp.sum(x * weight) / jnp.maximum(total, 1e-9)
         return {**{name: mean(value) for name, value in {"loss": loss, **metrics}.items()}, "weight": total}
 
-    sums: dict[str, float] = {}
-    total = 0.0
-    for raw, mask in eval_batches(dataset, min(batch_size, dataset.size)):
-        values = {name: float(value) for name, value in run(encoder.params, raw, mask).items()}
-        weight = values.pop("weight", float(mask.sum()))
-        total += weight
-        for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + weight * value
-    found = {name: value / total for name, value in sums.items()}
-    _check_finite(found["loss"], dataset.source.name)
-    return found | {"weight": total}
+    owns = [{"params": encoder.params, "seed": encoder.seed} for encoder in encoders]
+    program = EncoderProgram(encoders, dataset, totals, owns, name)
+    sums: list[dict[str, float]] = [{"weight": 0.0} for _ in encoders]
+    for raw, mask in eval_batches(dataset, rows_of_batch(encoders, min(batch_size, dataset.size))):
+        values = {name: program.each(value) for name, value in program(raw, mask=mask).items()}
+        weights = values.pop("weight", [mask.sum()] * len(encoders))
+        for k, (own, weight) in enumerate(zip(sums, weights, strict=True)):
+            own["weight"] += float(weight)
+            for name, value in values.items():
+                own[name] = own.get(name, 0.0) + float(weight) * float(value[k])
+    return [{name: value / own["weight"] for name, value in own.items()} | {"weight": own["weight"]} for own in sums]
 
 
 def _check_finite(loss: float, what: str) -> None:
@@ -119,7 +122,8 @@ class NextTokenLoss(Evaluator):
 
     def __call__(self, encoder: Any, data: EvaluationData) -> Records:
         _check(encoder, "next_token")
-        found = _mean_over(encoder, data.test, self.batch_size)
+        found = encoder.result(data, repr(self), lambda encoders: _mean_over(encoders, data.test, self.batch_size))
+        _check_finite(found["loss"], data.test.source.name)
         loss = found["cross_entropy"]
         n = int(found["weight"])
         yield Record("loss", loss, n=n, lower_is_better=True, headline=True)
@@ -159,7 +163,9 @@ class MaskedTokenLoss(Evaluator):
         if self.ratio is not None:
             mask = TokenMaskSettings(ratio=self.ratio)
             task = dataclasses.replace(task, settings=dataclasses.replace(task.settings, mask=mask))
-        found = _mean_over(encoder, data.test, self.batch_size, task)
+        measure = lambda encoders: _mean_over(encoders, data.test, self.batch_size, task, f"mean with ratio={self.ratio}")
+        found = encoder.result(data, repr(self), measure)
+        _check_finite(found["loss"], data.test.source.name)
         n = int(found["weight"])
         yield Record("loss", found["cross_entropy"], n=n, lower_is_better=True, headline=True)
         yield Record("accuracy", found["accuracy"], n=n)

@@ -1,6 +1,7 @@
 """Linear probe: a linear classifier on frozen features, by one of three published protocols."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from ssl_jax.data.labels import without_and_with
 from ssl_jax.downstream.class_weights import balanced_weights, positive_weights
 from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
 from ssl_jax.downstream.evaluators.baselines import flat, majority
-from ssl_jax.downstream.evaluators.features import Encoder
+from ssl_jax.downstream.evaluators.features import Encoder, separately
 from ssl_jax.downstream.evaluators.heads import PATH, Descent, Linear, LogisticRegression, train_linear_heads
 from ssl_jax.downstream.metrics import classification as metrics
 from ssl_jax.errors import UserError
@@ -105,10 +106,14 @@ class LinearProbe(Evaluator):
             for name in encoder.baselines if self.baselines is True else self.baselines:
                 if name not in encoder.baselines:
                     raise UserError(f"baselines: {name!r} is none of {', '.join(encoder.baselines)}")
-                _, found, _ = self._probe(encoder.baselines[name], data)
-                yield metrics.headline_metric(found, labels, baseline=name)
+                measure = functools.partial(self._baseline, name, data)
+                yield encoder.baselines[name].result(data, repr(self), separately(measure))
             if not several:
                 yield majority(encoder.extract(data.train, ())["label"], labels)
+
+    def _baseline(self, name: str, data: EvaluationData, baseline: Encoder) -> Record:
+        _, logits, labels = self._probe(baseline, data)
+        return metrics.headline_metric(logits, labels, baseline=name)
 
     def _probe(self, encoder: Encoder, data: EvaluationData) -> tuple[list[Record], np.ndarray, np.ndarray]:
         """Return the selected settings, the test split's logits and its labels."""
@@ -135,7 +140,7 @@ class LinearProbe(Evaluator):
         """Like `_probe`, with a head trained by the loop on augmented images."""
         metrics.check_labels(data.train.labels(), data.test.labels(), data.classes)
         test = encoder.extract(data.test, ("cls",))
-        tuner, every = self._tuner(data), np.arange(data.train.size)
+        tuner, every = data.once(("tuner", repr(self)), lambda: self._tuner(data)), np.arange(data.train.size)
         steps = tuner.steps(len(every))
         params = tuner.fit(every, seed=self.seed, steps=steps, source=encoder)
         mean, var = tuner.running_moments(params, every, seed=self.seed, steps=steps)
