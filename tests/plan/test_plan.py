@@ -136,6 +136,11 @@ def test_warnings_say_what_costs():
     once = Collective("all-reduce", "f32[100000000]", 4 * 10**8, 16, 1, (), "dot")
     for kernels in ("splash", "xla (50 keys are few); splash (197 queries, 197 keys of width 32)"):  # few keys need none
         assert warnings_of([once], facts | dict(attention=kernels)) == []
+    parts = [Collective("reduce-scatter", "f32[100000000]", 4 * 10**8, 4, 1, (), "dot"),
+             Collective("all-reduce", "f32[25000000]", 10**8, 4, 1, (), "dot")]  # fmt: skip
+    split = facts | dict(attention="splash", mesh=dict(data=4, fsdp=4, tensor=1))
+    assert warnings_of(parts, split) == []
+    assert ["sum 0.90 GB" in line for line in warnings_of([parts[0], *parts], split)] == [True]  # a gradient summed twice
     narrow = Collective("reduce-scatter", "bf16[100000000]", 2 * 10**8, 16, 1, (), "dot")
     fsdp, tensor = (facts | dict(attention="splash", mesh=mesh) for mesh in (
         dict(data=4, fsdp=4, tensor=1), dict(data=4, fsdp=1, tensor=4)))  # fmt: skip
