@@ -19,9 +19,8 @@ def warnings_of(found: Sequence[Collective], facts: Mapping[str, Any]) -> list[s
     sums = [c for c in found if c.kind in ("all-reduce", "reduce-scatter") and c.bytes > MIB]
     summed = sum(c.total for c in sums)
     only_data = mesh["data"] > 1 and mesh["fsdp"] == mesh["tensor"] == 1
-    once = gradient * (
-        1 + 1 / mesh["fsdp"] if mesh["data"] > 1 and mesh["fsdp"] > 1 else 1
-    )  # over fsdp, then each part over data
+    both = mesh["data"] > 1 and mesh["fsdp"] > 1  # summed over fsdp, then each device's part over data
+    once = gradient * (1 + 1 / mesh["fsdp"] if both else 1)
     if mesh["tensor"] == 1 and summed > 1.2 * once:
         lines.append(f"devices sum {summed / 1e9:.2f} GB a step, but the gradient has {gradient / 1e9:.2f} GB: gradients are"
                      " summed more than once, or activations are summed too")  # fmt: skip
