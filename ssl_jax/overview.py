@@ -1,5 +1,6 @@
 """A summary of a run in a few lines, printed before it starts."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,8 +9,8 @@ import numpy as np
 from ssl_jax.task import tokens_of
 
 
-def overview(parts: Any, trainer: Any) -> str:
-    """Return the lines printed before training: data, length, model, cost, memory and evaluators of a run."""
+def overview(parts: Any, trainer: Any, evaluators: Sequence[str] = ()) -> str:
+    """Return the lines printed before training: data, length, model, cost, memory and the `evaluators` of a run."""
     from ssl_jax.interop.convert import hindrance
     from ssl_jax.training import length
     from ssl_jax.training.optimizer import multipliers
@@ -29,7 +30,7 @@ def overview(parts: Any, trainer: Any) -> str:
         else "",
         "memory": f"{quantity(state, 'B')} of parameters and optimizer state on each device",
         "chosen": ", ".join(f"{key}={value}" for key, value in parts.chosen.items()),
-        "evaluators": ", ".join(parts.evaluators),
+        "evaluators": ", ".join(evaluators),
         "export": f"not to hf:DIR, for {prevents}" if (prevents := hindrance(parts.task)) else "",
     }
     return "\n".join(f"{name:11} {text}" for name, text in rows.items() if text)

@@ -252,7 +252,7 @@ def _run(config: ConfigDict, workdir: str, *, evaluate: bool, origin: Mapping[st
     if trainer is not None:
         if not wd.begun():
             _ = parts.initial  # UserError before anything is compiled
-        say(overview(parts, trainer))
+        say(overview(parts, trainer, parts.evaluation.measured if parts.evaluators and (evaluate or meanwhile) else ()))
     complete(parts, wd, trainer, evaluate=evaluate)
     if evaluate:
         write_report(wd, config)

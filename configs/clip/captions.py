@@ -3,7 +3,7 @@ r"""CLIP on one's own captions: a table of image files and texts, from scratch o
     ssl-jax run --config=configs/clip/captions.py --config.data.train=csv:captions.csv --workdir=runs/clip
     ssl-jax retrieve --workdir=runs/clip --text="a red bicycle" --images=folder:DIR
 
-captions.csv has the columns path and caption (others: --config.data.columns.path=, .text=); sources jsonl:, parquet: and tar:
+captions.csv has the columns path and caption (others: --config.data.columns.image=, .text=); sources jsonl:, parquet: and tar:
 work too. Radford et al. 2021 (arXiv:2103.00020) at a size for 10,000 to a million pairs; a tenth is held out. Each tower can
 start from other weights: --config.task.init.image=runs/mae, --config.task.init.text=hf:DIR. Not measured.
 """

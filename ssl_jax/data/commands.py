@@ -1,7 +1,7 @@
 """The output of `ssl-jax data list | inspect URI | prepare URI`."""
 
 from ssl_jax.data.inspection import inspect as inspect
-from ssl_jax.data.sources import SCHEMES, load_source, tfds
+from ssl_jax.data.sources import SCHEMES, TEXT_ONLY, load_source, tfds
 from ssl_jax.data.sources.bundled import BUNDLED
 
 FORMS = {
@@ -15,12 +15,14 @@ FORMS = {
     "tsv": "tsv:FILE                       the same, separated by tabs",
     "tar": "tar:GLOB                       shards of image, text and class files that share a name",
     "parquet": "parquet:GLOB                   tables of the datasets library: image, label, caption; text",
+    "parallel": "parallel:SOURCE,TARGET         two files with a sentence and its translation in each line",
+    "trec": "trec:FILE                      TREC's questions with their classes",
 }
 
 
 def list_sources(dir: str | None = None) -> str:
     """Return, as text, the schemes, the bundled data sets, and data sets prepared for `tfds:` in `dir` (or TFDS_DATA_DIR)."""
-    lines = ["sources:", *("  " + FORMS.get(scheme, scheme + ":...") for scheme in SCHEMES), "bundled:"]
+    lines = ["sources:", *("  " + FORMS.get(scheme, scheme + ":...") for scheme in (*SCHEMES, *TEXT_ONLY)), "bundled:"]
     lines += [f"  bundled:{name}" for name in BUNDLED]
     root = tfds.data_dir(dir)
     found = sorted(path.parent.relative_to(root).as_posix() for path in root.glob("**/dataset_info.json"))

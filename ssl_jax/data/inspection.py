@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 
 from ssl_jax.data.images import decode
+from ssl_jax.data.labels import multi_hot, vocabulary
 from ssl_jax.data.pairs import captions_of
-from ssl_jax.data.sources import MISSING, BadExample, Source, load_source
+from ssl_jax.data.sources import MISSING, TEXT_ONLY, BadExample, Source, load_source
+from ssl_jax.data.sources.tables import header_hint
+from ssl_jax.data.sources.text_columns import UNIT, read_table
 from ssl_jax.errors import UserError
 
 SAMPLE = 1000  # number of evenly spaced examples that are read
@@ -33,7 +36,7 @@ def inspect(
 
     Up to SAMPLE evenly spaced examples are decoded. Raise UserError for a source that cannot be opened.
     """
-    source = load_source(uri, dir=dir, columns=columns, label_separator=label_separator)
+    source = _open(uri, dir, columns, label_separator)
     if index is not None:
         if not 0 <= index < len(source):
             raise UserError(f"{uri}: has no example {index}; its {len(source):,} examples are 0 to {len(source) - 1}")
@@ -44,7 +47,7 @@ def inspect(
     good = [i for i, of in zip(sample, found, strict=True) if of.problem is None]
     facts = {"kind": kind_of(source, good[0]) if good else "unknown: no example can be read"}
     facts["examples"] = f"{len(source):,}"
-    facts |= _classes(source)
+    facts |= _classes(source) if source.labels() is not None else _text_classes(source, columns, label_separator)
     facts |= _sizes([of.size for of in found if of.size is not None], len(sample))
     lengths = [of.length for of in found if of.length is not None]
     if lengths:
@@ -56,7 +59,20 @@ def inspect(
         facts["bad"] = f"{len(problems):,} of {_of(len(sample))}; the first: {problems[0]}"
     lines = [uri, *(f"  {name:9} {value}" for name, value in facts.items())]
     lines += [f"  note      {line}" for line in source.remarks()]
+    if source.unread:
+        lines.append(
+            f"  note      columns that are not read: {', '.join(source.unread)} (--config.data.columns.label=NAME names one)"
+        )
     return "\n".join([*lines, *(_example(source, good[0]) if good else ())])
+
+
+def _open(uri: str, dir: str | None, columns: Mapping[str, str | None] | None, label_separator: str | None) -> Source:
+    if isinstance(uri, str) and uri.partition(":")[0] in TEXT_ONLY:
+        return read_table(uri, {name: name for name in _ROLES[uri.partition(":")[0]]})
+    return load_source(uri, dir=dir, columns=columns, label_separator=label_separator)
+
+
+_ROLES = {"parallel": ("source", "target"), "trec": ("text", "label")}
 
 
 def look_at(source: Source, index: int) -> Found:
@@ -83,7 +99,10 @@ def kind_of(source: Source, index: int) -> str:
         return ("images with captions" if captions_of(example) else "images") + labelled
     if "text" in example:
         return "text"
-    return f"columns {', '.join(example)}"
+    if set(example) == {"source", "target"}:
+        return "parallel text"
+    unnamed = header_hint(list(example)) or "name those to read by data.columns, such as --config.data.columns.text=NAME"
+    return f"columns {', '.join(example)}; {unnamed}"
 
 
 def _classes(source: Source) -> dict[str, str]:
@@ -103,6 +122,34 @@ def _classes(source: Source) -> dict[str, str]:
     if (labels == MISSING).any():
         facts["labels"] += f", {np.sum(labels == MISSING):,} examples without one"
     return facts
+
+
+def _text_classes(source: Source, columns: Mapping[str, str | None] | None, separator: str | None) -> dict[str, str]:
+    """Return classes and labels of a table of texts, read as training reads them; {} if there are none."""
+    column = (columns or {}).get("label") or "label"
+    if "image" in (example := source[0]) or column not in example:
+        return {}
+    try:
+        cells = read_table(source.name, {"label": column}, label_separator=separator).columns["label"]
+    except UserError as error:
+        return {"labels": f"cannot be read: {error}"}
+    own = [tuple(cell.split(UNIT)) if cell else () for cell in cells]
+    return _classes(Labels(source.name, own, separator is not None))
+
+
+class Labels(Source):
+    """The labels of a table of texts, by name."""
+
+    def __init__(self, name: str, labels: list[tuple[str, ...]], several: bool):
+        self.name = name
+        self.classes = vocabulary(label for own in labels for label in own)
+        number = {label: i for i, label in enumerate(self.classes)}
+        self._labels = np.array([number[own[0]] if own else MISSING for own in labels], np.int32)
+        if several:
+            self._labels, self.classes = multi_hot(labels)
+
+    def labels(self) -> np.ndarray:
+        return self._labels
 
 
 def _sizes(sizes: list[tuple[int, int]], sample: int) -> dict[str, str]:

@@ -85,9 +85,16 @@ class Evaluation:
                     check_number_of_classes(name, evaluator, data)
                     evaluator.check(data)
             except UserError as error:
-                raise UserError(f"downstream.{name}: {error}") from None
+                raise UserError(f"downstream.{name}: {error}; --config.downstream.{name}=None omits this evaluator") from None
             if missing is not None:
-                self.data.log(f"{name}: skipped, {missing} has no labels")
+                self.data.log(f"{name}: skipped, {missing}")
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Return the names of the evaluators that have the labels they need."""
+        return tuple(
+            name for name, evaluator in self.evaluators.items() if evaluator.missing_labels(self.data_of(name)) is None
+        )
 
     def cautions(self) -> list[str]:
         """Return a warning for each source whose test split is its training split, naming the evaluators that read it."""
@@ -128,6 +135,6 @@ def check_number_of_classes(name: str, evaluator: Evaluator, data: EvaluationDat
     if not evaluator.several_classes and any(splits[name].labels().ndim == 2 for name in evaluator.requires_labels):
         taking = [known for known in EVALUATORS if look_up(EVALUATORS, known, "downstream").several_classes]
         raise UserError(
-            f"takes one class an example{evaluator.one_class_because}, but here an example may have several; leave it out "
-            f"by --config.downstream.{name}=None. Those that take several are {', '.join(taking)}"
+            f"takes one class an example{evaluator.one_class_because}, but here an example may have several; those that take "
+            f"several are {', '.join(taking)}"
         )

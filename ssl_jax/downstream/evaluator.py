@@ -93,10 +93,17 @@ class Evaluator:
         return dict(zip(("train", "test"), self.data, strict=True)) if isinstance(self.data, tuple) else dict(self.data or {})
 
     def missing_labels(self, data: EvaluationData) -> str | None:
-        """Return which split lacks the labels that this evaluator needs, None where all are there."""
+        """Return why nothing can be measured: a split without the labels that this evaluator needs, or a single class to learn.
+
+        None if the labels are there.
+        """
         splits = {"train": data.train, "test": data.test}
-        lacking = [name for name in self.requires_labels if splits[name].labels() is None]
-        return " and ".join(f"{splits[name].source.name} (data.{name})" for name in lacking) or None
+        lacking = [splits[name].source.name for name in self.requires_labels if splits[name].labels() is None]
+        if lacking:
+            return f"{' and '.join(dict.fromkeys(lacking))} {'has' if len(set(lacking)) == 1 else 'have'} no labels"
+        if "train" in self.requires_labels and len(data.classes) == 1:
+            return f"{data.train.source.name} has a single class ({data.classes[0]})"
+        return None
 
     @property
     def names(self) -> tuple[str, ...]:

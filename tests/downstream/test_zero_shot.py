@@ -83,7 +83,7 @@ def test_no_classes_and_no_labels_are_told_in_one_line(tmp_path):
 
     uri = table(tmp_path, ROWS)
     dataset = pairs.build(section(train=uri, test=uri, image_size=8), split="test", train=False)
-    assert ZeroShot().missing_labels(EvaluationData(dataset, dataset)) == f"{uri} (data.test)"
+    assert ZeroShot().missing_labels(EvaluationData(dataset, dataset)) == f"{uri} has no labels"
     with pytest.raises(UserError, match="has no classes; give a source with labels"):
         ZeroShot().classifier(Encoder(None), EvaluationData(dataset, dataset))
 

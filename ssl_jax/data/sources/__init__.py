@@ -35,6 +35,7 @@ SCHEMES = {
 }
 
 TABLES = ("csv", "tsv", "jsonl", "parquet")
+TEXT_ONLY = ("parallel", "trec")  # schemes of text with targets, `sources.text_columns.read_table`
 MISSING = -1  # the label of an example without one, if others have labels
 HINT = 'fix it, remove it, or set data.on_bad_example="skip"'
 
@@ -61,6 +62,7 @@ class Source:
     has_text: bool = True  # False if examples are known to have no captions
     all_labelled: bool = False  # every example is known to have a label, although labels() is slow
     draw: Callable[[int, np.random.Generator], dict[str, Any]] | None = None  # example -> a random variant of it
+    unread: tuple[str, ...] = ()  # columns of a table that are not read
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -163,6 +165,8 @@ def load_source(
 def _load(uri: str, options: tuple[tuple[str, Any], ...], changed: tuple[int, int] | None) -> Source:
     """Open a source, cached for each date and size of its file."""
     scheme, _, rest = uri.partition(":")
+    if scheme in TEXT_ONLY:
+        raise UserError(f"{uri}: holds text with targets, which this task does not read; see configs/downstream/")
     if scheme not in SCHEMES:
         raise UserError(f"{uri}: unknown scheme {scheme!r}{nearest_of(scheme, SCHEMES)}")
     if not rest:
@@ -184,4 +188,4 @@ def resolve(target: str, uri: str) -> Any:
 def nearest_of(name: str, valid: Iterable[str]) -> str:
     """Return the end of a message that names the valid name nearest to `name`, and all valid names."""
     close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    return (f"; did you mean {close[0]}?" if close else "") + f" Valid names are {', '.join(valid)}"
+    return (f"; did you mean {close[0]}?" if close else ".") + f" Valid names are {', '.join(valid)}"

@@ -69,6 +69,8 @@ class Npz(Arrays):
                 arrays = {self.ALIASES.get(key, key): file[key] for key in file.files}
         except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
             raise UserError(f"{name}: is not an .npz file of plain arrays ({error}); write it with numpy.savez") from None
+        if "image" not in arrays and {"x_train", "x_test"} & set(arrays):
+            raise UserError(f'{name}: holds {", ".join(arrays)}; write one file for each split, with "image" and "label"')
         classes = arrays.pop("classes", None)
         for key, value in arrays.items():
             if value.ndim == 0:
@@ -142,7 +144,9 @@ def check_labels(name: str, labels: np.ndarray) -> np.ndarray:
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f"{name}: label is {labels.dtype}{list(labels.shape)}, expected whole numbers, one per example")
+        raise UserError(
+            f"{name}: label is {labels.dtype}{list(labels.shape)}, expected whole numbers or names, one per example"
+        )
     wrong = ((labels < 0) & (labels != MISSING)) | (labels >= 2**24)
     if wrong.any():
         index = int(np.argmax(wrong))

@@ -10,7 +10,8 @@ import numpy as np
 from ssl_jax.data.labels import multi_hot, names_of, vocabulary
 from ssl_jax.data.sources import HINT, MISSING, BadExample, Source, digest
 from ssl_jax.data.sources.files import content_samples, read_text
-from ssl_jax.data.sources.tables import check_column, json_lines, named_rows, separated, text_of
+from ssl_jax.data.sources.tables import check_column, header_hint, json_lines, named_rows, separated, text_of
+from ssl_jax.data.sources.texts import Texts
 from ssl_jax.errors import UserError
 
 COLUMNS = {  # usual names of columns
@@ -96,7 +97,12 @@ class ImageTable(Source):
         try:
             example: dict[str, Any] = {"image": path.read_bytes()}
         except (FileNotFoundError, NotADirectoryError):
-            raise BadExample(f"{self.describe(index)} names an image that does not exist: {path}; {HINT}") from None
+            own = self.paths[index]
+            hint = "download it" if "://" in own else HINT
+            if "\\" in own and (self.root / own.replace("\\", "/")).exists():
+                hint = 'write "/" instead of "\\" in paths'
+            name = own if "://" in own else path
+            raise BadExample(f"{self.describe(index)} names an image that does not exist: {name}; {hint}") from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise BadExample(f"{self.describe(index)}: {path} cannot be read ({reason}); {HINT}") from None
@@ -164,9 +170,12 @@ class Records(Source):
 
 def require_images(source: Source) -> None:
     """Raise UserError for a table without a column of images."""
+    if isinstance(source, Texts):
+        raise UserError(f"{source.name}: holds text, and this task reads images")
     if not source.has_image:
-        columns = ", ".join(map(repr, source[0]))
-        raise UserError(f"{source.name}: the column of images is unknown (columns: {columns}); set data.columns.image")
+        columns = list(source[0])
+        hint = header_hint(columns) or "set data.columns.image"
+        raise UserError(f"{source.name}: the column of images is unknown (columns: {', '.join(map(repr, columns))}); {hint}")
 
 
 def open_jsonl(path: str, *, columns: tuple = (), label_separator: str | None = None, **options: Any) -> Source:
@@ -195,7 +204,11 @@ def _table(
     if not rows:
         raise UserError(f"{uri}: is empty; expected rows of image paths with captions or labels, or of text")
     names = column_names(uri, header, columns)
-    return ImageTable(uri, _root(path), rows, names, label_separator) if "image" in names else Records(uri, rows)
+    if "image" not in names:
+        return Records(uri, rows)
+    table = ImageTable(uri, _root(path), rows, names, label_separator)
+    table.unread = tuple(column for column in header if column not in names.values())
+    return table
 
 
 def open_tsv(path: str, **options: Any) -> ImageTable:

@@ -54,6 +54,8 @@ class Parquet(Source):
         self.columns = column_names(self.name, schema.names, dict(columns))
         self.has_image, self.has_text = "image" in self.columns, "text" in self.columns
         self._labels = None
+        if self.has_image:
+            self.unread = tuple(name for name in schema.names if name not in self.columns.values())
         if self.has_image and "label" in self.columns:
             self._labels, self.classes = self._read_labels(self.columns["label"], label_separator)
 
@@ -70,6 +72,8 @@ class Parquet(Source):
         names, values = self._named.get(column), self.table.column(column).to_pylist()
         if separator is not None:
             return self._several(values, names, separator)
+        if all(value is None or (isinstance(value, float) and (value != value or value == int(value))) for value in values):
+            values = [None if value is None or value != value else int(value) for value in values]  # numbers of a pandas column
         if any(isinstance(value, float | list | dict) for value in values):
             hint = '; for several set data.label_separator, such as ","' if any(isinstance(v, list) for v in values) else ""
             of = self.table.schema.field(column).type

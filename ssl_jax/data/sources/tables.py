@@ -12,6 +12,7 @@ from typing import Any
 from ssl_jax.data.sources.files import lines_of, read_bytes, read_text, without_surrogates
 from ssl_jax.errors import UserError
 
+_FILE_NAME = re.compile(r"\.(jpe?g|png|gif|webp|bmp|tiff?)$", re.IGNORECASE)
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -81,7 +82,18 @@ def check_column(uri: str, name: Any, columns: Sequence[str]) -> None:
     if name not in columns:
         close = difflib.get_close_matches(str(name), columns, n=1, cutoff=0.6)
         hint = f"; did you mean {close[0]!r}?" if close else "; set data.columns (or data.column)"
+        hint = f"; {header_hint(columns)}" if header_hint(columns) else hint
         raise UserError(f"{uri}: there is no column {name!r}, only {', '.join(map(repr, columns))}{hint}")
+
+
+def header_hint(columns: Sequence[str]) -> str:
+    """Return what is wrong with a header whose columns do not look like names: the separator, or no header at all; else ""."""
+    other = next((mark for mark in ";\t|" if len(columns) == 1 and mark in str(columns[0])), None)
+    if other is not None:
+        return f"its columns are separated by {other!r}; separate them by commas (csv:) or tabs (tsv:)"
+    if any(_FILE_NAME.search(str(column)) for column in columns):
+        return "its first line must name the columns, such as path,label"
+    return ""
 
 
 def json_lines(uri: str, path: str, skip: Callable[[UserError], None] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -115,8 +127,9 @@ def json_object(uri: str, place: str, line: str | bytes) -> dict[str, Any]:
     except RecursionError:
         raise UserError(f"{uri}: {place} is nested too deeply for JSON; remove or flatten it") from None
     if not isinstance(row, dict):
+        array = "; it is one JSON array: write each of its objects on a line of its own" if isinstance(row, list) else ""
         raise UserError(
-            f'{uri}: {place} is {str(row)[:40]!r}, expected an object with keys, such as {{"text": ..., "label": ...}}'
+            f'{uri}: {place} is {str(row)[:40]!r}, expected an object with keys, such as {{"text": ..., "label": ...}}{array}'
         )
     return _whole_characters(row) if _ESCAPED_SURROGATE.search(text) else row
 

@@ -90,6 +90,10 @@ def _read_table(
             numbers = {name: _number(uri, column, names, len(row)) for name, column in wanted.items()}
         try:
             if isinstance(row, dict):
+                if first and "image" in row and set(row) <= {"image", "label"}:
+                    raise UserError(f"{uri}: holds images, and this task reads text")
+                if first and "label" in wanted and list(row) == ["text"]:
+                    raise UserError(f"{uri}: holds text without labels; a table has both, such as csv:FILE")
                 for column in wanted.values() if first else ():  # later an absent key is a null
                     check_column(f"{uri}: {place}", column, list(row))
                 cells = {name: row.get(column) for name, column in wanted.items()}
@@ -137,7 +141,8 @@ def _cell(uri: str, place: str, name: str, value: Any, label_separator: str | No
         raise UserError(f"{uri}: {place}: {name} is {error}") from None
     if text is None and name != "label":
         raise UserError(
-            f"{uri}: {place}: {name} is {'null' if value is None else 'NaN'}, expected text; fill it in or remove the row"
+            f"{uri}: {place}: {name} is {'null' if value is None else 'NaN'}, expected text; fill it in, remove the row, "
+            'or set data.on_bad_example="skip"'
         )
     if name in SENTENCES and not text.strip():
         raise UserError(

@@ -9,6 +9,8 @@ from ssl_jax.data.sources import Source
 class Texts(Source):
     """A source of text documents: {"text": str} and, where they have one, {"title": str}."""
 
+    has_image = False
+
     def __init__(self, name: str, texts: list[str], titles: list[str] | None = None):
         self.name, self.texts, self.titles = name, texts, titles
 

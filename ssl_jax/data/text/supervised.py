@@ -114,6 +114,11 @@ class LabelledText(TextSettings):
         if self.held_out is not None:
             keys = list(dataset.source.keys())
             held = held_out([keys[row] for row in rows], self.held_out, labels[rows], seed=self.fraction_seed)
+            if not held.any():
+                raise UserError(
+                    f"{self.train}: data.held_out={self.held_out:g} holds out none of its {len(rows):,} texts: each class has "
+                    "only one text (equal texts count once); name a data.test, or check data.columns.label"
+                )
             rows = rows[~held if split == "train" else held]
         return dataset if len(rows) == dataset.size else subset(dataset, rows)
 

@@ -91,7 +91,7 @@ class KNN(Evaluator):
 
     def _check_k(self, neighbours: int) -> None:
         if max(self.ks) > neighbours:
-            raise UserError(f"k={max(self.ks)}: there are only {neighbours} training examples to be neighbours")
+            raise UserError(f"k={max(self.ks)}: there are only {neighbours} training examples to be neighbours; lower k")
 
     def check(self, data: EvaluationData) -> None:
         metrics.check_labels(data.train.labels(), data.test.labels(), data.classes)

@@ -267,12 +267,14 @@ def check_labels(
             raise UserError(f"the {split} split holds the label {labels.max()}, beyond the {count} classes of the data")
     present = np.bincount(train, minlength=count)
     if np.count_nonzero(present) < 2:
-        raise UserError(f"the training split holds one label only ({train[0]}); at least two classes are needed")
+        only = classes[train[0]] if classes else train[0]
+        raise UserError(f"the training split holds one label only ({only}); at least two classes are needed")
     missing = np.flatnonzero(present == 0)
     if len(missing):
         names = ", ".join(str(classes[i]) if classes else str(i) for i in missing[:5])
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise UserError(f"the training split has no example of class {names}{more}; remove the class or add examples")
+        first = "; if the labels count from 1, subtract 1" if missing.tolist() == [0] else ""
+        raise UserError(f"the training split has no example of class {names}{more}; remove the class or add examples{first}")
     return count
 
 

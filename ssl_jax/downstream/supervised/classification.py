@@ -66,6 +66,8 @@ class Classification(Task):
         settings = read(ClassificationSettings, config.get("task"), "task")
         if not info.classes:
             raise UserError("data.train: has no labels; classification needs them")
+        if len(info.classes) == 1 and not several_classes(info.shapes):
+            raise UserError(f"data.train: has a single class ({info.classes[0]}); classification needs at least two")
         mean = settings.pooling == "mean"
         if not mean and not config.model.get("class_token", True):
             raise UserError('task.pooling="cls" needs model.class_token=True')
