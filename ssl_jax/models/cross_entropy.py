@@ -23,8 +23,8 @@ def logits(
     weight: a matrix or its `partition.copies`.
     """
     if weight.ndim == 3:
-        own = lambda gather, split, bias: logits(split[0], split[1][0], bias)
-        return partition.by_rows(own, (features, weight), bias)
+        own = lambda gather, split, whole: logits(split[0], split[1][0], *whole)
+        return partition.by_rows(own, (features, weight), (bias,))
     contract = (((features.ndim - 1,), (1,)), ((), ()))
     out = jax.lax.dot_general(features, weight.astype(features.dtype), contract, preferred_element_type=jnp.float32)
     return out if bias is None else out + bias.astype(jnp.float32)
@@ -155,13 +155,13 @@ def _run(z_loss, chunks, differentiate, features, weight, bias, labels, w):
             d_features = _sum(jnp.moveaxis(d_features, 0, 1).reshape(batch, -1, width)[:, :time], across)
         return sums, d_features
 
-    def with_copy(split, bias, across):
-        (sums, d_weight, d_bias), d_features = summed(*split[:3], split[3][0], bias, across)
+    def with_copy(split, parts, across):
+        (sums, d_weight, d_bias), d_features = summed(*split[:3], split[3][0], *parts, across)
         return (sums, d_bias), (d_features, d_weight[None] if differentiate else None)
 
     split, weight = (features, labels, w), weight.astype(features.dtype)
     if weight.ndim == 3:
-        (sums, d_bias), (d_features, d_weight) = partition.over_rows(with_copy, (*split, weight), bias)
+        (sums, d_bias), (d_features, d_weight) = partition.over_rows(with_copy, (*split, weight), (bias,))
     else:
         local = lambda split, parts, across: summed(*split, *parts, across)
         (sums, d_weight, d_bias), d_features = partition.over_rows(local, split, (weight, bias))

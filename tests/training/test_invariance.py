@@ -58,7 +58,7 @@ def test_devices_and_microbatches_change_no_loss_metric_or_gradient(task, cuts, 
     """A failure here means that a loss relates the examples of a piece of the batch to each other, or averages terms with
     the wrong weight. What relates examples belongs into `Task.prepare`, or into `embed` and `joint_loss`."""
     code = CODE.replace("TASK", repr(task)).replace("ROOT", repr(str(root))).replace("CUTS", repr(cuts))
-    for option, (loss, rows) in json.loads(child(code, devices=4).splitlines()[-1]).items():
+    for option, (loss, rows) in json.loads(child(code, devices=4, timeout=1800).splitlines()[-1]).items():
         assert loss == loss and loss != 0
         for devices, accumulation, loss_apart, outputs_apart, gradients_apart in rows:
             where = f"{task} {option}: {devices} devices, accumulation {accumulation}"
