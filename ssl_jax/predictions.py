@@ -178,7 +178,8 @@ def of_sentences(workdir: str, task: Task, params: Params, info: DataInfo, uri: 
         table, column = text_rows(uri, section)[0], "text"
     else:
         wanted = dict(section.get("columns") or {}).get("source", "source")
-        table, column = read_table(uri, {"source": wanted}, header=section.get("header")), "source"
+        table = read_table(uri, {"source": wanted}, header=section.get("header"), remedy="call it as in training")
+        column = "source"
     rows = translation_rows(task, params, info, table.columns[column])
     return numbered(rows, range(len(rows)), table.places)
 

@@ -12,6 +12,8 @@ from ssl_jax.data.images.settings import ImageDataSettings
 from ssl_jax.data.inspection import inspect
 from ssl_jax.data.sources import BadExample, load_source
 from ssl_jax.data.sources.text_columns import read_table
+from ssl_jax.data.text.corpus_files import open_documents
+from ssl_jax.data.text.lines import text_rows
 from ssl_jax.data.text.supervised import labelled_text
 from ssl_jax.downstream.evaluation import Evaluation
 from ssl_jax.downstream.evaluator import EvaluationData
@@ -167,3 +169,17 @@ def test_an_evaluator_that_cannot_run_says_how_to_omit_it():
         UserError, match="downstream.knn: k=9: there are only 5 .*; lower k; --config.downstream.knn=None omits"
     ):
         evaluation.check()
+
+
+def test_a_column_that_only_another_file_has_is_named_with_the_setting_of_that_file(tmp_path):
+    """GLUE's SST-2 as some distribute it: the sentences are called otherwise in the test file."""
+    train, test = (written(tmp_path / f"{n}.csv", f"{n},label\nx,a\ny,b\n") for n in ("sentence", "content"))
+    settings = text_toys.section(train) | dict(test=test, columns=dict(text="sentence", label="label"))
+    with pytest.raises(UserError, match="no column 'sentence', only 'content', 'label'; set data.test_columns"):
+        labelled_text(settings, split="test", train=False)
+    found = labelled_text(settings | dict(test_columns=dict(text="content", label="label")), split="test", train=False)
+    assert found.source[0] == {"text": "x", "label": "a"}
+    with pytest.raises(UserError, match="no column 'sentence', only 'content', 'label'; call it as in training"):
+        text_rows(test, settings, ("a", "b"))
+    with pytest.raises(UserError, match="no column 'body', only 'content', 'label'; set data.column$"):
+        open_documents(test, column="body")

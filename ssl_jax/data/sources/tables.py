@@ -74,14 +74,14 @@ def named_rows(uri: str, rows: Iterator[tuple[int, list[str]]]) -> tuple[list[st
     return header, ((number, dict(zip(header, cells, strict=True))) for number, cells in rows)
 
 
-def check_column(uri: str, name: Any, columns: Sequence[str]) -> None:
-    """Raise UserError, with the nearest name, unless the column `name` exists exactly once."""
+def check_column(uri: str, name: Any, columns: Sequence[str], remedy: str = "set data.columns") -> None:
+    """Raise UserError, with the nearest name or else `remedy`, unless the column `name` exists exactly once."""
     columns = list(columns)
     if columns.count(name) > 1:
         raise UserError(f"{uri}: has {columns.count(name)} columns called {name!r}; rename all but one")
     if name not in columns:
         close = difflib.get_close_matches(str(name), columns, n=1, cutoff=0.6)
-        hint = f"; did you mean {close[0]!r}?" if close else "; set data.columns (or data.column)"
+        hint = f"; did you mean {close[0]!r}?" if close else f"; {remedy}"
         hint = f"; {header_hint(columns)}" if header_hint(columns) else hint
         raise UserError(f"{uri}: there is no column {name!r}, only {', '.join(map(repr, columns))}{hint}")
 

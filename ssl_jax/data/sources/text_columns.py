@@ -50,25 +50,26 @@ class Table(Source):
 
 def read_table(
     uri: str, columns: dict[str, Column], *, header: bool | None = None, skip_bad: bool = False,
-    label_separator: str | None = None,
+    label_separator: str | None = None, remedy: str = "set data.columns",
 ) -> Table:  # fmt: skip
     """Read the rows behind `uri` (tsv:, csv:, jsonl:, trec:, parallel:FILE,FILE or any source); `columns` renames columns.
 
     `header` says whether the first line of a tsv or csv names the columns; by default it does where a column is asked for
     by name. A tsv has no quotes (as GLUE's), a csv has. Files may be gzipped. With `label_separator` a label names several
-    classes, as a text or a list, and has UNIT between them.
+    classes, as a text or a list, and has UNIT between them. `remedy` says how to name a column that is not there.
 
     Raise UserError for a column that is not there, a row that is too short, an empty file, text that is not UTF-8, text that
     is null, and an empty side of parallel text. With `skip_bad` a line of JSON that cannot be read, and a row with one of the
     last two, are passed over and counted.
     """
-    return _read_table(uri, tuple(sorted(columns.items())), header, skip_bad, label_separator)
+    return _read_table(uri, tuple(sorted(columns.items())), header, skip_bad, label_separator, remedy)
 
 
 @functools.lru_cache(maxsize=8)
 def _read_table(
-    uri: str, columns: tuple[tuple[str, Column], ...], header: bool | None, skip_bad: bool, label_separator: str | None
-) -> Table:
+    uri: str, columns: tuple[tuple[str, Column], ...], header: bool | None, skip_bad: bool, label_separator: str | None,
+    remedy: str,
+) -> Table:  # fmt: skip
     wanted, bad = dict(columns), []
     scheme, _, path = uri.partition(":") if isinstance(uri, str) else ("", "", "")
     if scheme in SEPARATED:
@@ -87,7 +88,7 @@ def _read_table(
     first = True
     for place, row in rows:
         if first and not isinstance(row, dict):
-            numbers = {name: _number(uri, column, names, len(row)) for name, column in wanted.items()}
+            numbers = {name: _number(uri, column, names, len(row), remedy) for name, column in wanted.items()}
         try:
             if isinstance(row, dict):
                 if first and "image" in row and set(row) <= {"image", "label"}:
@@ -95,7 +96,7 @@ def _read_table(
                 if first and "label" in wanted and list(row) == ["text"]:
                     raise UserError(f"{uri}: holds text without labels; a table has both, such as csv:FILE")
                 for column in wanted.values() if first else ():  # later an absent key is a null
-                    check_column(f"{uri}: {place}", column, list(row))
+                    check_column(f"{uri}: {place}", column, list(row), remedy)
                 cells = {name: row.get(column) for name, column in wanted.items()}
             else:
                 cells = {name: row[number] for name, number in numbers.items()}
@@ -117,14 +118,14 @@ def _read_table(
 _EMPTY = "{}: is empty; expected rows of text"
 
 
-def _number(uri: str, column: Column, names: tuple[str, ...] | None, width: int) -> int:
+def _number(uri: str, column: Column, names: tuple[str, ...] | None, width: int, remedy: str) -> int:
     """Return which column is meant, as a number from 0 on."""
     if isinstance(column, str):
         if names is None:
             raise UserError(
                 f"{uri}: there is no column {column!r}: the file has no header; set data.columns to numbers from 0 on"
             )
-        check_column(uri, column, names)
+        check_column(uri, column, names, remedy)
         return names.index(column)
     if not 0 <= column < width:
         raise UserError(f"{uri}: there is no column {column}: its rows have {width} columns, 0 to {width - 1}")

@@ -59,7 +59,7 @@ def open_documents(uri: str, *, column: str | int = "text", documents: str = "fi
         return JsonLines(uri, rest, column, skip_bad)
     from ssl_jax.data.sources.text_columns import read_table
 
-    table = read_table(uri, {"text": column}, skip_bad=skip_bad)
+    table = read_table(uri, {"text": column}, skip_bad=skip_bad, remedy="set data.column")
     return Rows(uri, table.columns["text"], table.skipped)
 
 

@@ -1,5 +1,6 @@
 """Texts without targets: the lines or records that a trained model reads."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,15 +30,15 @@ def text_rows(uri: str, section: Mapping[str, Any], classes: Sequence[str] = ())
     wanted = {"text": columns.get("text", section.get("column", "text"))}
     if columns.get("pair") is not None:
         wanted["pair"] = columns["pair"]
-    header = section.get("header")
+    read = functools.partial(read_table, uri, header=section.get("header"), remedy="call it as in training")
     if not classes:
-        return read_table(uri, wanted, header=header), None
+        return read(wanted), None
     separator = section.get("label_separator")
     try:
         named = {**wanted, "label": columns.get("label", "label")}
-        table = read_table(uri, named, header=header, label_separator=separator)
+        table = read(named, label_separator=separator)
     except UserError:  # a source without labels; any other error recurs below
-        return read_table(uri, wanted, header=header), None
+        return read(wanted), None
     number = {name: i for i, name in enumerate(classes)}
     if separator is not None:
         known = [[name for name in label.split(UNIT) if name in number] for label in table.columns["label"]]

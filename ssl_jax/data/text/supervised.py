@@ -125,8 +125,10 @@ class LabelledText(TextSettings):
     def table(self, split: str) -> Table:
         columns = self.columns if self.of_training(split) else self.test_columns or self.columns
         uri = self.train if self.of_training(split) else self.test
-        options = dict(header=self.header, skip_bad=self.skips, label_separator=self.label_separator)
-        return read_table(uri, columns.named(), **options)
+        remedy = "set data.columns" if self.of_training(split) else "set data.test_columns, the columns of data.test"
+        return read_table(
+            uri, columns.named(), header=self.header, skip_bad=self.skips, label_separator=self.label_separator, remedy=remedy
+        )
 
     def names(self, table: Table) -> list[tuple[str, ...]]:
         """Return the class names of each row; () where its label is empty."""

@@ -292,7 +292,8 @@ class CharacterTokenizer(Tokenizer):
                     place = int(np.argmax(ids < 0))
                     raise UserError(
                         f"character {text[place]!r} (number {place} of this piece of text) is not among the tokenizer's "
-                        f"{len(self.characters)}; add [UNK] to data.tokenizer.special_tokens"
+                        f"{len(self.characters)}; replace it, or train the tokenizer (with task.init that run's) with [UNK] "
+                        "in data.tokenizer.special_tokens"
                     )
                 ids = np.where(ids < 0, self.unk_id, ids)
             yield ids.tolist()
