@@ -96,10 +96,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--json", type=pathlib.Path, default=HERE / "replicas.json")
+    parser.add_argument("--only", choices=CASES, help="measure one config, and keep the numbers of the others")
     arguments = parser.parse_args()
-    found, rows = {}, []
+    stored, rows = json.loads(arguments.json.read_text()) if arguments.only else {}, []
+    found = stored.get("configs", {})
     for name in CASES:
-        found[name] = case = measured(name, arguments.seeds)
+        if arguments.only in (None, name):
+            found[name] = measured(name, arguments.seeds)
+        case = found[name]
         for form in ("singles", "sweep"):
             spent = case[form]
             rest = spent["seconds"] - spent["training"] - spent["evaluation"]

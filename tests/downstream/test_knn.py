@@ -137,3 +137,23 @@ def test_features_that_are_not_finite_are_refused(bad, split):
     arrays[split][2, 1] = bad
     with pytest.raises(UserError, match=f"features of the {split} split of 1 of [54] examples are NaN or infinite"):
         nearest_neighbours(arrays["training"], arrays["test"], 2)
+
+
+@pytest.mark.slow
+def test_queries_divided_over_devices_have_the_same_neighbours(child):
+    """On three devices, which divide neither the queries nor the bank."""
+    code = """
+import jax, numpy as np
+from ssl_jax.downstream.evaluators.knn import nearest_neighbours
+random = np.random.default_rng(0)
+bank, queries = (random.standard_normal((n, 6)).astype(np.float32) for n in (100, 31))
+for own in (False, True):
+    similar, index = nearest_neighbours(bank, None if own else queries, 5, query_block=7, bank_block=40)
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+    expected = unit((bank if own else queries).astype(np.float64)) @ unit(bank.astype(np.float64)).T
+    if own:
+        np.fill_diagonal(expected, -np.inf)
+    np.testing.assert_array_equal(index, np.argsort(-expected, axis=1)[:, :5])
+print(jax.local_device_count())
+"""
+    assert child(code, devices=3).strip() == "3"

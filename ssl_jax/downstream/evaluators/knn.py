@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
 from ssl_jax.downstream.evaluator import EvaluationData, Evaluator, Records
@@ -145,9 +146,10 @@ def nearest_neighbours(
 ) -> tuple[Float[np.ndarray, "rows {k}"], Int[np.ndarray, "rows {k}"]]:
     """Cosine similarities, falling, and indices of the `k` nearest of the bank; memory is one block of similarities.
 
-    Similarities are f32. Where these cannot tell which example is the last among the nearest `k`, or among so many as
-    `exact` names, f64 decides among those and SPARE more. Without `queries` the bank queries itself and no example is its
-    own neighbour. Raises UserError for features that are not finite.
+    Queries are divided over the local devices, since on a CPU XLA's top_k uses one core. Similarities are f32. Where these
+    cannot tell which example is the last among the nearest `k`, or among so many as `exact` names, f64 decides among those
+    and SPARE more. Without `queries` the bank queries itself and no example is its own neighbour. Raises UserError for
+    features that are not finite.
     """
     own = queries is None
     queries = bank if own else queries
@@ -156,23 +158,27 @@ def nearest_neighbours(
         raise UserError(f"k={k}: there are only {len(bank) - own} neighbours")
     wanted, k = k, min(k + SPARE, len(bank) - own)
     bank_block = max(min(bank_block, len(bank)), k)
-    query_block = min(query_block, len(queries))
+    mesh = Mesh(np.array(jax.local_devices()), ("query",))
+    every, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("query"))
+    query_block = -(-min(query_block, len(queries)) // mesh.size) * mesh.size
     blocks = []
     for start in range(0, len(bank), bank_block):
         block = bank[start : start + bank_block]
         pad = np.zeros((bank_block - len(block), bank.shape[1]), np.float32)
         blocks.append((start, len(block), np.concatenate([block, pad]) if len(pad) else block))
     fits = bank.nbytes <= RESIDENT  # else every block of queries reads the bank again
-    blocks = [(jnp.int32(s), jnp.int32(n), jnp.asarray(b) if fits else b) for s, n, b in blocks]
+    blocks = [(np.int32(s), np.int32(n), jax.device_put(b, every) if fits else b) for s, n, b in blocks]
+    merge = _merge_over(mesh, k, own)
     best, places = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int32)
     for start in range(0, len(queries), query_block):
         block = queries[start : start + query_block]
         count = len(block)
         block = np.concatenate([block, np.zeros((query_block - count, bank.shape[1]), np.float32)])
-        running = jnp.full((query_block, k), -jnp.inf), jnp.zeros((query_block, k), jnp.int32)
-        block = _unit(jnp.asarray(block))
-        for bank_start, bank_count, rows in blocks:
-            running = _merge(running, block, rows, bank_start, bank_count, jnp.int32(start), k=k, own=own)
+        position = np.arange(start, start + query_block, dtype=np.int32)
+        running = np.full((query_block, k), -np.inf, np.float32), np.zeros((query_block, k), np.int32)
+        block, position, running = jax.device_put((block, position, running), rows)
+        for bank_start, bank_count, bank_rows in blocks:
+            running = merge(running, block, position, bank_rows, bank_start, bank_count)
         best[start : start + count], places[start : start + count] = (np.asarray(a)[:count] for a in running)
     _decide(bank, queries, best, places, (*exact, wanted))
     return best[:, :wanted], places[:, :wanted]
@@ -207,14 +213,25 @@ def _unit(x):
     return x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
-@functools.partial(jax.jit, static_argnames=("k", "own"), donate_argnums=0)
-def _merge(running, queries, rows, start, count, query_start, *, k: int, own: bool):
-    """The best k of the running best and of one block of the bank. top_k puts the lower index first among equals."""
-    similar = jnp.matmul(queries, _unit(rows).T, precision="highest")
+@functools.cache
+def _merge_over(mesh: Mesh, k: int, own: bool):
+    """Return `_merge` compiled for queries that are divided over `mesh`."""
+    query, whole = PartitionSpec("query"), PartitionSpec()
+    merge = functools.partial(_merge, k=k, own=own)
+    specs = (query, query, query, whole, whole, whole)
+    return jax.jit(jax.shard_map(merge, mesh=mesh, in_specs=specs, out_specs=query, check_vma=False), donate_argnums=0)
+
+
+def _merge(running, queries, position, rows, start, count, *, k: int, own: bool):
+    """The best k of the running best and of one block of the bank. top_k puts the lower index first among equals.
+
+    position: of each query in the bank, where it is excluded with `own`.
+    """
+    similar = jnp.matmul(_unit(queries), _unit(rows).T, precision="highest")
     column = jnp.arange(len(rows))
     hidden = column >= count
     if own:
-        hidden = hidden | (column + start == (query_start + jnp.arange(len(queries)))[:, None])
+        hidden = hidden | (column + start == position[:, None])
     similar = jnp.where(hidden, -jnp.inf, similar)
     value, index = jax.lax.top_k(similar, k)
     value, place = jax.lax.top_k(jnp.concatenate([running[0], value], axis=1), k)
