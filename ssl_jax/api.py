@@ -235,17 +235,17 @@ def load(
     does not contain a valid model.
     """
     parts = _parts(str(path), checkpoint)
-    return Pretrained(*(parts if image_size is None else at_size(*parts, image_size)), eval_crop=_eval_crop(str(path)))
+    crop = _eval_crop(str(path), parts[0], parts[2])
+    return Pretrained(*(parts if image_size is None else at_size(*parts, image_size)), eval_crop=crop)
 
 
-def _eval_crop(path: str) -> float:
-    """Return the share of an image that a run's evaluation crops; 1 for imported weights."""
-    if path.startswith("hf:"):
-        return 1.0
+def _eval_crop(path: str, task: Task, info: DataInfo) -> float:
+    """Return the share of an image that the evaluation of a run or of imported weights crops."""
+    from ssl_jax.data.images.settings import eval_crop
     from ssl_jax.workdir import Workdir
 
-    config = Workdir.at(path).config()
-    return config.data.get("eval_crop", 0.875) if config and config.data else 1.0
+    config = None if path.startswith("hf:") else Workdir.at(path).config()
+    return eval_crop(config.data if config else {}, task.data, info)
 
 
 def at_size(task: Task, params: Params, info: DataInfo, image_size: tuple[int, int]) -> tuple[Task, Params, DataInfo]:

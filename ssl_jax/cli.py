@@ -373,7 +373,13 @@ def _retrieve(arguments):
 def _convert(arguments):
     from ssl_jax.interop import convert
 
-    print(convert(arguments.source, arguments.target))
+    checkpoint = None
+    if arguments.target.startswith("hf:") and not arguments.source.startswith("hf:"):
+        from ssl_jax import runs
+        from ssl_jax.workdir import Workdir
+
+        checkpoint = runs.selected_checkpoint(Workdir.existing(arguments.source))
+    print(convert(arguments.source, arguments.target, checkpoint))
 
 
 def _bench(arguments):

@@ -396,6 +396,13 @@ def trainer_of(parts: Parts) -> Any:
     )  # fmt: skip
 
 
+def selected_checkpoint(wd: Workdir) -> int | None:
+    """Return the step of the best checkpoint (checkpoint.best); None without selection."""
+    from ssl_jax.training.settings import CheckpointSettings
+
+    return best_checkpoint(wd, read(CheckpointSettings, wd.config().get("checkpoint"), "checkpoint"))
+
+
 def restore(path: str, checkpoint: int | None = None) -> tuple[Task, Params, DataInfo]:
     """Return (task, parameters, data info) of a work directory's checkpoint, or of `hf:DIR`.
 
@@ -406,13 +413,12 @@ def restore(path: str, checkpoint: int | None = None) -> tuple[Task, Params, Dat
 
         return load_pretrained(str(path).removeprefix("hf:"))
     from ssl_jax.training.checkpoint import load_params
-    from ssl_jax.training.settings import CheckpointSettings
 
     wd = Workdir.existing(path)
     config, info = wd.config(), wd.info()
     task = task_class(config).from_config(config, info)
     if checkpoint is None:
-        checkpoint = best_checkpoint(wd, read(CheckpointSettings, config.get("checkpoint"), "checkpoint"))
+        checkpoint = selected_checkpoint(wd)
     _, params = load_params(wd.path / "checkpoints", checkpoint)
     return task, params, info
 
@@ -433,7 +439,7 @@ def data_as_trained(section: Any, task: Task, info: DataInfo, workdir: str, *, k
             raise UserError(f"data.kind={kind!r}: a {task.name} model does not read {what}")
     if kind in ("images", "pairs"):
         section |= {"image_size": tuple(image.shape[:2]), "normalize": (tuple(info.mean) or (0.0,), tuple(info.std) or (1.0,))}
-        section |= {"eval_crop": 1.0} if imported else {}
+        section |= {"eval_crop": info.extra.get("eval_crop", 1.0)} if imported else {}
         section |= {"channels": image.shape[2]} if kind == "images" else {"context_length": tokens.shape[0]}
     if kind == "labelled_text":
         section["max_length"] = tokens.shape[0]

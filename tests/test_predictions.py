@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 import ssl_jax
 from ssl_jax import cli, predictions
 from ssl_jax.api import Pretrained
+from ssl_jax.data.images.settings import eval_crop
 from ssl_jax.data.text.squad import squad
 from ssl_jax.data.text.supervised import labelled_text, parallel_text
 from ssl_jax.downstream.supervised.question_answering import QuestionAnswering
@@ -69,6 +71,36 @@ def test_images_as_files_pil_images_and_arrays_give_the_same(classifier, tmp_pat
         np.testing.assert_allclose(
             [float(table[i][name]) for name in row["probabilities"]], arrays["probabilities"][i], rtol=1e-4
         )
+
+
+def test_an_exported_model_crops_images_as_its_run_evaluates_them(classifier, tmp_path):
+    """From a directory to a run and back, in Python as in the command. A run's own crop is that of its kind of data."""
+    image = np.random.default_rng(0).integers(0, 256, (18, 40, 3)).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    directory, again = pathlib.Path(classifier.removeprefix("hf:")), tmp_path / "again"
+    normalised = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    found = []
+    for crop in ({}, {"crop_pct": 0.5}):
+        (directory / "preprocessor_config.json").write_text(json.dumps(normalised | crop))
+        found.append(ssl_jax.load(classifier).predict(image)[0]["probabilities"])
+    assert found[0] != found[1]
+    for source, target in ((classifier, tmp_path / "run"), (tmp_path / "run", f"hf:{again}")):
+        assert cli.main(["convert", f"--from={source}", f"--to={target}"]) == 0
+        assert ssl_jax.load(target).predict(image)[0]["probabilities"] == pytest.approx(found[1])
+    assert json.loads((again / "preprocessor_config.json").read_text())["crop_pct"] == 0.5
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "a.png").rename(tmp_path / "photos" / "a.png")
+    assert predict(f"hf:{again}", f"folder:{tmp_path / 'photos'}", tmp_path / "out.jsonl") == 0
+    assert json.loads((tmp_path / "out.jsonl").read_text())["probabilities"] == pytest.approx(found[1], rel=1e-3)
+    crop = lambda kind, **section: eval_crop(section, kind, ssl_jax.load(classifier).info)
+    assert (crop("images", train="a"), crop("pairs", train="a"), crop("images", eval_crop=0.9)) == (0.875, 1.0, 0.9)
+
+
+def test_the_checkpoint_that_a_run_selected_is_exported(classifier, tmp_path, monkeypatch, capsys):
+    assert cli.main(["convert", f"--from={classifier}", f"--to={tmp_path / 'run'}"]) == 0
+    monkeypatch.setattr("ssl_jax.runs.selected_checkpoint", lambda workdir: 7)  # there is one, of step 0
+    assert cli.main(["convert", f"--from={tmp_path / 'run'}", f"--to=hf:{tmp_path / 'out'}"]) == 2
+    assert "7" in capsys.readouterr().err.splitlines()[-1].replace(str(tmp_path), "") and not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_read_is_named(classifier, tmp_path, capsys):

@@ -31,15 +31,16 @@ def load_pretrained(directory: str | os.PathLike[str]) -> tuple[Task, dict, Data
     return _load(_path(directory))[:3]
 
 
-def convert(source: str, target: str) -> str:
+def convert(source: str, target: str, checkpoint: int | None = None) -> str:
     """Convert hf:DIR or FILE.pth to a work directory, or a work directory to hf:DIR; return one line that describes the result.
 
-    Nothing is written to the target before everything has been checked.
+    checkpoint: the step that is exported, by default the newest. Nothing is written to the target before everything has been
+    checked.
     """
     if source.startswith("hf:") and target.startswith("hf:"):
         raise UserError(f"--from={source} --to={target}: one of the two must be a work directory")
     if target.startswith("hf:"):
-        return _export(source, _path(target))
+        return _export(source, _path(target), checkpoint)
     if not source.startswith("hf:") and not source.endswith(originals.SUFFIXES):
         raise UserError(
             f"--from={source} --to={target}: one must be hf:DIR, a directory in Hugging Face layout, or --from a .pth file"
@@ -154,7 +155,8 @@ def _import(path: pathlib.Path, target: pathlib.Path) -> str:
 # Out -------------------------------------------------------------------------------------------------------------------
 
 
-def _export(source: str, target: pathlib.Path) -> str:
+def _export(source: str, target: pathlib.Path, checkpoint: int | None) -> str:
+    from ssl_jax.data.images.settings import eval_crop
     from ssl_jax.training.checkpoint import load_params
     from ssl_jax.workdir import Workdir
 
@@ -163,11 +165,11 @@ def _export(source: str, target: pathlib.Path) -> str:
     if config.task.get("name") not in {**pretext.TASKS, **downstream.TASKS}:
         raise UserError(f"--from={source}: task.name={config.task.get('name')!r} is unknown")
     task = task_class(config).from_config(config, info)
-    _, params = load_params(workdir.path / "checkpoints")
+    _, params = load_params(workdir.path / "checkpoints", checkpoint)
     task, params, left_out = encoder_alone(task, params)
     architecture, theirs, tensors = exported(task, params)
     with files.appearing_whole(target) as folder:
-        files.write_directory(folder, theirs, tensors, info)
+        files.write_directory(folder, theirs, tensors, info, eval_crop(config.get("data"), task.data, info))
     without = f", without the task's own: {', '.join(left_out)}" if left_out else ""
     return f"hf:{target}: {architecture}, {_count(params)} parameters{without}"
 

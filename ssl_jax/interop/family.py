@@ -31,6 +31,7 @@ class Preprocessing:
     tokenizer: Any = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    eval_crop: float = 1.0  # share of an image that evaluation crops
 
 
 class Family:
@@ -169,4 +170,6 @@ def one_or_two(size: tuple[int, int]) -> int | list[int]:
 def image_info(size: tuple[int, int], channels: int, preprocessing: Preprocessing, **more: Any) -> DataInfo:
     shapes = {"image": jax.ShapeDtypeStruct((*size, channels), jnp.float32)}
     fits = lambda values: values if len(values) in (0, 1, channels) else ()
+    if preprocessing.eval_crop != 1:
+        more["extra"] = {**more.get("extra", {}), "eval_crop": preprocessing.eval_crop}
     return DataInfo(shapes, mean=fits(preprocessing.mean), std=fits(preprocessing.std), **more)

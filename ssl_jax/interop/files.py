@@ -157,12 +157,14 @@ def _line(error: BaseException) -> str:
 def read_preprocessing(directory: pathlib.Path, theirs: Mapping[str, Any]) -> Preprocessing:
     """Return the tokenizer and the image normalisation of a model directory."""
     source = f"hf:{directory}"
-    mean, std = (), ()
+    mean, std, crop = (), (), 1.0
     if (directory / "preprocessor_config.json").is_file():
         settings = read_json(directory / "preprocessor_config.json")
         if settings.get("do_normalize", True):
             mean, std = (tuple(map(float, settings.get(f"image_{n}") or ())) for n in ("mean", "std"))
-    return Preprocessing(source, read_tokenizer(directory, theirs), mean, std)
+        crop = settings.get("crop_pct")
+        crop = float(crop) if isinstance(crop, int | float) and 0 < crop <= 1 else 1.0
+    return Preprocessing(source, read_tokenizer(directory, theirs), mean, std, crop)
 
 
 def read_tokenizer(directory: pathlib.Path, theirs: Mapping[str, Any]) -> Any:
@@ -253,8 +255,13 @@ def tokenizer_config(tokenizer: Any, config: Mapping[str, Any]) -> dict[str, Any
     }  # fmt: skip
 
 
-def write_directory(folder: pathlib.Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], info: Any) -> None:
-    """Write config.json, model.safetensors and, where they apply, the tokenizer's files and preprocessor_config.json."""
+def write_directory(
+    folder: pathlib.Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], info: Any, eval_crop: float = 1.0
+) -> None:
+    """Write config.json, model.safetensors and, where they apply, the tokenizer's files and preprocessor_config.json.
+
+    `eval_crop` is stored as "crop_pct" (timm's name), which `read_preprocessing` reads.
+    """
     from safetensors.numpy import save_file
 
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -272,4 +279,5 @@ def write_directory(folder: pathlib.Path, config: Mapping[str, Any], tensors: Ma
             "image_processor_type": kind, "do_resize": True, "size": {"height": height, "width": width}, "do_rescale": True,
             "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": spread(info.mean), "image_std": spread(info.std),
         }  # fmt: skip
+        processor |= {"crop_pct": eval_crop} if eval_crop != 1 else {}
         (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from ssl_jax.data.sources import TABLES, Source, load_source
 from ssl_jax.data.sources.image_table import require_images
 from ssl_jax.data.splits import held_out
 from ssl_jax.errors import UserError
+from ssl_jax.task import DataInfo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,3 +117,12 @@ def label_shape(source: Source) -> dict[str, jax.ShapeDtypeStruct]:
         return {}
     several = not source.all_labelled and source.labels().ndim == 2
     return {"label": jax.ShapeDtypeStruct((len(source.classes),) if several else (), jnp.int32)}
+
+
+def eval_crop(section: Any, kind: str, info: DataInfo) -> float:
+    """Return the share of an image that a model's evaluation crops, by its section `data`; of imported weights by `info`."""
+    from ssl_jax.data.pairs import PairsSettings
+
+    if not section:
+        return info.extra.get("eval_crop", 1.0)
+    return section.get("eval_crop", (PairsSettings if kind == "pairs" else ImageDataSettings).eval_crop)
