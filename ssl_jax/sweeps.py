@@ -322,7 +322,7 @@ class Running:
             forget(stack / "checkpoints")
 
     def evaluate_together(self, jobs: Sequence[Job], parts: Parts, trainer: Any) -> None:
-        """Evaluate trained runs, those that are evaluated already included: every start joins the same runs."""
+        """Evaluate trained runs together, including those that a killed start has evaluated, so that no number changes."""
         from ssl_jax.training import preemption
         from ssl_jax.training.checkpoint import load_params
         from ssl_jax.training.replicas import replica_devices
