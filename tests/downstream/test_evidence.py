@@ -67,7 +67,6 @@ def test_during_training_at_the_end_and_again_the_numbers_are_the_same_to_the_la
     ("train", "test", "override", "message"),
     [
         (dict(label=np.arange(64) % 2 * 2), {}, "linear_probe", "the training split has no example of class 1; remove"),
-        (dict(label=np.zeros(64, int)), dict(label=np.zeros(33, int)), "knn", "the training split holds one label only (0)"),
         ({}, {}, "few_shot.shots=(40,)", "shots=40: class 0 has only 32 training examples; ask for fewer shots"),
         (dict(classes=["cat", "dog"]), dict(label=np.arange(33) % 6), "label_efficiency",
          "none of its classes occurs in the training data"),
@@ -75,7 +74,7 @@ def test_during_training_at_the_end_and_again_the_numbers_are_the_same_to_the_la
         ({}, {}, 'label_efficiency.finetune={"task": {"poolin": "cls"}}', "unknown key task.poolin; did you mean task.pooling"),
         ({}, {}, 'label_efficiency.scratch={"training": {"duration": "1 steps"}}', "1 steps on 50% of the labels, but"),
     ],
-    ids=["a class is missing", "one label", "more shots than examples", "classes of other names", "more neighbours",
+    ids=["a class is missing", "more shots than examples", "classes of other names", "more neighbours",
          "a wrong recipe", "a baseline that gets less"],
 )  # fmt: skip
 def test_labels_that_teach_nothing_are_one_line_before_training(folder, tmp_path, capsys, train, test, override, message):
