@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from ssl_jax.data import build
@@ -148,7 +149,7 @@ def test_a_single_class_folder_trains_a_pretext_task_and_no_classifier(tmp_path)
         Image.new("RGB", (4, 4), (60 * i, 0, 0)).save(tmp_path / "photos" / "2023" / f"{i}.png")
     data, lines = build("images", dict(train=f"folder:{tmp_path / 'photos'}", batch_size=2, image_size=4)), []
     evaluation = Evaluation(
-        dict(knn=KNN(), linear_probe=LinearProbe()), None, EvaluationData(data, data, log=lines.append), None
+        dict(knn=KNN(), linear_probe=LinearProbe()), None, EvaluationData(data, data, log=lines.append), lambda sources: data
     )
     evaluation.check()
     assert lines == [
@@ -156,7 +157,7 @@ def test_a_single_class_folder_trains_a_pretext_task_and_no_classifier(tmp_path)
     ]
     assert evaluation.measured == ()
     with pytest.raises(UserError, match=r"data.train: has a single class \(2023\); classification needs at least two"):
-        Classification.from_config(dict(task=dict(name="classification")), data.info)
+        Classification.from_config(ConfigDict(dict(task=dict(name="classification"))), data.info)
 
 
 def test_an_evaluator_that_cannot_run_says_how_to_omit_it():
@@ -164,7 +165,7 @@ def test_an_evaluator_that_cannot_run_says_how_to_omit_it():
     from tests.downstream.downstream_toys import dataset
 
     data = dataset(images, np.arange(6) % 2, ("a", "b"))
-    evaluation = Evaluation(dict(knn=KNN(k=9)), None, EvaluationData(data, data), None)
+    evaluation = Evaluation(dict(knn=KNN(k=9)), None, EvaluationData(data, data), lambda sources: data)
     with pytest.raises(
         UserError, match="downstream.knn: k=9: there are only 5 .*; lower k; --config.downstream.knn=None omits"
     ):

@@ -211,7 +211,7 @@ def _table(
     return table
 
 
-def open_tsv(path: str, **options: Any) -> ImageTable:
+def open_tsv(path: str, **options: Any) -> Source:
     """Open `tsv:FILE`, like csv but with tabs and without quotes."""
     return open_csv(path, **{**options, "separator": "\t", "scheme": "tsv"})
 

@@ -29,7 +29,7 @@ def accuracy(logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarr
     return float(np.mean(hits(logits, labels, top)))
 
 
-def best(scores: Sequence[float]) -> int:
+def best(scores: Sequence[float] | Float[np.ndarray, "candidates"]) -> int:
     """Return the index of the largest finite score, the first of equal ones. Raises ValueError where none is finite."""
     finite = np.where(np.isfinite(scores), scores, -np.inf)
     if not len(finite) or finite.max() == -np.inf:
@@ -176,7 +176,7 @@ def balanced_accuracy(logits: Float[np.ndarray, "examples classes"], labels: Int
 
 
 def mean_average_precision(
-    scores: Float[np.ndarray, "examples classes"], targets: Int[np.ndarray, "examples classes"]
+    scores: Float[np.ndarray, "examples classes"], targets: Shaped[np.ndarray, "examples classes"]
 ) -> float:
     """Return the mean of `average_precision` over the classes that have an example; NaN where none has."""
     found = average_precision(scores, targets > 0)
@@ -184,7 +184,7 @@ def mean_average_precision(
 
 
 def headline_metric(
-    logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, "examples ..."], **fields: Any
+    logits: Float[np.ndarray, "examples classes"], labels: Shaped[np.ndarray, "examples ..."], **fields: Any
 ) -> Record:
     """Return the accuracy, or of several classes per example the mean average precision, with its standard error."""
     if labels.ndim == 1:
@@ -207,7 +207,7 @@ def jackknife(without: Float[np.ndarray, "examples classes"]) -> float | None:
 
 def several_classes(
     logits: Float[np.ndarray, "examples classes"],
-    targets: Int[np.ndarray, "examples classes"],
+    targets: Shaped[np.ndarray, "examples classes"],
     classes: Sequence[str] = (),
     *,
     calibrated: bool = True,
