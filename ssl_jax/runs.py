@@ -252,7 +252,8 @@ def _run(config: ConfigDict, workdir: str, *, evaluate: bool, origin: Mapping[st
     if trainer is not None:
         if not wd.begun():
             _ = parts.initial  # UserError before anything is compiled
-        say(overview(parts, trainer, parts.evaluation.measured if parts.evaluators and (evaluate or meanwhile) else ()))
+        checked = parts.evaluators and (evaluate or meanwhile)
+        say(overview(parts, trainer, parts.evaluation.measured if checked else tuple(parts.evaluators)))
     complete(parts, wd, trainer, evaluate=evaluate)
     if evaluate:
         write_report(wd, config)
