@@ -284,9 +284,10 @@ def test_whole_words_of_every_vocabulary_are_hidden_equally_often(make):
     tokens = np.array(tokenizer.template(pair=False).fill(ids)[0], np.int32)
     eligible = ~np.isin(tokens, [tokenizer.cls_id, tokenizer.sep_id])
     starts = ~np.array(tokenizer.continues)[tokens]
-    count, most = np.int32(4), len(ids)
-    run = jax.jit(jax.vmap(lambda key: sample_places(key, eligible, starts, count, most, TokenMaskSettings(unit="word"))))
-    places, real = map(np.asarray, run(jax.random.split(jax.random.key(0), 2000)))
+    given = map(jnp.asarray, (eligible, starts, np.int32(4)))
+    sample = functools.partial(sample_places, most=len(ids), settings=TokenMaskSettings(unit="word"))
+    run = jax.jit(jax.vmap(sample, (0, None, None, None)))
+    places, real = map(np.asarray, run(jax.random.split(jax.random.key(0), 2000), *given))
     hidden = np.zeros((2000, len(tokens)), bool)
     np.put_along_axis(hidden, np.where(real, places, 0), real, axis=1)
     word = np.cumsum(starts | ~eligible) - 1
