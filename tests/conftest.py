@@ -23,6 +23,7 @@ os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # programs need not say which lines they were traced from
 gc.set_threshold(50_000, 20, 20)  # tracing makes many objects, few of them garbage, and looking for it takes time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job, and so in its children
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
 
 if os.environ.get("SSL_JAX_CHECK_TYPES") == "1":
     from jaxtyping import install_import_hook
