@@ -1,12 +1,13 @@
 """Compare the memory that `ssl-jax plan --topology=local:1` predicts for a config with that of its steps on this CPU.
 
-    MALLOC_ARENA_MAX=1 python experiments/throughput/memory.py configs/mae/fashion_mnist.py --config.data.batch_size=256
+    python experiments/throughput/memory.py configs/mae/fashion_mnist.py --config.data.batch_size=256
 
 It measures the growth of the process's peak resident memory over five steps, without compilation. The data are random and have
-the config's shapes, as in the plan. Without MALLOC_ARENA_MAX a step's temporaries may count two or three times, because the
-C library retains freed memory for each thread that ran a step (`ssl_jax.cpu.keep_freed_memory`).
+the config's shapes, as in the plan. Large blocks of memory are returned to the kernel once they are freed, so that the peak is
+memory in use. A run retains them (`ssl_jax.cpu.keep_freed_memory`): its resident memory may hold a step's temporaries twice.
 """
 
+import ctypes
 import gc
 import pathlib
 import sys
@@ -16,6 +17,13 @@ def resident(what: str) -> int:
     """Return this process's resident memory in bytes: "VmRSS" current, "VmHWM" peak."""
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
+
+
+def return_freed_memory() -> None:
+    """Undo `cpu.keep_freed_memory`: make each block of over 1 MiB a mapping of its own."""
+    mmap_threshold, trim_threshold = -3, -1  # names of mallopt(3)
+    for name in (mmap_threshold, trim_threshold):
+        ctypes.CDLL(None).mallopt(name, 2**20)
 
 
 def main(arguments: list[str]) -> tuple[int, int]:
@@ -31,6 +39,7 @@ def main(arguments: list[str]) -> tuple[int, int]:
     from ssl_jax.start import start_process
 
     start_process()
+    return_freed_memory()
     overrides, files = take_overrides(arguments)
     here = topology.parse("local:1")
     parts, program = compiled.program_of(configs.load(files[0], overrides["config"]), here)
