@@ -99,9 +99,9 @@ class Evaluation:
     def cautions(self) -> list[str]:
         """Return a warning for each source whose test split is its training split, naming the evaluators that read it."""
         found: dict[str, list[str]] = {}
-        for name, evaluator in self.evaluators.items():
+        for name in self.measured:
             data = self.data_of(name)
-            if data.same_split and not evaluator.excludes_itself:
+            if data.same_split and not self.evaluators[name].excludes_itself:
                 found.setdefault(data.test.source.name, []).append(name)
         return [
             f"{source} is both data.train and data.test: {', '.join(names)} will be measured on training examples; give other"

@@ -69,8 +69,8 @@ class Evaluator:
 
     requires_labels: ClassVar[tuple[str, ...]] = ()  # of "train", "test": splits without whose labels nothing is measured
     several_classes: ClassVar[bool] = False  # whether an example may have several classes
-    excludes_itself: ClassVar[bool] = False  # an example of the test split never serves as its own training example
     one_class_because: ClassVar[str] = ""  # why it may not
+    excludes_itself: ClassVar[bool] = False  # an example of the test split never serves as its own training example
     notes: ClassVar[Mapping[str, str]] = {}  # by the name of a task: a caution printed beside its result
 
     def __post_init__(self):

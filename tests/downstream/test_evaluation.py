@@ -42,6 +42,8 @@ def test_a_test_split_that_is_the_training_split_is_named():
     assert cautions(data) == []
     (line,) = cautions(dataclasses.replace(data, test=data.train))
     assert line.startswith(f"{data.train.source.name} is both data.train and data.test: few_shot will be measured on")
+    one_class = dataclasses.replace(data.train, info=dataclasses.replace(data.train.info, classes=("one",)))
+    assert cautions(dataclasses.replace(data, train=one_class, test=one_class)) == []  # few_shot is skipped
 
 
 class MeanColour(Task):
