@@ -106,9 +106,10 @@ def test_class_numbers_that_pandas_wrote_as_floats_are_class_numbers(tmp_path, m
     source = load_source(f"parquet:{tmp_path / 'a.parquet'}")
     assert source.classes == ("2", "10") and source.labels().tolist() == [1, 0, -1, -1]
     assert "columns that are not read: id" in inspect(source.name)
-    of("b.parquet", [0.5, 2.0, 1.0, None])
-    with pytest.raises(UserError, match="column 'label' is double, expected one class"):
-        load_source(f"parquet:{tmp_path / 'b.parquet'}")
+    for name, labels in (("b.parquet", [0.5, 2.0, 1.0, None]), ("c.parquet", [float("inf"), 2.0, 1.0, None])):
+        of(name, labels)
+        with pytest.raises(UserError, match="column 'label' is double, expected one class"):
+            load_source(f"parquet:{tmp_path / name}")
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ class Parquet(Source):
         names, values = self._named.get(column), self.table.column(column).to_pylist()
         if separator is not None:
             return self._several(values, names, separator)
-        if all(value is None or (isinstance(value, float) and (value != value or value == int(value))) for value in values):
+        if all(value is None or (isinstance(value, float) and (value != value or value.is_integer())) for value in values):
             values = [None if value is None or value != value else int(value) for value in values]  # numbers of a pandas column
         if any(isinstance(value, float | list | dict) for value in values):
             hint = '; for several set data.label_separator, such as ","' if any(isinstance(v, list) for v in values) else ""
